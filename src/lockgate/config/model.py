@@ -1,0 +1,193 @@
+"""What a configuration says, as frozen data: every part is handed only its own section.
+
+Two files speak here. What mosquitto.conf can say is said only there (`BrokerConfig`); everything else is said in
+lockgate.toml. Defaults stand beside their fields, so that the reference page can be made from this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+# --- mosquitto.conf -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """Where log lines go and which of them (mosquitto.conf `log_*`)."""
+
+    destinations: tuple[str, ...] = ("stderr",)  # stdout, stderr, syslog, topic, "file PATH", none
+    types: frozenset[str] = frozenset({"error", "warning", "notice", "information"})
+    timestamp: bool = True
+    timestamp_format: str | None = None  # strftime; None: seconds since 1970
+    facility: int | None = None  # syslog local0 to local7; None: daemon
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerConfig:
+    """One listener of mosquitto.conf."""
+
+    port: int = 1883
+    address: str | None = None  # None: every address of the machine, IPv4 and IPv6
+    allow_anonymous: bool | None = None  # None: the global value
+    max_connections: int = -1  # -1: no limit
+    max_qos: int = 2
+    max_topic_alias: int = 10
+    max_topic_alias_broker: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerConfig:
+    """What mosquitto.conf said, with Mosquitto's defaults."""
+
+    path: Path | None = None  # the file, if there is one
+    listeners: tuple[ListenerConfig, ...] = (
+        ListenerConfig(address="127.0.0.1"),
+        ListenerConfig(address="::1"),
+    )
+    allow_anonymous: bool = True  # True in local-only mode; the parser says False once a listener is configured
+    max_inflight_bytes: int = 0  # 0: no limit
+    max_inflight_messages: int = 20  # 0: no limit
+    max_keepalive: int = 0  # seconds; 0: no limit
+    max_packet_size: int = 2_000_000  # bytes
+    max_queued_bytes: int = 0  # 0: no limit
+    max_queued_messages: int = 1000  # 0: no limit
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+# --- lockgate.toml ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """[gateway]: who this gateway is and where it keeps things."""
+
+    id: str  # names every message sent to the cloud; default: the host name
+    data_dir: Path = Path("/var/lib/lockgate")  # the buffer lies in data_dir/buffer
+    run_dir: Path | None = None  # status sockets; None: data_dir/run
+
+    @property
+    def buffer_dir(self) -> Path:
+        return self.data_dir / "buffer"
+
+    @property
+    def sockets_dir(self) -> Path:
+        return self.run_dir if self.run_dir is not None else self.data_dir / "run"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionConfig:
+    """How a service reaches an MQTT Server."""
+
+    url: str = "mqtt://127.0.0.1:1883"  # mqtt://[user[:password]@]host[:port]
+    client_id: str = ""
+    version: Literal["3.1.1", "5"] = "5"
+    keep_alive_seconds: int = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaConfig:
+    """[schemas.NAME]: which messages it describes and the typed columns that are read from their JSON payload."""
+
+    name: str
+    topics: tuple[str, ...]  # Topic Filters
+    fields: tuple[tuple[str, Literal["integer", "real", "text"]], ...]  # JSON members, required and typed
+    optional: frozenset[str] = frozenset()  # fields that may be absent; they are NULL then
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleConfig:
+    """[rules.NAME]: one SELECT over the messages of a schema.
+
+    Without `every` the rule runs once for each message, whose columns are bound parameters: `SELECT :topic AS topic,
+    :value AS value WHERE :value > 90`. With `every` it runs once for each tumbling window of that length, over a table
+    named like the schema. Each row of the result becomes one message; a column named `topic` is its topic, else the
+    rule's `topic` is; the other columns are its JSON payload.
+    """
+
+    name: str
+    schema: str
+    sql: str
+    message_class: str  # key `class`
+    every_seconds: float | None = None  # key `every`: "10s", "5m", "1h"
+    topic: str | None = None
+    line: int | None = None  # where the rule stands in lockgate.toml
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessorConfig:
+    """[processor], [schemas.*] and [rules.*]."""
+
+    connection: ConnectionConfig = field(
+        default_factory=lambda: ConnectionConfig(client_id="lockgate-processor")
+    )
+    receive_maximum: int = 1000  # unacknowledged messages the processor takes at once
+    schemas: tuple[SchemaConfig, ...] = ()
+    rules: tuple[RuleConfig, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferConfig:
+    """[buffer]: the durable log between processor and forwarder."""
+
+    segment_bytes: int = 32 * 1024 * 1024
+    limit_bytes: int = 1024 * 1024 * 1024  # at the limit nothing more is acknowledged to the broker
+    classes: tuple[str, ...] = ("alarm", "telemetry")  # in the order in which a sink drains them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkConfig:
+    """[sinks.NAME]: what all sinks have in common."""
+
+    name: str
+    classes: tuple[str, ...]  # the classes it is addressed by; default: all of [buffer] classes
+    batch: int = 100  # messages sent together
+    timeout_seconds: float = 10.0
+    retry_min_seconds: float = 0.5
+    retry_max_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSinkConfig(SinkConfig):
+    """type = "http": POST of one JSON array for each batch, `Idempotency-Key: gateway-id/first-last`."""
+
+    url: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MqttSinkConfig(SinkConfig):
+    """type = "mqtt": QoS 1 PUBLISH to another MQTT Server; the id is the User Property `lockgate-id` in version 5."""
+
+    connection: ConnectionConfig
+    topic_prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSinkConfig(SinkConfig):
+    """type = "file": JSON lines, synced to disk before they count as delivered."""
+
+    path: Path
+
+
+AnySink = HttpSinkConfig | MqttSinkConfig | FileSinkConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwarderConfig:
+    """[sinks.*]."""
+
+    sinks: tuple[AnySink, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything a gateway was told."""
+
+    path: Path | None
+    gateway: GatewayConfig
+    broker: BrokerConfig
+    processor: ProcessorConfig
+    buffer: BufferConfig
+    forwarder: ForwarderConfig

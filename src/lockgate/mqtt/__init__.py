@@ -1,0 +1,1 @@
+"""The language: bytes to MQTT Control Packets and back; no socket, no clock, no session."""
