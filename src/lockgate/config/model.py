@@ -119,9 +119,7 @@ class RuleConfig:
 class ProcessorConfig:
     """[processor], [schemas.*] and [rules.*]."""
 
-    connection: ConnectionConfig = field(
-        default_factory=lambda: ConnectionConfig(client_id="lockgate-processor")
-    )
+    connection: ConnectionConfig = field(default_factory=lambda: ConnectionConfig(client_id="lockgate-processor"))
     receive_maximum: int = 1000  # unacknowledged messages the processor takes at once
     schemas: tuple[SchemaConfig, ...] = ()
     rules: tuple[RuleConfig, ...] = ()

@@ -1,0 +1,156 @@
+"""Reason Codes of MQTT 5 (§2.4) and the CONNACK return codes of 3.1 and 3.1.1 (§3.2.2.3)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SUCCESS: Final = 0x00  # also Normal disconnection, Granted QoS 0
+GRANTED_QOS_1: Final = 0x01
+GRANTED_QOS_2: Final = 0x02
+DISCONNECT_WITH_WILL_MESSAGE: Final = 0x04
+NO_MATCHING_SUBSCRIBERS: Final = 0x10
+NO_SUBSCRIPTION_EXISTED: Final = 0x11
+CONTINUE_AUTHENTICATION: Final = 0x18
+RE_AUTHENTICATE: Final = 0x19
+UNSPECIFIED_ERROR: Final = 0x80
+MALFORMED_PACKET: Final = 0x81
+PROTOCOL_ERROR: Final = 0x82
+IMPLEMENTATION_SPECIFIC_ERROR: Final = 0x83
+UNSUPPORTED_PROTOCOL_VERSION: Final = 0x84
+CLIENT_IDENTIFIER_NOT_VALID: Final = 0x85
+BAD_USER_NAME_OR_PASSWORD: Final = 0x86
+NOT_AUTHORIZED: Final = 0x87
+SERVER_UNAVAILABLE: Final = 0x88
+SERVER_BUSY: Final = 0x89
+BANNED: Final = 0x8A
+SERVER_SHUTTING_DOWN: Final = 0x8B
+BAD_AUTHENTICATION_METHOD: Final = 0x8C
+KEEP_ALIVE_TIMEOUT: Final = 0x8D
+SESSION_TAKEN_OVER: Final = 0x8E
+TOPIC_FILTER_INVALID: Final = 0x8F
+TOPIC_NAME_INVALID: Final = 0x90
+PACKET_IDENTIFIER_IN_USE: Final = 0x91
+PACKET_IDENTIFIER_NOT_FOUND: Final = 0x92
+RECEIVE_MAXIMUM_EXCEEDED: Final = 0x93
+TOPIC_ALIAS_INVALID: Final = 0x94
+PACKET_TOO_LARGE: Final = 0x95
+MESSAGE_RATE_TOO_HIGH: Final = 0x96
+QUOTA_EXCEEDED: Final = 0x97
+ADMINISTRATIVE_ACTION: Final = 0x98
+PAYLOAD_FORMAT_INVALID: Final = 0x99
+RETAIN_NOT_SUPPORTED: Final = 0x9A
+QOS_NOT_SUPPORTED: Final = 0x9B
+USE_ANOTHER_SERVER: Final = 0x9C
+SERVER_MOVED: Final = 0x9D
+SHARED_SUBSCRIPTIONS_NOT_SUPPORTED: Final = 0x9E
+CONNECTION_RATE_EXCEEDED: Final = 0x9F
+MAXIMUM_CONNECT_TIME: Final = 0xA0
+SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED: Final = 0xA1
+WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED: Final = 0xA2
+
+NAMES: Final[dict[int, str]] = {
+    SUCCESS: "success",
+    GRANTED_QOS_1: "granted QoS 1",
+    GRANTED_QOS_2: "granted QoS 2",
+    DISCONNECT_WITH_WILL_MESSAGE: "disconnect with will message",
+    NO_MATCHING_SUBSCRIBERS: "no matching subscribers",
+    NO_SUBSCRIPTION_EXISTED: "no subscription existed",
+    CONTINUE_AUTHENTICATION: "continue authentication",
+    RE_AUTHENTICATE: "re-authenticate",
+    UNSPECIFIED_ERROR: "unspecified error",
+    MALFORMED_PACKET: "malformed packet",
+    PROTOCOL_ERROR: "protocol error",
+    IMPLEMENTATION_SPECIFIC_ERROR: "implementation specific error",
+    UNSUPPORTED_PROTOCOL_VERSION: "unsupported protocol version",
+    CLIENT_IDENTIFIER_NOT_VALID: "client identifier not valid",
+    BAD_USER_NAME_OR_PASSWORD: "bad user name or password",
+    NOT_AUTHORIZED: "not authorized",
+    SERVER_UNAVAILABLE: "server unavailable",
+    SERVER_BUSY: "server busy",
+    BANNED: "banned",
+    SERVER_SHUTTING_DOWN: "server shutting down",
+    BAD_AUTHENTICATION_METHOD: "bad authentication method",
+    KEEP_ALIVE_TIMEOUT: "keep alive timeout",
+    SESSION_TAKEN_OVER: "session taken over",
+    TOPIC_FILTER_INVALID: "topic filter invalid",
+    TOPIC_NAME_INVALID: "topic name invalid",
+    PACKET_IDENTIFIER_IN_USE: "packet identifier in use",
+    PACKET_IDENTIFIER_NOT_FOUND: "packet identifier not found",
+    RECEIVE_MAXIMUM_EXCEEDED: "receive maximum exceeded",
+    TOPIC_ALIAS_INVALID: "topic alias invalid",
+    PACKET_TOO_LARGE: "packet too large",
+    MESSAGE_RATE_TOO_HIGH: "message rate too high",
+    QUOTA_EXCEEDED: "quota exceeded",
+    ADMINISTRATIVE_ACTION: "administrative action",
+    PAYLOAD_FORMAT_INVALID: "payload format invalid",
+    RETAIN_NOT_SUPPORTED: "retain not supported",
+    QOS_NOT_SUPPORTED: "QoS not supported",
+    USE_ANOTHER_SERVER: "use another server",
+    SERVER_MOVED: "server moved",
+    SHARED_SUBSCRIPTIONS_NOT_SUPPORTED: "shared subscriptions not supported",
+    CONNECTION_RATE_EXCEEDED: "connection rate exceeded",
+    MAXIMUM_CONNECT_TIME: "maximum connect time",
+    SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED: "subscription identifiers not supported",
+    WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED: "wildcard subscriptions not supported",
+}
+
+# CONNACK return codes before version 5 (3.1.1 §3.2.2.3)
+ACCEPTED_V3: Final = 0
+UNACCEPTABLE_PROTOCOL_VERSION_V3: Final = 1
+IDENTIFIER_REJECTED_V3: Final = 2
+SERVER_UNAVAILABLE_V3: Final = 3
+BAD_USER_NAME_OR_PASSWORD_V3: Final = 4
+NOT_AUTHORIZED_V3: Final = 5
+
+NAMES_V3: Final[dict[int, str]] = {
+    ACCEPTED_V3: "accepted",
+    UNACCEPTABLE_PROTOCOL_VERSION_V3: "unacceptable protocol version",
+    IDENTIFIER_REJECTED_V3: "identifier rejected",
+    SERVER_UNAVAILABLE_V3: "server unavailable",
+    BAD_USER_NAME_OR_PASSWORD_V3: "bad user name or password",
+    NOT_AUTHORIZED_V3: "not authorized",
+}
+
+CONNACK_V3: Final[dict[int, int]] = {
+    SUCCESS: ACCEPTED_V3,
+    UNSUPPORTED_PROTOCOL_VERSION: UNACCEPTABLE_PROTOCOL_VERSION_V3,
+    CLIENT_IDENTIFIER_NOT_VALID: IDENTIFIER_REJECTED_V3,
+    SERVER_UNAVAILABLE: SERVER_UNAVAILABLE_V3,
+    SERVER_BUSY: SERVER_UNAVAILABLE_V3,
+    BAD_USER_NAME_OR_PASSWORD: BAD_USER_NAME_OR_PASSWORD_V3,
+    NOT_AUTHORIZED: NOT_AUTHORIZED_V3,
+}
+
+# The codes that a packet of each kind may carry (the tables of §3.x.2.1, §3.8.3, §3.9.3, §3.11.3, §3.14.2.1, §3.15.2.1).
+CONNACK_CODES: Final[frozenset[int]] = frozenset(
+    {SUCCESS, *range(0x80, 0x8B), BAD_AUTHENTICATION_METHOD, TOPIC_NAME_INVALID, PACKET_TOO_LARGE, QUOTA_EXCEEDED}
+    | {PAYLOAD_FORMAT_INVALID, RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED, USE_ANOTHER_SERVER, SERVER_MOVED}
+    | {CONNECTION_RATE_EXCEEDED}
+)
+PUBACK_CODES: Final[frozenset[int]] = frozenset(
+    {SUCCESS, NO_MATCHING_SUBSCRIBERS, UNSPECIFIED_ERROR, IMPLEMENTATION_SPECIFIC_ERROR, NOT_AUTHORIZED}
+    | {TOPIC_NAME_INVALID, PACKET_IDENTIFIER_IN_USE, QUOTA_EXCEEDED, PAYLOAD_FORMAT_INVALID}
+)
+PUBREC_CODES: Final[frozenset[int]] = PUBACK_CODES
+PUBREL_CODES: Final[frozenset[int]] = frozenset({SUCCESS, PACKET_IDENTIFIER_NOT_FOUND})
+PUBCOMP_CODES: Final[frozenset[int]] = PUBREL_CODES
+SUBACK_CODES: Final[frozenset[int]] = frozenset(
+    {SUCCESS, GRANTED_QOS_1, GRANTED_QOS_2, UNSPECIFIED_ERROR, IMPLEMENTATION_SPECIFIC_ERROR, NOT_AUTHORIZED}
+    | {TOPIC_FILTER_INVALID, PACKET_IDENTIFIER_IN_USE, QUOTA_EXCEEDED, SHARED_SUBSCRIPTIONS_NOT_SUPPORTED}
+    | {SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED, WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED}
+)
+UNSUBACK_CODES: Final[frozenset[int]] = frozenset(
+    {SUCCESS, NO_SUBSCRIPTION_EXISTED, UNSPECIFIED_ERROR, IMPLEMENTATION_SPECIFIC_ERROR, NOT_AUTHORIZED}
+    | {TOPIC_FILTER_INVALID, PACKET_IDENTIFIER_IN_USE}
+)
+DISCONNECT_CODES: Final[frozenset[int]] = frozenset(
+    {SUCCESS, DISCONNECT_WITH_WILL_MESSAGE, UNSPECIFIED_ERROR, MALFORMED_PACKET, PROTOCOL_ERROR}
+    | {IMPLEMENTATION_SPECIFIC_ERROR, NOT_AUTHORIZED, SERVER_BUSY, SERVER_SHUTTING_DOWN, BAD_AUTHENTICATION_METHOD}
+    | {KEEP_ALIVE_TIMEOUT, SESSION_TAKEN_OVER, TOPIC_FILTER_INVALID, TOPIC_NAME_INVALID, *range(0x93, 0xA3)}
+)
+AUTH_CODES: Final[frozenset[int]] = frozenset({SUCCESS, CONTINUE_AUTHENTICATION, RE_AUTHENTICATE})
+
+
+def describe(reason_code: int) -> str:
+    """Give a code as a person reads it: `0x87 not authorized`."""
+    return f"0x{reason_code:02X} {NAMES.get(reason_code, 'unknown')}"
