@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from buffers import SINKS, batch, config, open_log
+from tests.support.buffers import SINKS, batch, config, open_log
 
 from lockgate.buffer import Cursor, DamagedSegment, Log, LogReader, PacketRecord, Quarantined
 from lockgate.buffer.ledger import read_ledger
@@ -272,7 +272,8 @@ async def test_a_damaged_sealed_segment_costs_its_damaged_rows_only(tmp_path: Pa
     book = next(b for b in read_ledger(tmp_path).deliveries if b.message_class == "telemetry")
     lost = book.dropped["damaged"]
     assert 0 < lost < 50
-    assert book.closes and book.pending == 310 - lost
+    assert book.closes
+    assert book.pending == 310 - lost
     delivered = 90
     while rows := reader.read("telemetry", cursor.position("telemetry").seq, 37):
         await cursor.settle(rows)

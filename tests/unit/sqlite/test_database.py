@@ -48,15 +48,18 @@ def test_damage_in_the_middle_costs_only_what_it_hit(path: Path, place: float) -
     assert damage.rows == {"t": len(saved)}
     assert ROWS - 200 <= len(saved) <= ROWS
     assert all(x == f"{n:06}" * 10 for n, x in saved)
-    assert saved[0][0] == 1 and saved[-1][0] == ROWS
-    assert damage.path.exists() and ".damaged-" in damage.path.name
+    assert saved[0][0] == 1
+    assert saved[-1][0] == ROWS
+    assert damage.path.exists()
+    assert ".damaged-" in damage.path.name
     assert find_damage(path) is None
 
 
 def test_a_file_without_a_readable_header_is_set_aside_and_begun_anew(path: Path) -> None:
     overwrite(path, 0, 4096)
     connection, damage = open_database(path, SCHEMA)
-    assert damage is not None and damage.rows == {"t": 0}
+    assert damage is not None
+    assert damage.rows == {"t": 0}
     connection.execute("INSERT INTO t (x) VALUES ('new')")
 
 
@@ -81,7 +84,8 @@ def test_a_salvage_cut_short_is_taken_up_again(path: Path) -> None:
     path.with_name("a.sqlite.new").write_bytes(b"half")
     assert interrupted_salvages(path.parent) == [path]
     connection, damage = open_database(path, SCHEMA)
-    assert damage is not None and damage.rows == {"t": ROWS}
+    assert damage is not None
+    assert damage.rows == {"t": ROWS}
     assert connection.execute("SELECT count(*) FROM t").fetchone() == (ROWS,)
     assert interrupted_salvages(path.parent) == []
     connection.close()
