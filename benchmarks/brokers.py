@@ -36,7 +36,9 @@ class Program:
 
 def lockgate() -> Program:
     """Give our own broker, as installed."""
-    return Program("lockgate", (sys.executable, "-m", "lockgate", "run", "broker", "--config", "{folder}/lockgate.toml"))
+    return Program(
+        "lockgate", (sys.executable, "-m", "lockgate", "run", "broker", "--config", "{folder}/lockgate.toml")
+    )
 
 
 def mosquitto() -> Program | None:

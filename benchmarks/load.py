@@ -17,18 +17,19 @@ from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import V3_1_1, Connect, Publish, Subscribe, SubscriptionRequest
 
 _READ_BYTES = 1_048_576
+_TURN = 16  # messages a publisher sends in a row
 _WINDOW = 20  # unacknowledged QoS 1 and 2 messages of one publisher, what clients commonly use
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Who publishes to whom. `batch` messages leave a publisher in one send."""
+    """Who publishes to whom. A publisher's turn is 16 messages, in one send when `batched`, else in a send each."""
 
     name: str
     publishers: int
     subscribers: int
     qos: int
-    batch: int
+    batched: bool
     seconds: float = 2.0
     payload_bytes: int = 64
 
@@ -123,7 +124,7 @@ class _Subscriber:
             answer = bytearray(b"\x40\x02\x00\x00" * count)
             answer[2::4] = whole[self.id_at :: self.size]
             answer[3::4] = whole[self.id_at + 1 :: self.size]
-            _send_all(self.sock, answer)
+            self.sock.sendall(answer)
         return count
 
     def _walk(self, data: bytes) -> int:
@@ -145,7 +146,7 @@ class _Subscriber:
                 count += 1
         self.rest = data[at:]
         if answers:
-            _send_all(self.sock, b"".join(answers))
+            self.sock.sendall(b"".join(answers))
         return count
 
 
@@ -153,31 +154,31 @@ class _Publisher:
     def __init__(self, sock: socket.socket, scenario: Scenario, number: int) -> None:
         self.sock = sock
         self.qos = scenario.qos
-        self.batch = scenario.batch
+        self.batched = scenario.batched
         payload = b"x" * scenario.payload_bytes
         topic = scenario.topic(number)
         ids = range(1, _WINDOW + 1) if self.qos else (0,)
         self.frames = [encode(Publish(topic, payload, self.qos, packet_id=number), V3_1_1) for number in ids]
         self.next = 0
         self.free = _WINDOW
-        self.batched = b"".join(self.frames * scenario.batch) if not self.qos else b""
         self.rest = b""
 
     def publish(self) -> int:
-        """Send one batch, as far as the window allows; give the number of messages."""
-        if not self.qos:
-            if self.batch > 1:
-                _send_all(self.sock, self.batched)
-            else:
-                _send_all(self.sock, self.frames[0])
-            return self.batch
-        count = min(self.batch, self.free)
+        """Send a turn's messages, as far as the window allows; give their number."""
+        count = min(_TURN, self.free) if self.qos else _TURN
         if not count:
             return 0
-        self.free -= count
-        frames = [self.frames[(self.next + step) % _WINDOW] for step in range(count)]
-        self.next = (self.next + count) % _WINDOW
-        _send_all(self.sock, b"".join(frames))
+        if self.qos:
+            self.free -= count
+            frames = [self.frames[(self.next + step) % _WINDOW] for step in range(count)]
+            self.next = (self.next + count) % _WINDOW
+        else:
+            frames = self.frames * count
+        if self.batched:
+            self.sock.sendall(b"".join(frames))
+        else:
+            for frame in frames:
+                self.sock.sendall(frame)
         return count
 
     def read(self) -> int:
@@ -196,17 +197,9 @@ class _Publisher:
             else:
                 done += 1
         if answers:
-            _send_all(self.sock, b"".join(answers))
+            self.sock.sendall(b"".join(answers))
         self.free += done
         return done
-
-
-# Sends between two looks at what arrived, when there are few publishers; the broker is not to wait for the generator.
-_SENDS_PER_TURN = 32
-
-
-def _send_all(sock: socket.socket, data: bytes | bytearray) -> None:
-    sock.sendall(data)
 
 
 def run(scenario: Scenario, port: int) -> Result:
@@ -221,7 +214,7 @@ def run(scenario: Scenario, port: int) -> Result:
         by_fd[peer.sock.fileno()] = peer
         poll.register(peer.sock.fileno(), select.EPOLLIN)
     # What may be under way: enough to keep the broker busy, little enough to stay inside every buffer.
-    limit = max(64 * scenario.batch, 512) * scenario.receivers_each
+    limit = max(4 * _TURN * scenario.publishers, 64 * _TURN) * scenario.receivers_each
     sent = 0
     received = 0
     turn = 0
@@ -231,7 +224,7 @@ def run(scenario: Scenario, port: int) -> Result:
     while True:
         now = time.perf_counter()
         if now < until:
-            for _step in range(max(len(publishers), _SENDS_PER_TURN // scenario.batch)):
+            for _step in range(max(4, len(publishers))):
                 if sent - received >= limit:
                     break
                 turn = (turn + 1) % len(publishers)
@@ -254,7 +247,7 @@ def run(scenario: Scenario, port: int) -> Result:
 
 def run_at_rate(port: int, rate: float, seconds: float, pairs: int = 10, qos: int = 0) -> Result:
     """Publish at a fixed rate over some pairs and measure each message's way, from before its send to after its recv."""
-    scenario = Scenario("pairs", pairs, pairs, qos, 1, seconds, payload_bytes=8)
+    scenario = Scenario("pairs", pairs, pairs, qos, False, seconds, payload_bytes=8)
     subscribers = [_Subscriber(connect(port, f"s{n}"), scenario) for n in range(pairs)]
     for number, subscriber in enumerate(subscribers):
         subscribe(subscriber.sock, scenario.topic_filter(number), qos)

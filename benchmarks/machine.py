@@ -19,7 +19,11 @@ def describe() -> str:
             model = line.partition(":")[2].strip()
             break
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
     ).stdout.strip()
     build = "compiled" if str(broker.__file__).endswith(".so") else "interpreted"
     return (

@@ -48,8 +48,9 @@ class Stream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Handle everything that was read, then write once for each connection it touched."""
-        self.connection.receive(data, self._clock())
-        self._broker.flush()
+        now = self._clock()
+        self.connection.receive(data, now)
+        self._broker.end_read(now)
 
     def pause_writing(self) -> None:
         """Note that the peer reads too slowly."""
