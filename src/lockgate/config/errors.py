@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -35,3 +37,37 @@ class ConfigError(Exception):
         key = f"{self.key}: " if self.key else ""
         accepted = f" (accepted: {self.accepted})" if self.accepted else ""
         return f"{place}{key}{self.problem}{accepted}"
+
+
+class ConfigErrors(ConfigError):
+    """All mistakes found in one reading, so that a person can correct them in one go."""
+
+    def __init__(self, errors: Sequence[ConfigError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__(f"{len(self.errors)} mistakes")
+
+    def __str__(self) -> str:
+        return "\n".join(str(error) for error in self.errors)
+
+
+class MosquittoConfError(ConfigError):
+    """A mistake in mosquitto.conf, worded in Mosquitto's two lines."""
+
+    def __str__(self) -> str:
+        accepted = f" Accepted: {self.accepted}." if self.accepted else ""
+        text = f"Error: {self.problem}{accepted}"
+        return f"{text}\nError found at {self.path}:{self.line}." if self.line is not None else text
+
+
+def raise_all(errors: Sequence[ConfigError]) -> None:
+    """Raise what was found: nothing, the one mistake, or all of them together."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ConfigErrors(errors)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ " Did you mean X?" for the known name that looks most like `name`, else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]}?" if close else ""

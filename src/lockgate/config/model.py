@@ -132,6 +132,8 @@ class BufferConfig:
     segment_bytes: int = 32 * 1024 * 1024
     limit_bytes: int = 1024 * 1024 * 1024  # at the limit nothing more is acknowledged to the broker
     classes: tuple[str, ...] = ("alarm", "telemetry")  # in the order in which a sink drains them
+    quarantine_messages: int = 1000  # kept aside with the reason; the oldest go first, counted
+    quarantine_bytes: int = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,71 @@
+# Everything a developer types. Needs Python 3.11 with venv, and make; gcc for the compiled broker.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find src -name '*.py' -o -name py.typed) pyproject.toml setup.py
+# The same question setup.py asks: is there a compiler, and Python's header for it?
+HAVE_CC := $(shell printf '\043include <Python.h>\n' | $(or $(CC),cc) -E -I"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')" - >/dev/null 2>&1 && echo yes)
+PYTEST_ARGS ?=
+
+.PHONY: run test test-compiled test-interpreted test-peers check format bench fuzz lock docs clean
+
+run: $(VENV)/installed ## the demo: a gateway, devices and a cloud on this machine
+	$(BIN)/lockgate up --demo
+
+ifeq ($(HAVE_CC),yes)
+test: test-compiled test-interpreted ## the whole suite, on the compiled and on the interpreted broker
+else
+test: test-interpreted
+	@echo "lockgate: no C compiler with Python's header here, so only the INTERPRETED broker was tested"
+endif
+
+test-compiled: $(VENV)/installed
+	EXPECT_COMPILED=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-interpreted: $(VENV)/locked
+	EXPECT_COMPILED=0 PYTHONPATH=src $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-peers: ## installs the foreign MQTT programs the interoperability tests talk to
+	tests/interop/install_peers.sh
+
+check: $(VENV)/locked ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/locked
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/installed ## us and Debian's mosquitto, side by side
+	$(BIN)/python -m benchmarks
+
+fuzz: $(VENV)/locked ## the property tests with many more examples
+	PYTHONPATH=src $(BIN)/python -m pytest tests/properties --hypothesis-seed=random -p no:timeout $(PYTEST_ARGS)
+
+lock: ## write requirements.lock anew from pyproject.toml; needs pip-tools
+	pip-compile --quiet --generate-hashes --all-extras --allow-unsafe --strip-extras --no-header --no-emit-index-url \
+	  --no-emit-find-links --no-emit-trusted-host --upgrade -o requirements.lock pyproject.toml
+
+docs: $(VENV)/locked ## the generated pages of docs/reference
+	PYTHONPATH=src $(BIN)/python -m lockgate.config.reference > docs/reference/configuration.md
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo tests/interop/node_modules
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf src/*.egg-info
+
+# --- environments: locked holds what the lock file says, installed the package on top of it ------------------------
+
+$(VENV)/locked: requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	touch $@
+
+# A wheel, never an editable install: a compiled module beside the sources would hide every later edit of them.
+$(VENV)/installed: $(VENV)/locked $(SOURCES)
+	rm -rf build/lib* build/bdist*
+	LOCKGATE_REQUIRE_COMPILED=$(if $(HAVE_CC),1,0) \
+	  $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --force-reinstall .
+	touch $@

@@ -1,0 +1,512 @@
+"""The writing side of the log: append, rotate, purge, mend. The processor alone holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Final
+
+from lockgate.buffer.clock import Clock
+from lockgate.buffer.cursor import cursor_names, read_positions
+from lockgate.buffer.rows import Batch, PacketRecord, Quarantined
+from lockgate.buffer.segments import (
+    SEGMENT,
+    State,
+    copy_small_tables,
+    create_segment,
+    list_segments,
+    missing_numbers,
+    segment_number,
+    segment_path,
+    suspect_path,
+    wal_path,
+)
+from lockgate.config.model import BufferConfig
+from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer, open_database, open_readonly
+from lockgate.sqlite.database import find_damage, interrupted_salvages
+
+log = logging.getLogger(__name__)
+
+WINDOW_INPUT: Final = "window-input"  # the class of the messages that window rules read; no sink sends it
+
+_SEALED_CHECK_SECONDS: Final = 2.0  # for all sealed segments together, at start
+_SMALLEST_ROW: Final = 64  # bytes; the boot id alone is 36
+_RETRY_SECONDS: Final = (0.1, 5.0)
+_FULL_POLL_SECONDS: Final = 0.5
+
+
+class Log:
+    """The durable log of a buffer folder. Use `open`; everything else on the loop that called it."""
+
+    def __init__(self, folder: Path, config: BufferConfig, sinks: Mapping[str, tuple[str, ...]], clock: Clock) -> None:
+        self.state = State()  # as last committed
+        self.packets: dict[int, PacketRecord] = {}  # as last committed, by Packet Identifier
+        self.clock = clock
+        self._folder = folder
+        self._config = config
+        self._sinks = dict(sinks)
+        self._lock = FolderLock(folder)
+        self._tokens = (f"{uuid.uuid4().hex}-{number}" for number in itertools.count())
+        self._newest = 0
+        self._damages: list[Damage] = []
+        self._purge_blocked: str | None = None
+        self._waiting: str | None = None  # why an append waits
+        self._maintenance: asyncio.Task[None] | None = None
+        self._writer: Writer
+
+    @classmethod
+    async def open(
+        cls,
+        folder: Path,
+        config: BufferConfig,
+        sinks: Mapping[str, tuple[str, ...]],
+        *,
+        clock: Clock | None = None,
+        maintain_seconds: float = 1.0,
+    ) -> Log:
+        """Take the folder, check and mend what lies in it. `sinks`: the classes of each configured sink.
+
+        Raises FolderInUse, and OSError or sqlite3.Error where the folder cannot be used.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self = cls(folder, config, sinks, clock or Clock())
+        self._lock.acquire()
+        self._writer = Writer(self._open_newest, name=folder.name)
+        try:
+            await asyncio.wrap_future(self._writer.between(self._start))
+        except BaseException:
+            await self.close()
+            raise
+        self._maintenance = asyncio.create_task(self._maintain_forever(maintain_seconds))
+        return self
+
+    async def close(self) -> None:
+        """Finish what was submitted, and let the folder go."""
+        if self._maintenance is not None:
+            self._maintenance.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._maintenance
+        await asyncio.to_thread(self._writer.close)
+        self._lock.release()
+
+    async def append(self, batch: Batch) -> int:
+        """Commit the batch and return the seq of its first entry; the others follow without a gap.
+
+        Waits while the buffer is at its limit or the disk fails, however long: nothing is lost, nothing acknowledged.
+        """
+        await self._wait_for_room()
+        token = next(self._tokens)
+        delay, longest = _RETRY_SECONDS
+        while True:
+            try:
+                first_seq, state, size = await self._writer.write(lambda c: self._append(c, batch, token))
+            except CommitFailed as error:
+                self._wait_because(f"the disk refuses to write: {error}")
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, longest)
+                await self.maintain()
+            else:
+                break
+        self._wait_because(None)
+        self.state = state
+        if batch.session_lost:
+            self.packets.clear()
+        self.packets.update(batch.packets)
+        if batch.forget_arrivals_until:
+            keep = {i: record for i, record in self.packets.items() if record.arrival > batch.forget_arrivals_until}
+            self.packets = keep
+        if size >= self._config.segment_bytes:
+            self._writer.between(self._rotate_if_large).add_done_callback(_report_rotation)
+        return first_seq
+
+    async def maintain(self, *, seal: bool = False) -> None:
+        """Purge what all have read and mend what a reader found damaged; runs by itself every second.
+
+        `seal` closes the newest segment first if it holds rows, so that it can be purged too.
+        """
+        with contextlib.suppress(OSError, sqlite3.Error):  # logged where it happens; tried again by the next round
+            await asyncio.wrap_future(self._writer.between(lambda connection: self._maintain(connection, seal)))
+
+    def bytes(self) -> int:
+        """What the segments take on disk."""
+        total = 0
+        with os.scandir(self._folder) as files:
+            for file in files:
+                if file.name.startswith("segment-") and file.name.endswith((".sqlite", ".sqlite-wal")):
+                    with contextlib.suppress(FileNotFoundError):
+                        total += file.stat().st_size
+        return total
+
+    def status(self) -> dict[str, object]:
+        committed = self._writer.last_commit_ns
+        age = None if committed is None else (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - committed) / 1e9
+        return {
+            "bytes": self.bytes(),
+            "limit_bytes": self._config.limit_bytes,
+            "segments": len(list_segments(self._folder)),
+            "next_seq": self.state.next_seq,
+            "appended": dict(self.state.appended),
+            "commits": self._writer.commits,
+            "last_commit_age_seconds": age,
+            "sync_ms": round(self._writer.sync_ms, 3),
+            "waiting": self._waiting,
+            "purge_blocked": self._purge_blocked,
+            "quarantine_dropped": self.state.quarantine_dropped,
+            "damaged": [{"file": d.path.name, "finding": d.finding, "saved": d.rows} for d in self._damages],
+        }
+
+    # --- on the loop ----------------------------------------------------------------------------------------------
+
+    async def _wait_for_room(self) -> None:
+        while (size := self.bytes()) >= self._config.limit_bytes:
+            self._wait_because(f"the buffer is full: {size} bytes of {self._config.limit_bytes}")
+            await self.maintain(seal=True)
+            if self.bytes() < self._config.limit_bytes:
+                break
+            await asyncio.sleep(_FULL_POLL_SECONDS)
+
+    def _wait_because(self, reason: str | None) -> None:
+        """Log the change, once."""
+        if reason is not None and self._waiting is None:
+            log.error("nothing more is acknowledged to the broker: %s", reason)
+        elif reason is None and self._waiting is not None:
+            log.info("the buffer takes messages again")
+        self._waiting = reason
+
+    async def _maintain_forever(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await self.maintain()
+            except Exception:
+                log.exception("looking after the buffer failed")
+
+    # --- in the writer's thread -----------------------------------------------------------------------------------
+
+    def _append(self, connection: sqlite3.Connection, batch: Batch, token: str) -> tuple[int, State, int]:
+        state = self._load(connection)
+        if state.token != token:
+            self._write(connection, batch, state)
+            state.token = token
+            state.store(connection)
+        size = connection.execute(
+            "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+        ).fetchone()[0]
+        return state.token_first_seq, state, size
+
+    def _write(self, connection: sqlite3.Connection, batch: Batch, state: State) -> None:
+        state.token_first_seq = state.next_seq
+        boot_id, boottime_ns, wall_ns, clock_ok = batch.moment
+        rows = []
+        for entry in batch.entries:
+            number = state.appended.get(entry.message_class, 0) + 1
+            state.appended[entry.message_class] = number
+            rows.append(
+                (
+                    state.next_seq, number, boot_id, boottime_ns, wall_ns, clock_ok,
+                    entry.device_ts, entry.topic, entry.message_class, entry.schema, entry.payload,
+                )
+            )  # fmt: skip
+            state.next_seq += 1
+        connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        for (term, detail), count in batch.intake.items():
+            details = state.intake.setdefault(term, {})
+            details[detail] = details.get(detail, 0) + count
+        state.rule_cursors.update(batch.rule_cursors)
+        for rule in batch.forget_rules:
+            state.rule_cursors.pop(rule, None)
+        if batch.arrivals is not None:
+            state.arrivals = batch.arrivals
+        if batch.session_lost:
+            connection.execute("DELETE FROM packets")
+        connection.executemany(
+            "INSERT OR REPLACE INTO packets VALUES (?, ?, ?)", [(i, *record) for i, record in batch.packets.items()]
+        )
+        if batch.forget_arrivals_until:
+            connection.execute("DELETE FROM packets WHERE arrival <= ?", (batch.forget_arrivals_until,))
+        if batch.quarantined:
+            self._quarantine(connection, batch.quarantined, wall_ns, state)
+
+    def _quarantine(
+        self, connection: sqlite3.Connection, messages: list[Quarantined], wall_ns: int, state: State
+    ) -> None:
+        limit = self._config.quarantine_bytes
+        for topic, schema, reason, detail, payload in messages:
+            if len(payload) > limit:
+                detail, payload = f"{detail}; payload of {len(payload)} bytes not kept", b""
+            state.quarantine_bytes += len(payload)
+            connection.execute(
+                "INSERT INTO quarantine (wall_ns, topic, schema, reason, detail, payload) VALUES (?, ?, ?, ?, ?, ?)",
+                (wall_ns, topic, schema, reason, detail, payload),
+            )
+        kept = connection.execute("SELECT count(*) FROM quarantine").fetchone()[0]
+        oldest = connection.execute("SELECT id, length(payload) FROM quarantine ORDER BY id")
+        dropped: list[tuple[int]] = []
+        while kept > self._config.quarantine_messages or state.quarantine_bytes > limit:
+            identity, size = next(oldest)
+            dropped.append((identity,))
+            state.quarantine_bytes -= size
+            kept -= 1
+        connection.executemany("DELETE FROM quarantine WHERE id = ?", dropped)
+        state.quarantine_dropped += len(dropped)
+
+    def _load(self, connection: sqlite3.Connection) -> State:
+        state = State.load(connection)
+        assert state is not None  # `_open_newest` saw to it
+        return state
+
+    def _start(self, connection: sqlite3.Connection) -> None:
+        """What is done once: the sealed segments are checked too, and memory filled with what is kept."""
+        give_up = time.monotonic() + _SEALED_CHECK_SECONDS
+        for number in reversed(list_segments(self._folder)[:-1]):
+            if time.monotonic() > give_up:
+                break
+            self._check_sealed(number)
+        for number in list_segments(self._folder):
+            if any(self._folder.glob(f"{segment_path(self._folder, number).name}.damaged-*")):
+                self._account_damage(connection, number)
+        self.state = self._load(connection)
+        packets = connection.execute("SELECT packet_id, arrival, digest FROM packets")
+        self.packets = {packet_id: PacketRecord(arrival, digest) for packet_id, arrival, digest in packets}
+
+    def _open_newest(self) -> sqlite3.Connection:
+        for path in interrupted_salvages(self._folder):
+            connection, damage = open_database(path, SEGMENT)
+            connection.close()
+            self._note_damage(damage)
+        for leftover in self._folder.glob("segment-*.sqlite.new"):
+            leftover.unlink()
+        numbers = list_segments(self._folder)
+        if not numbers:
+            create_segment(self._folder, 1, State(next_seq=self._highest_cursor_seq() + 1), None)
+            numbers = [1]
+        self._newest = numbers[-1]
+        connection, damage = open_database(segment_path(self._folder, self._newest), SEGMENT)
+        try:
+            self._note_damage(damage)
+            if damage is not None or State.load(connection) is None:
+                self._recover_state(connection, damage.size_bytes if damage is not None else 0)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _recover_state(self, connection: sqlite3.Connection, lost_bytes: int) -> None:
+        """After damage to the newest segment: its state, or else the one the segment before it ended with."""
+        connection.execute("BEGIN IMMEDIATE")
+        state = State.load(connection)
+        if state is None:
+            state = self._previous_state(connection)
+            state.next_seq = max(
+                state.next_seq,
+                connection.execute("SELECT coalesce(max(seq), 0) + 1 FROM log").fetchone()[0],
+                self._highest_cursor_seq() + 1,
+            ) + (lost_bytes // _SMALLEST_ROW)  # no seq is given out twice, whatever was lost
+            numbers = connection.execute("SELECT class, max(number) FROM log GROUP BY class").fetchall()
+            for message_class, number in numbers + self._highest_cursor_numbers():
+                state.appended[message_class] = max(state.appended.get(message_class, 0), number)
+            state.store(connection)
+            log.error("counters and Packet Identifiers of the buffer are lost; those of the segment before are used")
+        connection.execute("COMMIT")
+        self._account_damage(connection, self._newest)
+
+    def _previous_state(self, connection: sqlite3.Connection) -> State:
+        for number in reversed(list_segments(self._folder)[:-1]):
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(self._open_sealed(number)) as previous:
+                state = State.load(previous)
+                if state is not None:
+                    copy_small_tables(previous, connection)
+                    state.opening = dict(state.appended)
+                    return state
+        return State()
+
+    def _account_damage(self, connection: sqlite3.Connection, number: int) -> None:
+        """Record which rows a salvaged segment lacks; the same each time it is done."""
+        newest = self._load(connection)
+        if number == self._newest:
+            opening, end, segment = newest.opening, newest.appended, connection
+            self._record_gaps(connection, segment, number, opening, end)
+            return
+        numbers = list_segments(self._folder)
+        following = numbers[numbers.index(number) + 1]
+        end = newest.opening
+        if following != self._newest:
+            with contextlib.closing(self._open_sealed(following)) as after:
+                state = State.load(after)
+                end = state.opening if state is not None else end
+        with contextlib.closing(self._open_sealed(number)) as segment:
+            state = State.load(segment)
+            opening = state.opening if state is not None else self._opening_of(segment, number, end)
+            self._record_gaps(connection, segment, number, opening, end)
+
+    def _opening_of(self, segment: sqlite3.Connection, number: int, end: dict[str, int]) -> dict[str, int]:
+        """Where a segment without state began: where the one before it ended, else at its first rows."""
+        numbers = list_segments(self._folder)
+        place = numbers.index(number)
+        if place > 0:
+            with contextlib.closing(self._open_sealed(numbers[place - 1])) as before:
+                state = State.load(before)
+                if state is not None:
+                    return state.appended
+        first = dict(segment.execute("SELECT class, min(number) - 1 FROM log GROUP BY class").fetchall())
+        return {
+            message_class: first.get(message_class, 0 if number == 1 else last) for message_class, last in end.items()
+        }
+
+    def _record_gaps(
+        self,
+        connection: sqlite3.Connection,
+        segment: sqlite3.Connection,
+        number: int,
+        opening: dict[str, int],
+        end: dict[str, int],
+    ) -> None:
+        gaps = [
+            (number, message_class, first, last)
+            for message_class, appended in end.items()
+            for first, last in missing_numbers(segment, message_class, opening.get(message_class, 0) + 1, appended)
+        ]
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("DELETE FROM damage WHERE segment = ?", (number,))
+        connection.executemany("INSERT INTO damage VALUES (?, ?, ?, ?)", gaps)
+        connection.execute("COMMIT")
+        if gaps:
+            lost = sum(last - first + 1 for _, _, first, last in gaps)
+            log.error("segment %d lacks %d rows after its salvage", number, lost)
+
+    def _rotate_if_large(self, connection: sqlite3.Connection) -> None:
+        pages, page_size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+        if pages * page_size >= self._config.segment_bytes:
+            self._rotate(connection)
+
+    def _rotate(self, connection: sqlite3.Connection) -> None:
+        state = self._load(connection)
+        create_segment(self._folder, self._newest + 1, state, connection)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # refused while a reader reads; `_tidy` comes back to it
+        connection.close()
+        self._writer.replace(self._open_newest())
+        log.debug("segment %d begun at seq %d", self._newest, state.next_seq)
+
+    def _maintain(self, connection: sqlite3.Connection, seal: bool) -> None:
+        for mark in self._folder.glob("segment-*.sqlite.suspect"):
+            self._look_at(connection, mark)
+            return  # the connection may be another one now; the rest waits for the next round
+        if seal and connection.execute("SELECT EXISTS (SELECT 1 FROM log)").fetchone()[0]:
+            self._rotate(connection)
+            return
+        numbers = list_segments(self._folder)[:-1]
+        if not numbers:
+            return
+        self._tidy(numbers)
+        self._purge(self._load(connection), numbers)
+
+    def _look_at(self, connection: sqlite3.Connection, mark: Path) -> None:
+        path = mark.with_name(mark.name.removesuffix(".suspect"))
+        mark.unlink()
+        if not path.exists():
+            return
+        if segment_number(path) == self._newest:
+            connection.close()
+            self._writer.replace(self._open_newest())
+        elif self._check_sealed(segment_number(path)):
+            self._account_damage(connection, segment_number(path))
+
+    def _check_sealed(self, number: int) -> bool:
+        """Whether it was damaged; it is salvaged then."""
+        path = segment_path(self._folder, number)
+        if find_damage(path) is None:
+            return False
+        opened, damage = open_database(path, SEGMENT)
+        opened.close()
+        self._note_damage(damage)
+        return damage is not None
+
+    def _note_damage(self, damage: Damage | None) -> None:
+        if damage is not None:
+            self._damages.append(damage)
+
+    def _open_sealed(self, number: int) -> sqlite3.Connection:
+        path = segment_path(self._folder, number)
+        wal = wal_path(path)
+        return open_readonly(path, immutable=not wal.exists() or wal.stat().st_size == 0)
+
+    def _tidy(self, numbers: list[int]) -> None:
+        """Bring what a busy reader kept in the WAL of a sealed segment into its file, so that it is one plain file."""
+        for number in numbers:
+            path = segment_path(self._folder, number)
+            if wal_path(path).exists():
+                with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as segment:
+                    segment.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _purge(self, state: State, numbers: list[int]) -> None:
+        """Unlink sealed segments, oldest first, as far as every sink and every rule has passed them."""
+        names = sorted(self._sinks.keys() | cursor_names(self._folder))
+        passed: dict[str, int] = {}  # class: the smallest position
+        for name in names:
+            positions = read_positions(self._folder, name)
+            if positions is None:
+                self._block_purge(f"the cursor of sink {name!r} is missing or unreadable")
+                return
+            for message_class in set(self._sinks.get(name, ())) | positions.keys():
+                if message_class not in positions:
+                    self._block_purge(f"sink {name!r} has no cursor for class {message_class!r} yet")
+                    return
+                position = positions[message_class].seq
+                passed[message_class] = min(position, passed.get(message_class, position))
+        self._block_purge(None)
+        for number in numbers:
+            with contextlib.closing(self._open_sealed(number)) as segment:
+                if _needed(segment, passed, state):
+                    return
+            path = segment_path(self._folder, number)
+            path.unlink()
+            for beside in ("-wal", "-shm", ".suspect"):
+                path.with_name(path.name + beside).unlink(missing_ok=True)
+            suspect_path(path).unlink(missing_ok=True)
+            log.debug("segment %d purged", number)
+
+    def _block_purge(self, reason: str | None) -> None:
+        if reason != self._purge_blocked:
+            if reason is not None:
+                log.warning("nothing is purged from the buffer: %s", reason)
+            else:
+                log.info("the buffer can be purged again")
+        self._purge_blocked = reason
+
+    def _highest_cursor_seq(self) -> int:
+        return max((seq for _, seq, _ in self._all_positions()), default=0)
+
+    def _highest_cursor_numbers(self) -> list[tuple[str, int]]:
+        return [(message_class, number) for message_class, _, number in self._all_positions()]
+
+    def _all_positions(self) -> list[tuple[str, int, int]]:
+        found = (read_positions(self._folder, name) or {} for name in cursor_names(self._folder))
+        return [(message_class, p.seq, p.number) for positions in found for message_class, p in positions.items()]
+
+
+def _needed(segment: sqlite3.Connection, passed: Mapping[str, int], state: State) -> bool:
+    """Whether a sink or a rule has yet to read a row of the segment."""
+    for message_class, seq in passed.items():
+        query = "SELECT EXISTS (SELECT 1 FROM log WHERE class = ? AND seq > ?)"
+        if segment.execute(query, (message_class, seq)).fetchone()[0]:
+            return True
+    for schema, seq in state.rule_cursors.values():
+        query = "SELECT EXISTS (SELECT 1 FROM log WHERE class = ? AND seq > ? AND schema = ?)"
+        if segment.execute(query, (WINDOW_INPUT, seq, schema)).fetchone()[0]:
+            return True
+    return False
+
+
+def _report_rotation(done: Future[None]) -> None:
+    error = done.exception()
+    if error is not None:
+        log.error("beginning a new segment failed; the old one grows on: %s", error)

@@ -1,0 +1,188 @@
+"""Reading the log while another process writes, rotates and purges it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from lockgate.buffer.rows import Row
+from lockgate.buffer.segments import LOG_COLUMNS, State, list_segments, segment_path, suspect_path, wal_path
+from lockgate.sqlite import open_readonly
+from lockgate.sqlite.database import is_damage
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_VANISHED_RETRIES = 5
+
+
+class DamagedSegment(OSError):
+    """A segment cannot be read. The writer has been told and will save what it can; try again later."""
+
+    def __init__(self, path: Path, finding: str) -> None:
+        super().__init__(f"{path.name} is damaged ({finding}); the processor saves what can be read of it")
+        self.path = path
+
+
+class SegmentFile:
+    """One open segment."""
+
+    def __init__(self, folder: Path, number: int, sealed: bool) -> None:
+        self.number = number
+        self.path = segment_path(folder, number)
+        wal = wal_path(self.path)
+        self.immutable = sealed and (not wal.exists() or wal.stat().st_size == 0)
+        self.inode = self.path.stat().st_ino
+        self.connection = open_readonly(self.path, immutable=self.immutable)
+        self._last_seq: int | None = None
+        self._counts: dict[str, int] = {}
+
+    def last_seq(self) -> int:
+        """The last row's, 0 without rows."""
+        if self._last_seq is not None:
+            return self._last_seq
+        last: int = self.connection.execute("SELECT coalesce(max(seq), 0) FROM log").fetchone()[0]
+        if self.immutable:
+            self._last_seq = last
+        return last
+
+    def first_seq(self) -> int:
+        first: int = self.connection.execute("SELECT coalesce(min(seq), 0) FROM log").fetchone()[0]
+        return first
+
+    def rows(self, message_class: str, after: int, limit: int) -> sqlite3.Cursor:
+        return self.connection.execute(
+            f"SELECT {LOG_COLUMNS} FROM log WHERE class = ? AND seq > ? ORDER BY seq LIMIT ?",
+            (message_class, after, limit),
+        )
+
+    def count(self, message_class: str, after: int) -> int:
+        """Rows of the class after a seq."""
+        if self.immutable and after < self.first_seq():
+            if message_class not in self._counts:
+                self._counts[message_class] = self._count(message_class, 0)
+            return self._counts[message_class]
+        return self._count(message_class, after)
+
+    def _count(self, message_class: str, after: int) -> int:
+        query = "SELECT count(*) FROM log WHERE class = ? AND seq > ?"
+        count: int = self.connection.execute(query, (message_class, after)).fetchone()[0]
+        return count
+
+    def stale(self, newest: int) -> bool:
+        """Replaced by its salvage, or sealed since it was opened, so that it could be read without its WAL."""
+        if self.path.stat().st_ino != self.inode:
+            return True
+        if self.immutable or self.number == newest:
+            return False
+        wal = wal_path(self.path)
+        return not wal.exists() or wal.stat().st_size == 0
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class LogReader:
+    """Reads the log of a buffer folder, read-only and in short transactions; calls must not overlap.
+
+    Raises DamagedSegment where rows cannot be read: they are not skipped.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[int, SegmentFile] = {}
+
+    def read(self, message_class: str, after: int, limit: int, limit_bytes: int = 4 * 1024 * 1024) -> list[Row]:
+        """Up to `limit` rows of the class after a seq, in order; at least one, however large, if there is one."""
+        return self._retrying(lambda: self._read(message_class, after, limit, limit_bytes))
+
+    def pending(self, message_class: str, after: int) -> int:
+        """How many rows of the class come after a seq, by counting them."""
+        return self._retrying(lambda: sum(self.of(s, lambda s: s.count(message_class, after)) for s in self.segments()))
+
+    def state(self) -> State:
+        """What the newest segment knows beside its rows."""
+        return self._retrying(self._state)
+
+    def last_seq(self) -> int:
+        """The last seq given out, 0 for none; cheap enough to poll."""
+        return self.state().next_seq - 1
+
+    def oldest(self, message_class: str) -> Row | None:
+        """The first row of the class that is still kept."""
+        rows = self.read(message_class, 0, 1)
+        return rows[0] if rows else None
+
+    def segments(self) -> list[SegmentFile]:
+        """The segments as they are now, oldest first, opened; OSError or sqlite3.Error if one vanishes meanwhile."""
+        try:
+            numbers = list_segments(self._folder)
+        except FileNotFoundError:
+            numbers = []
+        for gone in self._open.keys() - set(numbers):
+            self._open.pop(gone).close()
+        for number in numbers:
+            segment = self._open.get(number)
+            if segment is not None and segment.stale(numbers[-1]):
+                self._open.pop(number).close()
+                segment = None
+            if segment is None:
+                self._open[number] = SegmentFile(self._folder, number, sealed=number != numbers[-1])
+        return [self._open[number] for number in numbers]
+
+    def close(self) -> None:
+        for segment in self._open.values():
+            segment.close()
+        self._open.clear()
+
+    def _read(self, message_class: str, after: int, limit: int, limit_bytes: int) -> list[Row]:
+        rows: list[Row] = []
+        size = 0
+        for segment in self.segments():
+            if self.of(segment, SegmentFile.last_seq) <= after:
+                continue
+            for row in self.of(segment, lambda s: s.rows(message_class, after, limit - len(rows)).fetchall()):
+                size += len(row[10])
+                if rows and size > limit_bytes:
+                    return rows
+                rows.append(Row._make(row)._replace(clock_ok=bool(row[5])))
+            if len(rows) >= limit:
+                break
+        return rows
+
+    def _state(self) -> State:
+        for segment in reversed(self.segments()):
+            state = self.of(segment, lambda s: State.load(s.connection))
+            if state is not None:
+                return state
+        return State()
+
+    def of(self, segment: SegmentFile, read: Callable[[SegmentFile], T]) -> T:
+        """What `read` finds in a segment; damage is told to the writer."""
+        try:
+            return read(segment)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            self._open.pop(segment.number, None)
+            segment.close()
+            with contextlib.suppress(OSError):
+                suspect_path(segment.path).touch()
+            raise DamagedSegment(segment.path, str(error)) from error
+
+    def _retrying(self, read: Callable[[], T]) -> T:
+        """Run again when a segment vanished between listing and opening it."""
+        for _ in range(_VANISHED_RETRIES):
+            try:
+                return read()
+            except FileNotFoundError:
+                continue
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CANTOPEN:
+                    raise
+        return read()

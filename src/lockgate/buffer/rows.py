@@ -1,0 +1,68 @@
+"""What is appended to the log, and what is read from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from lockgate.buffer.clock import Moment
+
+
+class Row(NamedTuple):
+    """One message in the log."""
+
+    seq: int  # strictly increasing over all segments and restarts
+    number: int  # counts the rows of its class from 1; a gap shows where damage took rows
+    boot_id: str
+    boottime_ns: int
+    wall_ns: int
+    clock_ok: bool
+    device_ts: int | None  # what the device or the rule says, Unix milliseconds
+    topic: str
+    message_class: str
+    schema: str
+    payload: bytes
+
+
+class Entry(NamedTuple):
+    """A row before it has a place."""
+
+    topic: str
+    message_class: str
+    schema: str
+    payload: bytes
+    device_ts: int | None = None
+
+
+class Quarantined(NamedTuple):
+    """A message kept aside with the reason; `reason` is one of a few (it is counted), `detail` is free."""
+
+    topic: str
+    schema: str
+    reason: str
+    detail: str
+    payload: bytes
+
+
+class PacketRecord(NamedTuple):
+    """The last message that came under a Packet Identifier."""
+
+    arrival: int  # counts the messages of the session
+    digest: bytes
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """Everything that is committed together; `intake` is keyed by term and detail, as (“filtered”, “hot”)."""
+
+    moment: Moment
+    entries: list[Entry] = field(default_factory=list)
+    intake: Counter[tuple[str, str]] = field(default_factory=Counter)
+    quarantined: list[Quarantined] = field(default_factory=list)
+    session_lost: bool = False  # forget all Packet Identifiers stored before this batch
+    packets: dict[int, PacketRecord] = field(default_factory=dict)
+    forget_arrivals_until: int = 0  # Packet Identifiers of these and earlier arrivals can no longer come again
+    arrivals: int | None = None  # how many messages the session has brought, this batch included
+    rule_cursors: dict[str, tuple[str, int]] = field(default_factory=dict)  # rule: (schema, seq of the last row used)
+    forget_rules: list[str] = field(default_factory=list)

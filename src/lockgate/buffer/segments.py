@@ -1,0 +1,134 @@
+"""The segment files: their names, their tables, and the small state that moves from each to the next."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from lockgate.sqlite import Schema
+from lockgate.sqlite.database import create_tables, sync_folder
+
+SEGMENT: Final = Schema(
+    version=1,
+    statements="""
+        CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), body BLOB NOT NULL);
+        CREATE TABLE log (
+            seq INTEGER PRIMARY KEY, number INTEGER NOT NULL, boot_id TEXT NOT NULL, boottime_ns INTEGER NOT NULL,
+            wall_ns INTEGER NOT NULL, clock_ok INTEGER NOT NULL, device_ts INTEGER, topic TEXT NOT NULL,
+            class TEXT NOT NULL, schema TEXT NOT NULL, payload BLOB NOT NULL
+        );
+        CREATE INDEX log_class ON log (class, seq);
+        CREATE TABLE packets (packet_id INTEGER PRIMARY KEY, arrival INTEGER NOT NULL, digest BLOB NOT NULL);
+        CREATE TABLE quarantine (
+            id INTEGER PRIMARY KEY, wall_ns INTEGER NOT NULL, topic TEXT NOT NULL, schema TEXT NOT NULL,
+            reason TEXT NOT NULL, detail TEXT NOT NULL, payload BLOB NOT NULL
+        );
+        CREATE TABLE damage (
+            segment INTEGER NOT NULL, class TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL
+        )
+    """,
+    tables=("state", "log", "packets", "quarantine", "damage"),
+)
+MOVED_TABLES: Final = ("packets", "quarantine", "damage")  # beside `state`, copied to the next segment
+LOG_COLUMNS: Final = "seq, number, boot_id, boottime_ns, wall_ns, clock_ok, device_ts, topic, class, schema, payload"
+
+_NAME: Final = re.compile(r"segment-(\d{6,})\.sqlite")
+
+
+@dataclass(slots=True)
+class State:
+    """What the newest segment knows beside its rows; one row of one table, so that it is never half of it."""
+
+    next_seq: int = 1
+    appended: dict[str, int] = field(default_factory=dict)  # rows ever appended, by class
+    opening: dict[str, int] = field(default_factory=dict)  # `appended` when this segment began
+    intake: dict[str, dict[str, int]] = field(default_factory=dict)  # term, detail
+    arrivals: int = 0
+    rule_cursors: dict[str, tuple[str, int]] = field(default_factory=dict)  # rule: (schema, seq)
+    quarantine_bytes: int = 0
+    quarantine_dropped: int = 0
+    token: str = ""  # the last append, so that trying it again does not do it twice
+    token_first_seq: int = 0
+
+    @classmethod
+    def load(cls, connection: sqlite3.Connection) -> State | None:
+        """None where the file has no state: it was never finished, or damage took it."""
+        row = connection.execute("SELECT body FROM state").fetchone()
+        if row is None:
+            return None
+        state = cls(**orjson.loads(row[0]))
+        state.rule_cursors = {rule: (schema, seq) for rule, (schema, seq) in state.rule_cursors.items()}
+        return state
+
+    def store(self, connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (orjson.dumps(asdict(self)),))
+
+
+def segment_path(folder: Path, number: int) -> Path:
+    return folder / f"segment-{number:06}.sqlite"
+
+
+def wal_path(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
+def segment_number(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def list_segments(folder: Path) -> list[int]:
+    """The numbers of the segments, oldest first."""
+    return sorted(int(match[1]) for name in os.listdir(folder) if (match := _NAME.fullmatch(name)))
+
+
+def suspect_path(path: Path) -> Path:
+    """The mark a reader leaves on a segment it could not read, for the writer to look at."""
+    return path.with_name(path.name + ".suspect")
+
+
+def create_segment(folder: Path, number: int, state: State, previous: sqlite3.Connection | None) -> None:
+    """Make a segment that holds the state and the small tables of the one before; it appears whole or not at all."""
+    path = segment_path(folder, number)
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    connection = sqlite3.connect(fresh, isolation_level=None)
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        create_tables(connection, SEGMENT, fresh)
+        connection.execute("BEGIN")
+        state.opening = dict(state.appended)
+        state.store(connection)
+        if previous is not None:
+            copy_small_tables(previous, connection)
+        connection.execute("COMMIT")
+    finally:
+        connection.close()
+    os.rename(fresh, path)
+    sync_folder(folder)
+
+
+def copy_small_tables(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    for table in MOVED_TABLES:
+        rows = source.execute(f"SELECT * FROM {table}")
+        target.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(rows.description))})", rows)
+
+
+def missing_numbers(connection: sqlite3.Connection, message_class: str, first: int, last: int) -> list[tuple[int, int]]:
+    """The ranges of `first` to `last` that no row of the class has."""
+    gaps: list[tuple[int, int]] = []
+    expected = first
+    for (number,) in connection.execute("SELECT number FROM log WHERE class = ? ORDER BY seq", (message_class,)):
+        if number > expected:
+            gaps.append((expected, min(number - 1, last)))
+        expected = max(expected, number + 1)
+    if expected <= last:
+        gaps.append((expected, last))
+    return gaps

@@ -1,0 +1,378 @@
+"""mosquitto.conf → BrokerConfig, by Mosquitto's own syntax and defaults.
+
+An option is a row: `OPTIONS` holds those that are honoured, `NOT_YET` those that Mosquitto knows and this broker does
+not honour yet. To honour one, move its name from the second to the first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lockgate.config.errors import ConfigError, MosquittoConfError, did_you_mean, raise_all
+from lockgate.config.model import BrokerConfig, ListenerConfig, LogConfig
+
+LOG_TYPES = ("error", "warning", "notice", "information", "debug", "subscribe", "unsubscribe", "websockets", "internal")
+LOCAL_ADDRESSES = ("127.0.0.1", "::1")
+
+
+class BadValue(Exception):
+    """The value of one option cannot be used; the text is the problem, the second argument what would be accepted."""
+
+    def __init__(self, problem: str, accepted: str | None = None) -> None:
+        super().__init__(problem)
+        self.accepted = accepted
+
+
+@dataclass(slots=True)
+class Draft:
+    """What the lines read so far have said: keyword arguments for the frozen classes."""
+
+    broker: dict[str, object] = field(default_factory=dict)
+    log: dict[str, object] = field(default_factory=dict)
+    listeners: list[dict[str, object]] = field(default_factory=list)
+    before_listeners: dict[str, object] = field(default_factory=dict)  # listener options above the first `listener`
+    before_listeners_at: tuple[str, Path, int] | None = None
+    destinations: list[str] = field(default_factory=list)
+    types: set[str] | None = None
+    seen: set[str] = field(default_factory=set)
+
+    @property
+    def listener(self) -> dict[str, object]:
+        return self.listeners[-1] if self.listeners else self.before_listeners
+
+
+# --- values -------------------------------------------------------------------------------------------------------
+
+
+def boolean(name: str, value: str) -> bool:
+    match value.lower():
+        case "true" | "1":
+            return True
+        case "false" | "0":
+            return False
+    raise BadValue(f"Invalid {name} value ({value}).", "true, false, 1, 0")
+
+
+def integer(name: str, value: str) -> int:
+    """A number by C's rules for base 0: 16, 0x10 and 020 are the same."""
+    match = re.fullmatch(r"([+-]?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))", value)
+    if match is None:
+        raise BadValue(f"Invalid {name} value ({value}).", "a whole number")
+    sign, hexadecimal, octal, decimal = match.groups()
+    if hexadecimal is not None:
+        number = int(hexadecimal, 16)
+    elif octal is not None:
+        number = int(octal, 8)
+    else:
+        number = int(decimal)
+    return -number if sign == "-" else number
+
+
+Reader = Callable[[str, str], object]
+
+
+def whole_number(low: int, high: int) -> Reader:
+    def read(name: str, value: str) -> int:
+        number = integer(name, value)
+        if not low <= number <= high:
+            raise BadValue(f"Invalid {name} value ({value}).", f"{low} to {high}")
+        return number
+
+    return read
+
+
+def limit(high: int | None = None, none: int = 0) -> Reader:
+    """A count of which anything below zero, and `high` itself, mean no limit, stored as `none`."""
+
+    def read(name: str, value: str) -> int:
+        number = integer(name, value)
+        if high is not None and number > high:
+            raise BadValue(f"Invalid {name} value ({value}).", f"up to {high}")
+        return none if number < 0 or number == high else number
+
+    return read
+
+
+# --- options ------------------------------------------------------------------------------------------------------
+
+Apply = Callable[[Draft, str, str], None]  # draft, option, value
+
+
+def to_broker(read: Reader) -> Apply:
+    def apply(draft: Draft, name: str, value: str) -> None:
+        draft.broker[name] = read(name, value)
+
+    return apply
+
+
+def to_listener(read: Reader, field_name: str | None = None) -> Apply:
+    def apply(draft: Draft, name: str, value: str) -> None:
+        draft.listener[field_name or name] = read(name, value)
+
+    return apply
+
+
+def listener(draft: Draft, name: str, value: str) -> None:
+    port_text, _, address = value.partition(" ")
+    try:
+        port = integer("port", port_text)
+    except BadValue:
+        port = 0
+    address = address.strip()
+    if port == 0:
+        raise BadValue(
+            f"Invalid port value ({port_text}); Unix sockets (port 0 with a path) are known but not honoured yet.",
+            "1 to 65535, then an address if not all of them are meant",
+        )
+    if not 0 < port <= 65535:
+        raise BadValue(f"Invalid port value ({port_text}).", "1 to 65535")
+    if " " in address:
+        raise BadValue(f"Invalid {name} value ({value}).", "a port and at most one address")
+    draft.listeners.append({"port": port, "address": address or None})
+
+
+def log_dest(draft: Draft, name: str, value: str) -> None:
+    kind, _, rest = value.partition(" ")
+    match kind:
+        case "none":
+            draft.destinations[:] = ["none"]
+        case "stdout" | "stderr" | "syslog" if not rest:
+            draft.destinations.append(kind)
+        case "file" if rest.strip():
+            draft.destinations.append(f"file {rest.strip()}")
+        case "file":
+            raise BadValue('Empty "log_dest file" value in configuration.', "log_dest file PATH")
+        case "topic" | "dlt" | "android":
+            raise BadValue(f"log_dest {kind} is known but not honoured yet.", LOG_DESTINATIONS)
+        case _:
+            raise BadValue(f"Invalid log_dest value ({value}).", LOG_DESTINATIONS)
+
+
+LOG_DESTINATIONS = "stdout, stderr, syslog, none, file PATH"
+
+
+def log_type(draft: Draft, name: str, value: str) -> None:
+    types = draft.types if draft.types is not None else set()
+    if value == "none":
+        types.clear()
+    elif value == "all":
+        types.update(LOG_TYPES)
+    elif value in LOG_TYPES:
+        types.add(value)
+    else:
+        raise BadValue(f"Invalid log_type value ({value}).", ", ".join((*LOG_TYPES, "none", "all")))
+    draft.types = types
+
+
+def log_timestamp(draft: Draft, name: str, value: str) -> None:
+    draft.log["timestamp"] = boolean(name, value)
+
+
+def log_timestamp_format(draft: Draft, name: str, value: str) -> None:
+    if name in draft.seen:
+        raise BadValue(f"Duplicate {name} value in configuration.")
+    draft.log["timestamp_format"] = value
+
+
+def log_facility(draft: Draft, name: str, value: str) -> None:
+    draft.log["facility"] = whole_number(0, 7)(name, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An honoured option: what its value does, and its line in the reference."""
+
+    apply: Apply
+    values: str
+    default: str
+    help: str
+
+
+OPTIONS: dict[str, Option] = {
+    "listener": Option(listener, "PORT [ADDRESS]", "–", "opens a listener; listener options below belong to it"),
+    "allow_anonymous": Option(
+        to_broker(boolean), "true, false", "false; true without any listener", "let clients in that give no user name"
+    ),
+    "max_inflight_bytes": Option(to_broker(limit()), "bytes", "0", "QoS 1/2 bytes in flight per client; 0: no limit"),
+    "max_inflight_messages": Option(
+        to_broker(limit(65535)), "0 to 65535", "20", "QoS 1/2 messages in flight per client; 0, 65535: no limit"
+    ),
+    "max_keepalive": Option(
+        to_broker(whole_number(0, 65535)), "0 to 65535", "0", "longest Keep Alive in seconds; 0: no limit"
+    ),
+    "max_packet_size": Option(
+        to_broker(whole_number(20, 268_435_460)), "20 to 268435460", "2000000", "largest packet in bytes, either way"
+    ),
+    "max_queued_bytes": Option(
+        to_broker(limit()), "bytes", "0", "bytes waiting per client beyond those in flight; 0: no limit"
+    ),
+    "max_queued_messages": Option(
+        to_broker(limit()), "number", "1000", "messages waiting per client beyond those in flight; 0: no limit"
+    ),
+    "log_dest": Option(log_dest, LOG_DESTINATIONS, "stderr", "where log lines go; repeatable"),
+    "log_type": Option(
+        log_type,
+        ", ".join((*LOG_TYPES, "none", "all")),
+        "error, warning, notice, information",
+        "which lines are logged; repeatable, the first one replaces the default",
+    ),
+    "log_timestamp": Option(log_timestamp, "true, false", "true", "begin each line with the time"),
+    "log_timestamp_format": Option(log_timestamp_format, "strftime text", "seconds since 1970", "how that time looks"),
+    "log_facility": Option(log_facility, "0 to 7", "daemon", "syslog facility local0 to local7"),
+    "listener_allow_anonymous": Option(
+        to_listener(boolean, "allow_anonymous"), "true, false", "allow_anonymous", "the same for this listener alone"
+    ),
+    "max_connections": Option(
+        to_listener(limit(none=-1)), "number", "-1", "clients on this listener; below 0: no limit"
+    ),
+    "max_qos": Option(to_listener(whole_number(0, 2)), "0, 1, 2", "2", "highest QoS on this listener"),
+    "maximum_qos": Option(to_listener(whole_number(0, 2), "max_qos"), "0, 1, 2", "2", "another name of max_qos"),
+    "max_topic_alias": Option(
+        to_listener(whole_number(0, 65535)), "0 to 65535", "10", "topic aliases a version 5 client may set up"
+    ),
+    "max_topic_alias_broker": Option(
+        to_listener(whole_number(0, 65535)), "0 to 65535", "10", "topic aliases the broker sets up towards a client"
+    ),
+}
+
+# What Mosquitto knows and this broker does not honour yet, by what a person can do about it meanwhile.
+_NOT_YET = (
+    (
+        "Without it every client that is let in may do everything; keep the listener on 127.0.0.1 until it is.",
+        """acl_file auth_plugin auth_plugin_deny_special_chars password_file per_listener_settings plugin global_plugin
+        plugin_load plugin_use psk_file clientid_prefixes check_retain_source enable_control_api""",
+    ),
+    (
+        "Listeners speak MQTT over plain TCP; remove the line, or put a proxy for TLS or WebSocket before the broker.",
+        """cafile capath certfile keyfile crlfile require_certificate use_identity_as_username use_subject_as_username
+        disable_client_cert_date_checks ciphers ciphers_tls1.3 tls_version dhparamfile tls_engine
+        tls_engine_kpass_sha1 tls_keyform psk_hint protocol websockets_origin websockets_log_level
+        websockets_headers_size enable_proxy_protocol proxy_protocol_v2_require_tls http_dir""",
+    ),
+    (
+        "Sessions and retained messages live in memory; remove the line to run without a store.",
+        """persistence retained_persistence persistence_file persistence_location persistent_client_expiration
+        autosave_interval autosave_on_changes""",
+    ),
+    (
+        "Bridges are not there yet; a sink of type mqtt in lockgate.toml sends messages to another broker.",
+        """connection address addresses topic bridge_protocol_version clientid remote_clientid local_clientid username
+        remote_username password remote_password local_username local_password cleansession local_cleansession
+        keepalive_interval start_type threshold idle_timeout restart_timeout round_robin try_private notifications
+        notifications_local_only notification_topic bridge_attempt_unsubscribe bridge_outgoing_retain
+        bridge_max_packet_size bridge_max_topic_alias bridge_receive_maximum bridge_session_expiry_interval
+        bridge_bind_address bridge_tcp_keepalive bridge_tcp_user_timeout bridge_reload_type bridge_cafile
+        bridge_capath bridge_tls_use_os_certs bridge_certfile bridge_keyfile bridge_insecure bridge_alpn
+        bridge_tls_version bridge_ciphers bridge_ciphers_tls1.3 bridge_require_ocsp bridge_identity bridge_psk""",
+    ),
+    (
+        "Remove the line to run with this broker's behaviour.",
+        """allow_duplicate_messages allow_zero_length_clientid auto_id_prefix connection_messages global_max_clients
+        global_max_connections memory_limit message_size_limit packet_buffer_size pid_file queue_qos0_messages
+        retain_available retain_expiry_interval retry_interval set_tcp_nodelay sys_interval upgrade_outgoing_qos user
+        bind_interface socket_domain accept_protocol_versions listener_auto_id_prefix mount_point
+        use_username_as_clientid""",
+    ),
+    ("Write `listener PORT ADDRESS` instead.", "port bind_address"),
+)
+NOT_YET: dict[str, str] = {name: advice for advice, names in _NOT_YET for name in names.split()}
+
+PLUGIN_OPTIONS = ("plugin_opt_", "auth_opt_")  # free names behind these
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def read_mosquitto_conf(path: Path) -> BrokerConfig:
+    """The configuration in `path`. Raises ConfigError, for all mistakes together, if it cannot be used."""
+    draft = Draft()
+    errors: list[ConfigError] = []
+    for name, value, file, line in _lines(path, errors):
+        try:
+            _apply(draft, name, value, file, line)
+        except BadValue as bad:
+            errors.append(MosquittoConfError(str(bad), path=file, line=line, key=name, accepted=bad.accepted))
+        draft.seen.add(name)
+    if draft.listeners and draft.before_listeners_at and _listener(draft.before_listeners) != ListenerConfig():
+        # Mosquitto would open one more listener for it, on port 1883 of every address, which nobody means.
+        name, file, line = draft.before_listeners_at
+        problem = f"{name} stands above the first `listener`, so it belongs to none. Move it below its `listener` line."
+        errors.append(MosquittoConfError(problem, path=file, line=line, key=name))
+    raise_all(errors)
+    return _finish(draft, path)
+
+
+def _lines(path: Path, errors: list[ConfigError], included: bool = False) -> Iterator[tuple[str, str, Path, int]]:
+    """Option, value, file and line, with included files at the place of their `include_dir`."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        problem = f"Unable to open configuration file {path}: {error.strerror}."
+        errors.append(MosquittoConfError(problem, path=path))
+        return
+    for number, raw in enumerate(content.split(b"\n"), start=1):
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            errors.append(MosquittoConfError("The line is not valid UTF-8.", path=path, line=number))
+            continue
+        if text.startswith("#"):
+            continue
+        # Only spaces part name and value: a tab belongs to the name, and so makes it an unknown one.
+        name, _, value = text.strip("\r").lstrip(" ").partition(" ")
+        value = value.strip()
+        if not name.strip():
+            continue
+        if name != "include_dir":
+            yield name, value, path, number
+        elif included:
+            problem = "include_dir is not allowed in an included file."
+            errors.append(MosquittoConfError(problem, path=path, line=number, key=name))
+        else:
+            folder = Path(value)  # like Mosquitto, from the working directory
+            if not value or not folder.is_dir():
+                problem = f"Unable to open include_dir '{value}'." if value else f"Empty {name} value in configuration."
+                errors.append(MosquittoConfError(problem, path=path, line=number, key=name, accepted="a folder"))
+                continue
+            # without regard to case; the capital before the small letter where that alone differs
+            for file in sorted(folder.glob("*.conf"), key=lambda file: (file.name.lower(), file.name)):
+                yield from _lines(file, errors, included=True)
+
+
+def _apply(draft: Draft, name: str, value: str, path: Path, line: int) -> None:
+    option = OPTIONS.get(name)
+    if option is None:
+        if name in NOT_YET or name.startswith(PLUGIN_OPTIONS):
+            advice = NOT_YET["plugin"] if name.startswith(PLUGIN_OPTIONS) else NOT_YET[name]
+            raise BadValue(f"{name} is an option of Mosquitto that is not honoured yet. {advice}")
+        suggestion = did_you_mean(name, (*OPTIONS, "include_dir", *NOT_YET))
+        if "\t" in name:
+            suggestion = " Only spaces part an option from its value; there is a tab."
+        raise BadValue(f'Unknown configuration variable "{name}".{suggestion}')
+    if not value:
+        raise BadValue(f"Empty {name} value in configuration.", option.values)
+    before = dict(draft.before_listeners)
+    option.apply(draft, name, value)
+    if draft.before_listeners != before and draft.before_listeners_at is None:
+        draft.before_listeners_at = (name, path, line)
+
+
+def _listener(said: dict[str, object]) -> ListenerConfig:
+    return ListenerConfig(**said)  # type: ignore[arg-type]
+
+
+def _finish(draft: Draft, path: Path) -> BrokerConfig:
+    if draft.types is not None:
+        draft.log["types"] = frozenset(draft.types)
+    if draft.destinations:
+        draft.log["destinations"] = tuple(dict.fromkeys(draft.destinations))
+    log = LogConfig(**draft.log)  # type: ignore[arg-type]
+    if draft.listeners:
+        listeners = tuple(_listener(said) for said in draft.listeners)
+        draft.broker.setdefault("allow_anonymous", False)
+    else:  # local-only mode
+        listeners = tuple(_listener(draft.before_listeners | {"address": address}) for address in LOCAL_ADDRESSES)
+    return BrokerConfig(path=path, listeners=listeners, log=log, **draft.broker)  # type: ignore[arg-type]

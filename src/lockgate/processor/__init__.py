@@ -1,0 +1,1 @@
+"""Rules over messages: from the broker, through schemas and SQL, into the buffer."""

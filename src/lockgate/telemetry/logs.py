@@ -1,0 +1,92 @@
+"""Log lines in Mosquitto's format, to the places a LogConfig names."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from logging.handlers import SysLogHandler
+
+from lockgate.config.errors import ConfigError
+from lockgate.config.model import LogConfig
+
+_LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "notice": logging.INFO, "information": logging.INFO}
+_PREFIXES = {"ERROR": "Error: ", "CRITICAL": "Error: ", "WARNING": "Warning: "}
+
+
+class MosquittoFormatter(logging.Formatter):
+    """`1700000000: Warning: text`, as programs that read Mosquitto's log expect it."""
+
+    def __init__(self, config: LogConfig) -> None:
+        super().__init__("%(message)s")
+        self._timestamp = config.timestamp
+        self._timestamp_format = config.timestamp_format
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._time(record) + _PREFIXES.get(record.levelname, "") + super().format(record)
+
+    def _time(self, record: logging.LogRecord) -> str:
+        if not self._timestamp:
+            return ""
+        if self._timestamp_format is None:
+            return f"{int(record.created)}: "
+        return time.strftime(self._timestamp_format, time.localtime(record.created)) + ": "
+
+
+class _TypeFilter(logging.Filter):
+    """Lets through the levels that `log_type` names; they need not be neighbours."""
+
+    def __init__(self, config: LogConfig) -> None:
+        super().__init__()
+        self._levels = {_LEVELS[name] for name in config.types if name in _LEVELS}
+        self._debug = "debug" in config.types
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.INFO:
+            return self._debug
+        return min(record.levelno, logging.ERROR) // 10 * 10 in self._levels
+
+
+def configure(config: LogConfig) -> None:
+    """Send all log lines of this process where `config` says, and nowhere else.
+
+    Raises ConfigError for a destination that cannot be opened. Called again, it replaces what was there.
+    """
+    handlers = [_handler(destination, config) for destination in config.destinations if destination != "none"]
+    formatter, types = MosquittoFormatter(config), _TypeFilter(config)
+    for handler in handlers:
+        if not isinstance(handler, SysLogHandler):  # syslog has a time of its own
+            handler.setFormatter(formatter)
+        handler.addFilter(types)
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    for handler in handlers or [logging.NullHandler()]:
+        root.addHandler(handler)
+    root.setLevel(logging.DEBUG if "debug" in config.types else logging.INFO)
+    logging.getLogger("asyncio").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+
+def _handler(destination: str, config: LogConfig) -> logging.Handler:
+    kind, _, argument = destination.partition(" ")
+    try:
+        match kind:
+            case "stdout":
+                return logging.StreamHandler(sys.stdout)
+            case "stderr":
+                return logging.StreamHandler(sys.stderr)
+            case "file":
+                return logging.FileHandler(argument, encoding="utf-8")
+            case "syslog":
+                facility = "daemon" if config.facility is None else f"local{config.facility}"
+                handler = SysLogHandler("/dev/log", SysLogHandler.facility_names[facility])
+                handler.ident = "lockgate: "
+                return handler
+    except OSError as error:
+        problem = f"cannot be opened ({error.strerror or error})"
+        raise ConfigError(f"{destination} {problem}", key="log_dest") from error
+    raise ConfigError(
+        f"{destination!r} is no place for a log", key="log_dest", accepted="stdout, stderr, syslog, file, none"
+    )

@@ -1,0 +1,21 @@
+#!/bin/sh
+# Installs the foreign MQTT programs the interoperability tests talk to: Debian's mosquitto and its clients, mqtt.js.
+set -eu
+cd "$(dirname "$0")"
+PATH="$PATH:/usr/sbin"
+
+packages=
+command -v mosquitto >/dev/null || packages="$packages mosquitto"
+command -v mosquitto_pub >/dev/null || packages="$packages mosquitto-clients"
+command -v node >/dev/null || packages="$packages nodejs"
+command -v npm >/dev/null || packages="$packages npm"
+if [ -n "$packages" ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "not root: install these Debian packages first:$packages" >&2
+        exit 1
+    fi
+    apt-get update -q
+    # RUNLEVEL=1 keeps the package from starting a broker of its own on port 1883.
+    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $packages
+fi
+npm ci --no-audit --no-fund --ignore-scripts
