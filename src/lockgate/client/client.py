@@ -38,11 +38,12 @@ class Client:
     `session_expiry_seconds` is how long the Server keeps the Session of a lost connection in version 5; with 0 it
     ends with the connection, and so does the promise of QoS 2 across connections. In 3.1.1 `clean_start` decides alone.
     `receive_maximum` bounds the QoS 1 and 2 messages the Server may send before we acknowledge (version 5),
-    `send_maximum` those we send before it does. Without `manual_ack` a message is acknowledged when `messages` gives it out.
+    `send_maximum` those we send before it does. Without `manual_ack` a message is acknowledged when `messages` gives
+    it out.
 
-    At most `queue_maximum` messages or `queue_bytes` wait for `messages`; then nothing more is read from the Server, answers
-    neither: do not await a QoS 1 publish in the loop over the same client's messages. `publish` at QoS 1 and 2 keeps its message
-    until it is acknowledged, through any number of connections; bound it with `asyncio.timeout`.
+    At most `queue_maximum` messages or `queue_bytes` wait for `messages`; then nothing more is read from the Server,
+    answers neither: do not await a QoS 1 publish in the loop over the same client's messages. `publish` at QoS 1 and 2
+    keeps its message until it is acknowledged, through any number of connections; bound it with `asyncio.timeout`.
     """
 
     def __init__(
@@ -90,9 +91,7 @@ class Client:
         self._retry_min = retry_min_seconds
         self._retry_max = retry_max_seconds
         self._version = version
-        self._session = Session(
-            version, self._deliver, receive_maximum=receive_maximum, send_maximum=send_maximum
-        )
+        self._session = Session(version, self._deliver, receive_maximum=receive_maximum, send_maximum=send_maximum)
         self._connection: Connection | None = None
         self._connack: ConnAck | None = None
         self._task: asyncio.Task[None] | None = None
@@ -185,8 +184,9 @@ class Client:
     ) -> int:
         """Publish and, at QoS 1 and 2, wait for the acknowledgement; gives its Reason Code.
 
-        Messages of one QoS leave in the order of the calls. Raises PublishRefused when the Server will not have it, NotConnected at
-        QoS 0 without a connection, ConnectionLost when the client ends first, ValueError for what MQTT cannot say.
+        Messages of one QoS leave in the order of the calls. Raises PublishRefused when the Server will not have it,
+        NotConnected at QoS 0 without a connection, ConnectionLost when the client ends first, ValueError for what MQTT
+        cannot say.
         """
         try:
             check_topic_name(topic)
@@ -279,9 +279,9 @@ class Client:
         self._queue.append(message)
         self._queued_bytes += len(message.payload)
         self._arrived.set()
-        if len(self._queue) >= self._queue_maximum or self._queued_bytes >= self._queue_bytes:
-            if self._connection is not None:
-                self._connection.pause_reading()
+        full = len(self._queue) >= self._queue_maximum or self._queued_bytes >= self._queue_bytes
+        if full and self._connection is not None:
+            self._connection.pause_reading()
 
     def _flush(self) -> None:
         if self._connection is not None:

@@ -26,11 +26,13 @@ def now() -> float:
 class Connection(asyncio.Protocol):
     """Handles every packet of a read, then writes once.
 
-    `accepted` ends with an accepting CONNACK or raises ConnectionRefused, ConnectionLost or MqttError; `closed` gives, when the connection
-    has ended, why it did.
+    `accepted` ends with an accepting CONNACK or raises ConnectionRefused, ConnectionLost or MqttError; `closed` gives,
+    when the connection has ended, why it did.
     """
 
-    def __init__(self, session: Session, connect: Connect, maximum_packet_size: int, on_accepted: Callable[[ConnAck], None]) -> None:
+    def __init__(
+        self, session: Session, connect: Connect, maximum_packet_size: int, on_accepted: Callable[[ConnAck], None]
+    ) -> None:
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._session = session

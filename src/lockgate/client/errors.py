@@ -45,7 +45,9 @@ class ConnectionRefused(ClientError):
         else:
             name = f"{reason_code} {reason_codes.NAMES_V3.get(reason_code, 'unknown')}"
             self.permanent = reason_code in _PERMANENT_V3
-        super().__init__(f"the server refused the connection: {name}" + (f" ({reason_string})" if reason_string else ""))
+        super().__init__(
+            f"the server refused the connection: {name}" + (f" ({reason_string})" if reason_string else "")
+        )
         self.reason_code = reason_code
 
 

@@ -11,8 +11,8 @@ from lockgate.mqtt.properties import Properties
 class Message:
     """One PUBLISH from the Server.
 
-    `packet_id` is 0 at QoS 0. `duplicate` is the DUP flag: the Server has sent this one before, perhaps to an earlier run
-    of this program. `session` counts the Sessions of this client: a Packet Identifier means nothing in another one.
+    `packet_id` is 0 at QoS 0. `duplicate` is the DUP flag: the Server has sent this one before, perhaps to an earlier
+    run of this program. `session` counts the Sessions of this client: a Packet Identifier means nothing in another one.
     """
 
     __slots__ = (

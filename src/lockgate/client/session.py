@@ -1,7 +1,7 @@
 """The client's half of an MQTT Session (MQTT 5 §4.1), without the network: packets in, bytes out, no clock.
 
-A Session outlives its Network Connections. `connected` and `disconnected` tell it of them; between the two it hands bytes
-to `take_output`. Outside of them it keeps what the user asked for, to be sent when there is a connection again.
+A Session outlives its Network Connections. `connected` and `disconnected` tell it of them; between the two it hands
+bytes to `take_output`. Outside of them it keeps what the user asked for, to be sent when there is a connection again.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class _Request:
 class Session:
     """What both ends must remember: unacknowledged messages each way, QoS 2 identifiers, subscriptions.
 
-    Not acknowledged means sent again: with DUP to a Server that kept the Session, as a new message to one that did not. A QoS 2
-    message whose PUBREC came, but not its PUBCOMP, is sent anew too when the Server lost the Session: rather twice than
-    never. Exactly once holds while both sides keep their Session.
+    Not acknowledged means sent again: with DUP to a Server that kept the Session, as a new message to one that did not.
+    A QoS 2 message whose PUBREC came, but not its PUBCOMP, is sent anew too when the Server lost the Session: rather
+    twice than never. Exactly once holds while both sides keep their Session.
     """
 
     def __init__(
@@ -195,7 +195,8 @@ class Session:
     ) -> None:
         """Send a message as soon as the Server's Receive Maximum allows.
 
-        At QoS 0 there must be a connection, and `finished` is called at once. Raises ValueError for what MQTT cannot say.
+        At QoS 0 there must be a connection, and `finished` is called at once. Raises ValueError for what MQTT
+        cannot say.
         """
         encoded_topic = encode_string(topic)[2:]
         head, tail = encode_publish_parts(encoded_topic, payload, qos, retain, self.version, properties)
@@ -311,8 +312,8 @@ class Session:
     def acknowledge(self, message: Message, reason_code: int = 0) -> None:
         """Acknowledge a message: PUBACK or PUBREC, sent once every message that arrived before it is acknowledged too.
 
-        When the message's connection is gone nothing is sent now: if the Server sends it again on a later connection, it is
-        answered there and not given out twice; if the Server lost the Session, there is nobody to tell.
+        When the message's connection is gone nothing is sent now: if the Server sends it again on a later connection,
+        it is answered there and not given out twice; if the Server lost the Session, there is nobody to tell.
         """
         if message.qos and not message.acknowledged:
             message.acknowledged = True
