@@ -78,9 +78,9 @@ class TopicNames:
 class Decoder:
     """Takes the bytes of one Network Connection and gives its packets.
 
-    `version` is 0 until a CONNECT has told it: then only CONNECT is accepted. `maximum_packet_size` counts whole packets, 0 is
-    no limit; both may be changed between packets. With `keep_frames`, a QoS 0 PUBLISH that any receiver of its version
-    could get unchanged carries the bytes that it came in.
+    `version` is 0 until a CONNECT has told it: then only CONNECT is accepted. `maximum_packet_size` counts whole
+    packets, 0 is no limit; both may be changed between packets. With `keep_frames`, a QoS 0 PUBLISH that any receiver
+    of its version could get unchanged carries the bytes that it came in.
     """
 
     __slots__ = ("_at", "_buffer", "_missing", "_pieces", "_topics", "keep_frames", "maximum_packet_size", "version")
@@ -293,9 +293,12 @@ class Decoder:
             raise MalformedPacket("a Password without a User Name")
         keep_alive = body.two_bytes("Keep Alive")
         properties = body.properties(1 << CONNECT) if version == V5 else None
-        if properties is not None and properties.authentication_data is not None:
-            if properties.authentication_method is None:
-                raise ProtocolError("Authentication Data without an Authentication Method")
+        if (
+            properties is not None
+            and properties.authentication_data is not None
+            and properties.authentication_method is None
+        ):
+            raise ProtocolError("Authentication Data without an Authentication Method")
         client_id = body.string("Client Identifier")
         will: Will | None = None
         if has_will:

@@ -223,10 +223,7 @@ class Properties:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Properties):
             return NotImplemented
-        for kind in KINDS.values():
-            if getattr(self, kind.name) != getattr(other, kind.name):
-                return False
-        return True
+        return all(getattr(self, kind.name) == getattr(other, kind.name) for kind in KINDS.values())
 
     __hash__ = None  # type: ignore[assignment]
 
