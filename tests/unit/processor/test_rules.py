@@ -12,14 +12,15 @@ from lockgate.config.errors import ConfigError
 from lockgate.config.model import RuleConfig, SchemaConfig
 from lockgate.processor.rules import MessageRule, WindowKey, WindowRule
 from lockgate.processor.sandbox import RuleError, topic_level
-from lockgate.processor.schemas import Schema
+from lockgate.processor.schemas import Schema, Value
 
 SCHEMA = Schema(SchemaConfig(name="readings", topics=("#",), fields=(("value", "real"), ("unit", "text"))))
-HOT = {"value": 91.0, "unit": "C", "topic": "sensors/x/temp", "received_at": 1000}
+HOT: dict[str, Value] = {"value": 91.0, "unit": "C", "topic": "sensors/x/temp", "received_at": 1000}
 
 
 def rule(sql: str, **other: Any) -> RuleConfig:
-    return RuleConfig(name="r", schema="readings", sql=sql, **({"message_class": "alarm", "topic": "out", "line": 7} | other))
+    keys: dict[str, Any] = {"message_class": "alarm", "topic": "out", "line": 7} | other
+    return RuleConfig(name="r", schema="readings", sql=sql, **keys)
 
 
 def message_rule(sql: str, **other: Any) -> MessageRule:
@@ -32,7 +33,8 @@ def window_rule(sql: str, **other: Any) -> WindowRule:
 
 def test_a_message_becomes_the_rows_of_the_result() -> None:
     hot = message_rule(
-        "SELECT 'alarm/' || topic_level(:topic, 2) AS topic, :value AS value, :received_at AS device_ts WHERE :value > 90;"
+        "SELECT 'alarm/' || topic_level(:topic, 2) AS topic, :value AS value, :received_at AS device_ts"
+        " WHERE :value > 90;"
     )
     assert hot.evaluate(HOT) == [Entry("alarm/x", "alarm", "readings", b'{"value":91.0}', 1000)]
     assert hot.evaluate(HOT | {"value": 90.0}) == []
@@ -106,7 +108,9 @@ def test_an_error_while_running_is_counted_and_the_rule_goes_on(sql: str, reason
 
 
 def test_a_window_gathers_runs_and_is_emptied() -> None:
-    mean = window_rule("SELECT unit, avg(value) AS mean, count(*) AS n, :window_end AS e FROM readings GROUP BY unit ORDER BY 1")
+    mean = window_rule(
+        "SELECT unit, avg(value) AS mean, count(*) AS n, :window_end AS e FROM readings GROUP BY unit ORDER BY unit"
+    )
     key = mean.key("boot", 25_000_000_000)
     assert key == WindowKey("boot", 2)
     for value, unit in [(1.0, "C"), (3.0, "C"), (5.0, "F")]:

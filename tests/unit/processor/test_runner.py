@@ -70,7 +70,10 @@ class Gateway:
         self.folder = folder
         self.clock = ScriptedClock()
         self.config = ProcessorConfig(
-            connection=ConnectionConfig(client_id="p"), schemas=(SCHEMA,), rules=tuple(rules), receive_maximum=receive_maximum
+            connection=ConnectionConfig(client_id="p"),
+            schemas=(SCHEMA,),
+            rules=tuple(rules),
+            receive_maximum=receive_maximum,
         )
         self.reader = LogReader(folder)
 
@@ -121,7 +124,8 @@ async def test_every_message_is_counted_once(tmp_path: Path) -> None:
         )
         (alarm,) = gateway.rows("alarm")
         assert (alarm.topic, alarm.payload, alarm.schema) == ("sensors/a/temp", b'{"value":91.0}', "temperature")
-        kept = gateway.reader.segments()[-1].connection.execute("SELECT topic, reason, payload FROM quarantine").fetchall()
+        newest = gateway.reader.segments()[-1].connection
+        kept = newest.execute("SELECT topic, reason, payload FROM quarantine").fetchall()
         assert kept == [
             ("sensors/a/temp", "rule broken: SQL error", b'{"value":13}'),
             ("sensors/a/temp", "not JSON", b"{"),
@@ -131,7 +135,9 @@ async def test_every_message_is_counted_once(tmp_path: Path) -> None:
 
 
 async def test_what_a_broken_rule_spoils_the_other_rules_still_make(tmp_path: Path) -> None:
-    always = RuleConfig(name="all", schema="temperature", sql="SELECT :value AS v", message_class="telemetry", topic="t")
+    always = RuleConfig(
+        name="all", schema="temperature", sql="SELECT :value AS v", message_class="telemetry", topic="t"
+    )
     gateway = Gateway(tmp_path, [BROKEN, always])
     async with gateway.running() as runner:
         await runner.process([reading(13)])
@@ -163,7 +169,7 @@ async def test_a_reused_identifier_is_a_new_message(tmp_path: Path) -> None:
 async def test_a_new_message_under_a_reused_identifier_is_not_lost_when_it_comes_back_after_a_kill(
     tmp_path: Path,
 ) -> None:
-    """Its first PUBLISH, without DUP, reached us but was not committed; the identifier stored is of the message before."""
+    """Its first PUBLISH, without DUP, was not committed; the identifier stored is of the message before."""
     gateway = Gateway(tmp_path, [HOT], receive_maximum=3)
     async with gateway.running() as runner:
         await runner.process([reading(91, 1)])
@@ -291,5 +297,3 @@ async def test_a_new_rule_begins_with_the_next_message_and_an_old_one_is_forgott
         gateway.clock.boottime_ns += 10 * SECOND
         await runner.close_windows()
     assert gateway.means() == [{"n": 1}]
-
-

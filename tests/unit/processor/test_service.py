@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from lockgate.buffer import LogReader
+from lockgate.buffer import Batch, Log, LogReader
 from lockgate.buffer.ledger import read_ledger
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import (
@@ -129,7 +129,17 @@ async def test_a_message_is_acknowledged_after_its_commit(tmp_path: Path) -> Non
     ]
 
 
-async def test_a_window_ends_without_another_message(tmp_path: Path) -> None:
+async def test_a_window_ends_without_another_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    committed = asyncio.Event()
+    append = Log.append
+
+    async def noted_append(self: Log, batch: Batch) -> int:
+        first_seq = await append(self, batch)
+        if any(entry.message_class == "telemetry" for entry in batch.entries):
+            committed.set()
+        return first_seq
+
+    monkeypatch.setattr(Log, "append", noted_append)
     window = RuleConfig(
         name="n", schema="s", sql="SELECT count(*) AS n FROM s", message_class="telemetry", topic="n", every_seconds=0.2
     )
@@ -138,21 +148,30 @@ async def test_a_window_ends_without_another_message(tmp_path: Path) -> None:
     async with running(service):
         broker.send(Publish(b'{"value": 1}', 1))
         await broker.acknowledgements(1)
-        reader = LogReader(tmp_path / "buffer")
         async with asyncio.timeout(10):
-            while not (rows := reader.read("telemetry", 0, 9)):
-                await asyncio.sleep(0.01)
-    assert rows[0].payload == b'{"n":1}'
+            await committed.wait()
+    assert LogReader(tmp_path / "buffer").read("telemetry", 0, 9)[0].payload == b'{"n":1}'
 
 
-async def test_at_the_limit_nothing_is_acknowledged_and_nothing_lost(tmp_path: Path) -> None:
+async def test_at_the_limit_nothing_is_acknowledged_and_nothing_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = asyncio.Event()
+    wait_because = Log._wait_because
+
+    def noted_wait(self: Log, reason: str | None) -> None:
+        wait_because(self, reason)
+        if reason is not None:
+            waits.set()
+
+    monkeypatch.setattr(Log, "_wait_because", noted_wait)
     broker = ScriptedBroker(tmp_path)
     service = processor(broker, limit_bytes=1)
     async with running(service):
         broker.send(Publish(b'{"value": 1}', 1))
         async with asyncio.timeout(10):
-            while not service.status()["buffer"]["waiting"]:  # type: ignore[index]
-                await asyncio.sleep(0.01)
+            await waits.wait()
+        assert "full" in service.status()["buffer"]["waiting"]  # type: ignore[index]
         assert broker.acknowledged == []
     assert read_ledger(tmp_path / "buffer").intake.received == 0
     broker = ScriptedBroker(tmp_path)
