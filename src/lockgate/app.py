@@ -18,7 +18,7 @@ from typing import Protocol
 
 from lockgate import __version__
 from lockgate.config.errors import ConfigError
-from lockgate.config.model import Config
+from lockgate.config.model import Config, HttpSinkConfig
 from lockgate.telemetry.health import StatusServer
 
 log = logging.getLogger(__name__)
@@ -71,12 +71,18 @@ def _demo_device(config: Config) -> Service:
 def _demo_cloud(config: Config) -> Service:
     from lockgate.demo.cloud import Cloud
 
-    return Cloud(config.gateway.data_dir)
+    urls = [sink.url for sink in config.forwarder.sinks if isinstance(sink, HttpSinkConfig)]
+    if not urls:
+        raise ConfigError("the demo's cloud is where a sink of type http sends to, and there is none", key="sinks")
+    return Cloud(config.gateway.data_dir, urls[0])
 
 
 # In the order of starting: each relies on those before it.
 SERVICES: dict[str, Build] = {"broker": _broker, "processor": _processor, "forwarder": _forwarder}
 DEMO_SERVICES: dict[str, Build] = {"demo-cloud": _demo_cloud, "demo-device": _demo_device}
+
+# As processes: those of a stage rely on the stages before, not on each other.
+STAGES = (("broker",), ("processor", "forwarder"))
 
 
 def run(config: Config, names: Sequence[str], registry: Mapping[str, Build]) -> int:

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lockgate.telemetry import health
@@ -31,24 +32,28 @@ class Child:
     def __init__(self, name: str, command: Sequence[str], socket: Path, write: Callable[[str, str], None]) -> None:
         self.name = name
         self.restarts = 0
-        self.process: asyncio.subprocess.Process | None = None
         self._command = command
         self._socket = socket
         self._write = write
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = asyncio.Event()
 
     async def keep_running(self) -> None:
-        """Start the process again whenever it ends, until cancelled; the process then still runs."""
+        """Start the process again whenever it ends, until `stop`."""
         failures = 0
-        while True:
+        while not self._stopping.is_set():
             started = time.monotonic()
             code = await self._run_once()
+            if self._stopping.is_set():
+                return
             if time.monotonic() - started > STABLE_SECONDS:
                 failures = 0
             pause = BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)]
             failures += 1
-            self.restarts += 1
             log.warning("%s ended (%s); starting it again in %g s", self.name, _how(code), pause)
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+            self.restarts += 1
 
     async def ready(self) -> None:
         """Return when the service answers on its status socket."""
@@ -57,7 +62,8 @@ class Child:
 
     async def stop(self, deadline: float) -> None:
         """End the process with SIGTERM, at `deadline` (time.monotonic) with SIGKILL."""
-        process = self.process
+        self._stopping.set()
+        process = self._process
         if process is None or process.returncode is not None:
             return
         process.terminate()
@@ -79,59 +85,72 @@ class Child:
                 os._exit(1)
             os.setpgid(0, 0)
 
-        self.process = await asyncio.create_subprocess_exec(
+        process = self._process = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             preexec_fn=before_exec,
-            limit=1024 * 1024,
         )
-        assert self.process.stdout is not None
-        async for line in self.process.stdout:
-            self._write(self.name, line.decode(errors="replace").rstrip("\n"))
-        return await self.process.wait()
+        assert process.stdout is not None
+        if self._stopping.is_set():  # while it was being started
+            process.terminate()
+        rest = b""
+        while chunk := await process.stdout.read(65536):  # not by lines: one may be longer than any limit
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._write(self.name, line.decode(errors="replace"))
+        if rest:
+            self._write(self.name, rest.decode(errors="replace"))
+        return await process.wait()
 
 
 class Supervisor:
-    """The children, started in order: the first is waited for, since the others need it."""
+    """The children, started in stages: the next stage begins when all of the one before are ready."""
 
     def __init__(
         self,
-        names: Sequence[str],
+        stages: Sequence[Sequence[str]],
         command: Callable[[str], Sequence[str]],
         sockets_dir: Path,
         write: Callable[[str, str], None],
     ) -> None:
-        self.children = [Child(name, command(name), sockets_dir / f"{name}.sock", write) for name in names]
+        self._stages = [
+            [Child(name, command(name), sockets_dir / f"{name}.sock", write) for name in stage] for stage in stages
+        ]
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Keep all children running until `stop` is set; then end them in reverse order of starting, within 3 s."""
-        tasks: list[asyncio.Task[None]] = []
+        """Keep all children running until `stop` is set; then end them, the last stage first, within 3 s."""
+        running: list[asyncio.Task[None]] = []
         stopping = asyncio.create_task(stop.wait())
         try:
-            for number, child in enumerate(self.children):
+            for stage in self._stages:
+                running += [asyncio.create_task(child.keep_running()) for child in stage]
+                ready = asyncio.create_task(_all_ready(stage))
+                await asyncio.wait({ready, stopping}, timeout=READY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                ready.cancel()
                 if stop.is_set():
                     break
-                tasks.append(asyncio.create_task(child.keep_running()))
-                if number == 0:
-                    ready = asyncio.create_task(child.ready())
-                    await asyncio.wait({ready, stopping}, timeout=READY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                    ready.cancel()
             await stopping
         finally:
-            for task in tasks:
-                task.cancel()
             deadline = time.monotonic() + STOP_SECONDS
-            # Together, but each a little after those that rely on it: so none sees its broker vanish first.
-            stops = []
-            for child in reversed(self.children):
-                stops.append(asyncio.create_task(child.stop(deadline)))
-                await asyncio.wait({stops[-1]}, timeout=0.5)
+            stops: list[asyncio.Task[None]] = []
+            for stage in reversed(self._stages):
+                # A head start for those that rely on the stages before, so that they do not see them vanish.
+                if stops:
+                    await asyncio.wait(stops, timeout=0.7)
+                stops += [asyncio.create_task(child.stop(deadline)) for child in stage]
             await asyncio.gather(*stops)
+            await asyncio.wait(running, timeout=0.2)  # their last words
+            for task in running:
+                task.cancel()
 
     def restarts(self) -> Mapping[str, int]:
-        return {child.name: child.restarts for child in self.children}
+        return {child.name: child.restarts for stage in self._stages for child in stage}
+
+
+async def _all_ready(children: Sequence[Child]) -> None:
+    await asyncio.gather(*(child.ready() for child in children))
 
 
 def run_command(config_path: Path | None, name: str) -> list[str]:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from lockgate.cli.common import load_config
+from lockgate.config.errors import ConfigError
 from lockgate.config.model import Config
 
 
@@ -24,7 +25,11 @@ def check_rules(config: Config) -> None:
     """Compile every schema and rule. Raises ConfigError, with the line of the rule."""
     from lockgate.processor.runner import Rulebook
 
-    Rulebook(config.processor, config.buffer).rules.close()
+    try:
+        Rulebook(config.processor, config.buffer).rules.close()
+    except ConfigError as error:
+        error.path = error.path or config.path  # the processor does not know the file
+        raise
 
 
 def summary(config: Config) -> str:

@@ -31,7 +31,7 @@ def main(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
     logs.configure(LogConfig())
     supervisor = Supervisor(
-        tuple(app.SERVICES),
+        app.STAGES,
         lambda name: run_command(config.path, name),
         config.gateway.sockets_dir,
         write_prefixed,
@@ -51,4 +51,4 @@ async def run_until_signal(supervisor: Supervisor) -> None:
 
 
 def write_prefixed(name: str, line: str) -> None:
-    print(f"{name:<10}| {line}", file=sys.stderr, flush=True)
+    print(f"{name:<12}| {line}", file=sys.stderr, flush=True)
