@@ -67,7 +67,9 @@ asyncio.run(processor.run(tell_ready))
 def mosquitto(folder: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    (folder / "m.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n")
+    (folder / "m.conf").write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nset_tcp_nodelay true\n"
+    )
     assert MOSQUITTO is not None
     broker = subprocess.Popen([MOSQUITTO, "-c", str(folder / "m.conf")], stderr=subprocess.PIPE, text=True)
     try:
