@@ -264,12 +264,16 @@ async def test_a_damaged_sealed_segment_costs_its_damaged_rows_only(tmp_path: Pa
     reader = LogReader(tmp_path)
     cursor = await Cursor.open(tmp_path, "cloud", SINKS["cloud"], reader)
     await cursor.settle(reader.read("telemetry", 0, 90))
+    other = LogReader(tmp_path)
+    other.segments()
     overwrite_middle(segment_path(tmp_path, 2))
     reader.close()
     with pytest.raises(DamagedSegment):
         reader.read("telemetry", 100, 100)
+    assert not other.segments()[1].stale(99)
     await log.maintain()
     assert log.status()["damaged"]
+    assert other.segments()[1].inode == segment_path(tmp_path, 2).stat().st_ino
     book = next(b for b in read_ledger(tmp_path).deliveries if b.message_class == "telemetry")
     lost = book.dropped["damaged"]
     assert 0 < lost < 50
@@ -366,6 +370,8 @@ async def test_a_reader_goes_on_while_the_writer_rotates_and_purges(tmp_path: Pa
             await cursor.settle(rows)
         await log.maintain()
         assert read_ledger(tmp_path).closes
+        segments = reader.segments()
+        assert all(segment.immutable for segment in segments[:-1])
     while rows := reader.read("telemetry", cursor.position("telemetry").seq, 100):
         read += [row.seq for row in rows]
         await cursor.settle(rows)
