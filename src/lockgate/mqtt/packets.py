@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Union
+from typing import Final
 
 from lockgate.mqtt.properties import Properties
 
@@ -106,7 +106,7 @@ class Will:
 
 
 class Connect(Packet):
-    """CONNECT (§3.1). `clean_start` is Clean Session before version 5, `bridge` the bit 0x80 of the protocol level."""
+    """CONNECT (§3.1). `clean_start` is Clean Session before version 5; `bridge` is bit 0x80 of the protocol level."""
 
     __slots__ = (
         "bridge",
@@ -214,7 +214,7 @@ class Publish(Packet):
 
 
 class Acknowledgement(Packet):
-    """What PUBACK, PUBREC, PUBREL and PUBCOMP share: Packet Identifier and, in version 5, Reason Code (§3.4-§3.7)."""
+    """What PUBACK, PUBREC, PUBREL and PUBCOMP share: a Packet Identifier and, in version 5, a Reason Code."""
 
     __slots__ = ("packet_id", "properties", "reason_code")
 
@@ -404,22 +404,3 @@ class Auth(Packet):
 
     def fields(self) -> tuple[object, ...]:
         return (self.reason_code, self.properties)
-
-
-AnyPacket = Union[
-    Connect,
-    ConnAck,
-    Publish,
-    PubAck,
-    PubRec,
-    PubRel,
-    PubComp,
-    Subscribe,
-    SubAck,
-    Unsubscribe,
-    UnsubAck,
-    PingReq,
-    PingResp,
-    Disconnect,
-    Auth,
-]

@@ -121,7 +121,7 @@ CONNACK_V3: Final[dict[int, int]] = {
     NOT_AUTHORIZED: NOT_AUTHORIZED_V3,
 }
 
-# The codes that a packet of each kind may carry (tables of §3.x.2.1, §3.8.3, §3.9.3, §3.11.3, §3.14.2.1, §3.15.2.1).
+# The codes that a packet of each kind may carry (§3.2.2.2, §3.4.2.1 to §3.7.2.1, §3.9.3, §3.11.3, §3.14.2.1, §3.15.2)
 CONNACK_CODES: Final[frozenset[int]] = frozenset(
     {SUCCESS, *range(0x80, 0x8B), BAD_AUTHENTICATION_METHOD, TOPIC_NAME_INVALID, PACKET_TOO_LARGE, QUOTA_EXCEEDED}
     | {PAYLOAD_FORMAT_INVALID, RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED, USE_ANOTHER_SERVER, SERVER_MOVED}

@@ -1,0 +1,309 @@
+"""A Network Connection without the network: bytes and the time go in, bytes come out (MQTT 5 §4.2)."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, cast, final
+
+from lockgate.broker import handshake, inbound, outbound, subscribing
+from lockgate.broker.limits import CONNECT_PACKET_BYTES, ListenerLimits
+from lockgate.broker.ports import Message
+from lockgate.mqtt import reason_codes
+from lockgate.mqtt.decoder import Decoder
+from lockgate.mqtt.encoder import PINGRESP_FRAME, encode
+from lockgate.mqtt.errors import MqttError, ProtocolError, UnsupportedVersion
+from lockgate.mqtt.packets import (
+    CONNECT,
+    DISCONNECT,
+    PINGREQ,
+    PUBACK,
+    PUBCOMP,
+    PUBLISH,
+    PUBREC,
+    PUBREL,
+    SUBSCRIBE,
+    TYPE_NAMES,
+    UNSUBSCRIBE,
+    V5,
+    Acknowledgement,
+    Connect,
+    Disconnect,
+    Packet,
+    Publish,
+    Subscribe,
+    Unsubscribe,
+)
+
+if TYPE_CHECKING:
+    from lockgate.broker.broker import Broker
+    from lockgate.broker.session import Session, Subscription
+
+AWAITING_CONNECT: Final = 0
+CONNECTED: Final = 1
+CLOSING: Final = 2  # output may still leave, input is ignored
+
+
+@final
+class Gate:
+    """Packets in order, each held until the change it speaks of is committed (DESIGN §3.1)."""
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held: deque[tuple[int, bytes]] = deque()
+
+    def release(self, committed: int) -> list[bytes]:
+        """Take the packets from the front whose changes are all committed."""
+        free: list[bytes] = []
+        held = self.held
+        while held and held[0][0] <= committed:
+            free.append(held.popleft()[1])
+        return free
+
+
+@final
+class Connection:
+    """One client's connection: the shell calls `receive` and `set_writable` and takes the output."""
+
+    __slots__ = (
+        "_acknowledgements",
+        "_deliveries",
+        "_waits",
+        "accepted_at",
+        "aliases_in",
+        "aliases_out",
+        "backlog",
+        "broker",
+        "closing_reason",
+        "decoder",
+        "keep_alive_seconds",
+        "last_packet_at",
+        "limits",
+        "maximum_packet_size",
+        "number",
+        "output",
+        "output_bytes",
+        "peer",
+        "session",
+        "state",
+        "topic_alias_maximum",
+        "touched",
+        "version",
+        "watched_at",
+        "will",
+        "will_delay",
+        "window",
+        "writable",
+    )
+
+    def __init__(self, broker: Broker, number: int, peer: str, limits: ListenerLimits, now: float) -> None:
+        self.broker = broker
+        self.number = number
+        self.peer = peer  # address, as it is logged
+        self.limits = limits
+        self.state = AWAITING_CONNECT
+        self.version = 0
+        self.session: Session | None = None
+        self.decoder = Decoder(0, CONNECT_PACKET_BYTES, True, broker.topic_names)
+        self.accepted_at = now
+        self.last_packet_at = now
+        self.watched_at = float("inf")  # the time of this connection's entry among the deadlines
+        self.keep_alive_seconds = 0  # 0: no limit; the deadline is one and a half times this
+        self.will: Message | None = None
+        self.will_delay = 0
+        self.window = 0  # messages in flight to this client
+        self.maximum_packet_size = 0  # that the client accepts; 0: any
+        self.topic_alias_maximum = 0  # aliases we may set up towards the client
+        self.aliases_in: dict[int, str] | None = None
+        self.aliases_out: dict[str, int] | None = None
+        self.backlog: deque[tuple[Message, Subscription]] | None = None  # retained messages still to be sent
+        self.output: list[bytes] = []
+        self.output_bytes = 0
+        self.touched = False
+        self.writable = True
+        self.closing_reason = ""
+        self._acknowledgements: Gate | None = None
+        self._deliveries: Gate | None = None
+        self._waits = False
+
+    # --- input -------------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Handle bytes that arrived; what has to be sent is then found through `Broker.take_touched`.
+
+        Never raises: a peer's mistake closes this connection and touches nobody else.
+        """
+        if self.state == CLOSING:
+            return
+        self.last_packet_at = now
+        broker = self.broker
+        broker.statistics.bytes_received += len(data)
+        decoder = self.decoder
+        decoder.feed(data)
+        try:
+            while self.state != CLOSING:
+                packet = decoder.next_packet()
+                if packet is None:
+                    return
+                broker.statistics.packets_received += 1
+                if self.state == CONNECTED:
+                    session = self.session
+                    assert session is not None
+                    if packet.type == PUBLISH:
+                        inbound.handle_publish(broker, self, session, cast(Publish, packet), now)
+                    else:
+                        self._dispatch(broker, session, packet, now)
+                else:  # the decoder lets only CONNECT through
+                    handshake.handle_connect(broker, self, cast(Connect, packet), now)
+        except UnsupportedVersion as error:
+            handshake.refuse_version(self, error)
+        except MqttError as error:
+            self.close_with(error.reason_code, error.detail)
+
+    def _dispatch(self, broker: Broker, session: Session, packet: Packet, now: float) -> None:
+        packet_type = packet.type
+        if packet_type == PUBACK:
+            outbound.handle_puback(broker, self, session, cast(Acknowledgement, packet), now)
+        elif packet_type == PUBREC:
+            outbound.handle_pubrec(broker, self, session, cast(Acknowledgement, packet), now)
+        elif packet_type == PUBREL:
+            inbound.handle_pubrel(broker, self, session, cast(Acknowledgement, packet), now)
+        elif packet_type == PUBCOMP:
+            outbound.handle_pubcomp(broker, self, session, cast(Acknowledgement, packet), now)
+        elif packet_type == PINGREQ:
+            self.send(PINGRESP_FRAME)
+        elif packet_type == SUBSCRIBE:
+            subscribing.handle_subscribe(broker, self, session, cast(Subscribe, packet), now)
+        elif packet_type == UNSUBSCRIBE:
+            subscribing.handle_unsubscribe(broker, self, session, cast(Unsubscribe, packet))
+        elif packet_type == DISCONNECT:
+            handshake.handle_disconnect(broker, self, session, cast(Disconnect, packet))
+        elif packet_type == CONNECT:
+            raise ProtocolError("a second CONNECT")  # [MQTT-3.1.0-2]
+        else:
+            raise ProtocolError(f"a client must not send {TYPE_NAMES[packet_type]} here")
+
+    # --- output ------------------------------------------------------------------------------------------------
+
+    def send(self, frame: bytes) -> None:
+        """Append one packet to what leaves with the next write."""
+        self.output.append(frame)
+        self.output_bytes += len(frame)
+        if not self.touched:
+            self.touched = True
+            self.broker.touched.append(self)
+
+    def touch(self) -> None:
+        """Ask the shell to look at this connection even if it has no output: it may be closing."""
+        if not self.touched:
+            self.touched = True
+            self.broker.touched.append(self)
+
+    def acknowledge(self, frame: bytes, commit: int) -> None:
+        """Send PUBACK, PUBREC, PUBCOMP, SUBACK or UNSUBACK once a change is committed, in the order of arrival."""
+        gate = self._acknowledgements
+        if commit <= self.broker.committed_number and (gate is None or not gate.held):
+            self.send(frame)
+            return
+        if gate is None:
+            gate = self._acknowledgements = Gate()
+        gate.held.append((commit, frame))
+        self._wait()
+
+    def deliver(self, frame: bytes, commit: int) -> None:
+        """Send a QoS 1 or 2 PUBLISH or a PUBREL once a change is committed, behind all deliveries before it."""
+        gate = self._deliveries
+        if commit <= self.broker.committed_number and (gate is None or not gate.held):
+            self.send(frame)
+            return
+        if gate is None:
+            gate = self._deliveries = Gate()
+        gate.held.append((commit, frame))
+        self._wait()
+
+    def deliver_parts(self, head: bytes, packet_id: bytes, tail: bytes, commit: int) -> None:
+        """Like `deliver`, for a PUBLISH in the three parts of which only the identifier is this receiver's own."""
+        gate = self._deliveries
+        if commit > self.broker.committed_number or (gate is not None and gate.held):
+            self.deliver(head + packet_id + tail, commit)
+            return
+        output = self.output
+        output.append(head)
+        output.append(packet_id)
+        output.append(tail)
+        self.output_bytes += len(head) + 2 + len(tail)
+        self.touch()
+
+    @property
+    def acknowledgements_wait(self) -> bool:
+        """Whether an acknowledgement is held back until its change is committed."""
+        gate = self._acknowledgements
+        return gate is not None and len(gate.held) > 0
+
+    def _wait(self) -> None:
+        if not self._waits:
+            self._waits = True
+            self.broker.waiting.append(self)
+
+    def release(self, committed: int) -> bool:
+        """Send what waited for this commit number; say whether anything still waits."""
+        still = False
+        if self.state != CLOSING:
+            for gate in (self._acknowledgements, self._deliveries):
+                if gate is not None:
+                    for frame in gate.release(committed):
+                        self.send(frame)
+                    if gate.held:
+                        still = True
+        self._waits = still
+        return still
+
+    def take_output(self) -> bytes:
+        """Take everything that has to be written now."""
+        output = self.output
+        data = output[0] if len(output) == 1 else b"".join(output)
+        self.output = []
+        self.output_bytes = 0
+        self.broker.statistics.bytes_sent += len(data)
+        return data
+
+    def set_writable(self, writable: bool, now: float) -> None:
+        """Say whether the peer takes bytes; while it does not, output gathers here up to `Limits.output_bytes`."""
+        self.writable = writable
+        if writable and self.state == CONNECTED and self.session is not None:
+            outbound.pump(self.broker, self, self.session, now)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the shell has to close the socket after what is left to write."""
+        return self.state == CLOSING
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the peer leaves so much unread that nothing more should be read from it."""
+        return self.output_bytes > self.broker.limits.output_bytes
+
+    # --- the end -----------------------------------------------------------------------------------------------
+
+    def close(self, reason: str) -> None:
+        """Close without a packet; the shell then calls `Broker.connection_lost`."""
+        if self.state != CLOSING:
+            self.state = CLOSING
+            self.closing_reason = reason
+            self.touch()
+
+    def close_with(self, reason_code: int, detail: str) -> None:
+        """Close for a reason; a version 5 client is told by DISCONNECT, or by CONNACK before it was let in (§4.13)."""
+        if self.state == CLOSING:
+            return
+        if self.state == CONNECTED and self.version == V5:
+            self.send(encode(Disconnect(reason_code), V5))
+        self.close(f"{reason_codes.NAMES.get(reason_code, 'error')}: {detail}")
+
+    def deadline(self) -> float:
+        """Give when silence ends the connection (§3.1.2.10); infinity without a Keep Alive."""
+        if self.state == AWAITING_CONNECT:
+            return self.accepted_at + self.broker.limits.connect_timeout
+        if self.keep_alive_seconds == 0:
+            return float("inf")
+        return self.last_packet_at + 1.5 * self.keep_alive_seconds

@@ -1,0 +1,37 @@
+"""What has to happen at a time: one heap, checked again when an entry comes due, so that nothing is ever cancelled."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Final, final
+
+CONNECTION: Final = 0  # subject: the connection's number
+SESSION: Final = 1  # subject: the client id
+WILL: Final = 2  # subject: the client id
+
+
+@final
+class Deadlines:
+    """Points in time, in seconds of the broker's clock, each with a kind and a subject."""
+
+    __slots__ = ("_added", "_heap")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, int, str]] = []
+        self._added = 0
+
+    def add(self, at: float, kind: int, subject: str) -> None:
+        """Note that a subject has to be looked at; whether it is still due is decided then."""
+        self._added += 1
+        heapq.heappush(self._heap, (at, self._added, kind, subject))
+
+    def next(self) -> float | None:
+        """Give the earliest point in time, or None."""
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now: float) -> tuple[float, int, str] | None:
+        """Take the earliest entry that is due, as its time, kind and subject, or None."""
+        if not self._heap or self._heap[0][0] > now:
+            return None
+        at, _order, kind, subject = heapq.heappop(self._heap)
+        return at, kind, subject

@@ -1,0 +1,192 @@
+"""How a client is let in and how it leaves: CONNECT, CONNACK, takeover, DISCONNECT (MQTT 5 §3.1, §3.2, §3.14)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lockgate.broker import connection as states
+from lockgate.broker import outbound
+from lockgate.broker.ports import NEVER, SESSIONS, WILLS, Message, StoredSession, StoredWill
+from lockgate.broker.session import NEVER_EXPIRES, Session
+from lockgate.mqtt import reason_codes
+from lockgate.mqtt.encoder import encode
+from lockgate.mqtt.errors import ProtocolError, UnsupportedVersion
+from lockgate.mqtt.packets import V3_1, V3_1_1, V5, ConnAck, Connect, Disconnect
+from lockgate.mqtt.properties import Properties
+
+if TYPE_CHECKING:
+    from lockgate.broker.broker import Broker
+    from lockgate.broker.connection import Connection
+
+
+def handle_connect(broker: Broker, connection: Connection, packet: Connect, now: float) -> None:
+    """Let a client in, with its old Session or a new one, or refuse it with the CONNACK of its version."""
+    version = packet.version
+    connection.version = version
+    connection.decoder.version = version
+    connection.decoder.maximum_packet_size = broker.limits.max_packet_size
+    requested = packet.properties if packet.properties is not None else _NOTHING
+    answer = Properties()
+
+    if requested.authentication_method is not None:
+        refuse(connection, reason_codes.BAD_AUTHENTICATION_METHOD, "no Authentication Method is offered")
+        return
+    client_id = packet.client_id
+    if not client_id:
+        if version == V3_1 or (version == V3_1_1 and not packet.clean_start):  # [MQTT-3.1.3-8] of 3.1.1
+            refuse(connection, reason_codes.CLIENT_IDENTIFIER_NOT_VALID, "an empty Client Identifier")
+            return
+        client_id = broker.new_client_id()
+        answer.assigned_client_identifier = client_id
+    if packet.username is None and not connection.limits.allow_anonymous:
+        refuse(connection, reason_codes.NOT_AUTHORIZED, "anonymous clients are not allowed")
+        return
+    if packet.username is not None and not connection.limits.allow_anonymous:
+        refuse(connection, reason_codes.NOT_AUTHORIZED, "no authority knows any user")
+        return
+    keep_alive = packet.keep_alive
+    longest = broker.limits.max_keepalive
+    if longest and (keep_alive == 0 or keep_alive > longest):
+        if version != V5:
+            refuse(connection, reason_codes.CLIENT_IDENTIFIER_NOT_VALID, "the Keep Alive is too long")
+            return
+        keep_alive = answer.server_keep_alive = longest
+    will = packet.will
+    if will is not None and will.qos > connection.limits.max_qos:
+        if version == V5:
+            refuse(connection, reason_codes.QOS_NOT_SUPPORTED, "the Will's QoS is above max_qos")
+        else:
+            connection.close("the Will's QoS is above max_qos")
+        return
+
+    if version == V5:
+        expiry_interval = requested.session_expiry_interval or 0
+    else:
+        expiry_interval = 0 if packet.clean_start else NEVER_EXPIRES
+    session, session_present = _open_session(broker, client_id, packet, expiry_interval, now)
+    connection.session = session
+    session.connection = connection
+    connection.state = states.CONNECTED
+    connection.keep_alive_seconds = keep_alive
+    _set_window(broker, connection, requested)
+    connection.maximum_packet_size = requested.maximum_packet_size or 0
+    connection.topic_alias_maximum = min(requested.topic_alias_maximum or 0, connection.limits.max_topic_alias_broker)
+    broker.watch(connection)
+    if session.durable:
+        broker.store.set(
+            broker.change(), SESSIONS, (client_id,), StoredSession(expiry_interval, NEVER, packet.username)
+        )
+    if will is not None:
+        _keep_will(broker, connection, session, packet)
+
+    properties: Properties | None = None
+    if version == V5:
+        if connection.limits.max_topic_alias:
+            answer.topic_alias_maximum = connection.limits.max_topic_alias
+        if broker.limits.max_packet_size:
+            answer.maximum_packet_size = broker.limits.max_packet_size
+        if 0 < broker.limits.max_inflight_messages < 65535:
+            answer.receive_maximum = broker.limits.max_inflight_messages
+        if connection.limits.max_qos < 2:
+            answer.maximum_qos = connection.limits.max_qos
+        properties = answer
+    # MQTT 3.1 has no Session Present flag
+    connection.send(encode(ConnAck(0, session_present and version != V3_1, properties), version))
+    user = f", u'{_printable(packet.username)}'" if packet.username is not None else ""
+    broker.log.notice(
+        f"New client connected from {connection.peer} as {_printable(client_id)} "
+        f"(p{version}, c{int(packet.clean_start)}, k{packet.keep_alive}{user})."
+    )
+    outbound.resume(broker, connection, session, now)
+
+
+_NOTHING = Properties()
+
+
+def _open_session(
+    broker: Broker, client_id: str, packet: Connect, expiry_interval: int, now: float
+) -> tuple[Session, bool]:
+    """Give the Session of a client id and whether it was there before; whoever had it is disconnected (§3.1.4)."""
+    old = broker.sessions.get(client_id)
+    if old is not None and old.connection is not None:
+        predecessor = old.connection
+        predecessor.close_with(reason_codes.SESSION_TAKEN_OVER, "another connection uses this client id")
+        broker.detach(predecessor, now, packet.clean_start)
+        old = broker.sessions.get(client_id)  # a Session without expiry ended just now
+    if old is not None and packet.clean_start:
+        broker.end_session(old, now)
+        old = None
+    if old is None:
+        session = Session(client_id, expiry_interval, packet.username)
+        broker.sessions[client_id] = session
+        return session, False
+    broker.wills.pop(client_id, None)  # the client returned before its Will Delay had passed [MQTT-3.1.3-9]
+    old.expiry_interval = expiry_interval
+    if old.durable and expiry_interval == 0:
+        broker.make_transient(old)
+    old.durable = expiry_interval > 0
+    old.expires_at = NEVER
+    old.username = packet.username
+    return old, True
+
+
+def _set_window(broker: Broker, connection: Connection, requested: Properties) -> None:
+    ours = broker.limits.max_inflight_messages or 65535
+    theirs = requested.receive_maximum or 65535
+    connection.window = min(ours, theirs)
+
+
+def _keep_will(broker: Broker, connection: Connection, session: Session, packet: Connect) -> None:
+    will = packet.will
+    assert will is not None
+    properties = will.properties
+    delay = 0
+    if properties is not None:
+        delay = properties.will_delay_interval or 0
+        properties.will_delay_interval = None  # it is not part of the message
+    connection.will = Message(will.topic, will.payload, will.qos, will.retain, properties, NEVER, session.client_id)
+    connection.will_delay = delay
+    if session.durable:
+        broker.store.set(broker.change(), WILLS, (session.client_id,), StoredWill(connection.will, delay))
+
+
+def refuse(connection: Connection, reason_code: int, detail: str) -> None:
+    """Answer CONNECT with a refusal and close; versions before 5 have a code for few reasons and else just close."""
+    if connection.version == V5:
+        connection.send(encode(ConnAck(reason_code), V5))
+    else:
+        code = reason_codes.CONNACK_V3.get(reason_code)
+        if code is not None:
+            connection.send(encode(ConnAck(code), connection.version))
+    connection.close(f"refused, {reason_codes.NAMES[reason_code]}: {detail}")
+
+
+def refuse_version(connection: Connection, error: UnsupportedVersion) -> None:
+    """Answer a CONNECT whose version we do not speak, as Mosquitto does: it decides the form of the answer."""
+    if error.known_protocol:
+        if error.protocol_name == "MQTT" and error.protocol_level & 0x7F not in (V3_1, V3_1_1):
+            connection.send(encode(ConnAck(reason_codes.UNSUPPORTED_PROTOCOL_VERSION), V5))
+        else:
+            connection.send(encode(ConnAck(reason_codes.UNACCEPTABLE_PROTOCOL_VERSION_V3), V3_1_1))
+    connection.close(f"refused: {error.detail}")
+
+
+def handle_disconnect(broker: Broker, connection: Connection, session: Session, packet: Disconnect) -> None:
+    """Let a client go; its Will is not published unless it asks for that (§3.14.4)."""
+    properties = packet.properties
+    if properties is not None and properties.session_expiry_interval is not None:
+        if session.expiry_interval == 0 and properties.session_expiry_interval:  # [MQTT-3.14.2.2.2]
+            raise ProtocolError("DISCONNECT sets a Session Expiry Interval that CONNECT left at 0")
+        session.expiry_interval = properties.session_expiry_interval
+        if session.durable and session.expiry_interval == 0:
+            broker.make_transient(session)
+    if packet.reason_code != reason_codes.DISCONNECT_WITH_WILL_MESSAGE:
+        connection.will = None
+        if session.durable:
+            broker.store.delete(broker.change(), WILLS, (session.client_id,))
+    connection.close("")
+
+
+def _printable(text: str | None) -> str:
+    """Give a name as one line of a log may show it."""
+    return "" if text is None else text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text

@@ -1,0 +1,124 @@
+"""Messages from clients: PUBLISH at each QoS, and PUBREL, which ends a QoS 2 delivery (MQTT 5 §3.3, §3.6, §4.3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lockgate.broker import routing
+from lockgate.broker.ports import NEVER, RECEIVED, Message
+from lockgate.mqtt import reason_codes
+from lockgate.mqtt.encoder import encode_acknowledgement
+from lockgate.mqtt.errors import MqttError, ProtocolError
+from lockgate.mqtt.packets import PUBACK, PUBCOMP, PUBREC, V5, Acknowledgement, Publish
+
+if TYPE_CHECKING:
+    from lockgate.broker.broker import Broker
+    from lockgate.broker.connection import Connection
+    from lockgate.broker.session import Session
+
+
+def handle_publish(broker: Broker, connection: Connection, session: Session, packet: Publish, now: float) -> None:
+    """Take a message over: route it at once at QoS 0 and 1, keep it until PUBREL at QoS 2 (§4.3)."""
+    broker.statistics.publish_received += 1
+    qos = packet.qos
+    if qos > connection.limits.max_qos:
+        raise ProtocolError("PUBLISH above max_qos", reason_codes.QOS_NOT_SUPPORTED)
+    properties = packet.properties
+    expires_at = NEVER
+    topic = packet.topic
+    if properties is not None:
+        if properties.subscription_identifiers:
+            raise ProtocolError("PUBLISH with a Subscription Identifier")  # [MQTT-3.3.4-6]
+        if properties.topic_alias is not None:
+            topic = _resolve_alias(connection, topic, properties.topic_alias)
+            properties.topic_alias = None  # it belongs to this connection, not to the message
+        if properties.message_expiry_interval is not None:
+            expires_at = now + properties.message_expiry_interval
+    refusal = reason_codes.NOT_AUTHORIZED if topic.startswith("$SYS/") else 0
+    message = Message(
+        topic,
+        packet.payload,
+        qos,
+        packet.retain,
+        properties,
+        expires_at,
+        session.client_id,
+        packet.frame,
+        connection.version,
+    )
+    if qos == 0:
+        if not refusal:
+            routing.publish(broker, message, now)
+        return
+    packet_id = packet.packet_id
+    if qos == 1:
+        commit = 0
+        if not refusal:
+            commit = routing.publish(broker, message, now)
+        reason_code = refusal or broker.no_subscribers_code
+        connection.acknowledge(encode_acknowledgement(PUBACK, packet_id, reason_code, connection.version), commit)
+        return
+    _receive_qos_2(broker, connection, session, packet_id, message, refusal)
+
+
+def _receive_qos_2(
+    broker: Broker, connection: Connection, session: Session, packet_id: int, message: Message, refusal: int
+) -> None:
+    """Keep a QoS 2 message until PUBREL; a repeated PUBLISH is answered again and kept once [MQTT-4.3.3-10].
+
+    A different message under an identifier in use replaces the one that waits, as in Mosquitto.
+    """
+    if refusal:  # an identifier refused by PUBREC is free again in version 5; before, PUBREL follows
+        if connection.version != V5:
+            session.received[packet_id] = None
+        connection.acknowledge(encode_acknowledgement(PUBREC, packet_id, refusal, connection.version), 0)
+        return
+    if packet_id not in session.received and len(session.received) >= broker.received_limit:
+        raise MqttError(
+            f"{len(session.received)} QoS 2 messages wait for PUBREL", reason_codes.RECEIVE_MAXIMUM_EXCEEDED
+        )
+    session.received[packet_id] = message
+    commit = 0
+    if session.durable:
+        commit = broker.change()
+        broker.store.set(commit, RECEIVED, (session.client_id, str(packet_id)), message)
+    reason_code = 0
+    if connection.version == V5 and broker.router.route(message.topic).is_empty():
+        reason_code = reason_codes.NO_MATCHING_SUBSCRIBERS
+    connection.acknowledge(encode_acknowledgement(PUBREC, packet_id, reason_code, connection.version), commit)
+
+
+def handle_pubrel(
+    broker: Broker, connection: Connection, session: Session, packet: Acknowledgement, now: float
+) -> None:
+    """Route a QoS 2 message, exactly once, and answer PUBCOMP (§4.3.3)."""
+    packet_id = packet.packet_id
+    if packet_id not in session.received:
+        code = reason_codes.PACKET_IDENTIFIER_NOT_FOUND
+        connection.acknowledge(encode_acknowledgement(PUBCOMP, packet_id, code, connection.version), 0)
+        return
+    message = session.received.pop(packet_id)
+    commit = 0
+    if message is not None and (message.expires_at == NEVER or message.expires_at > now):
+        commit = routing.publish(broker, message, now)
+    if session.durable and message is not None:
+        commit = broker.change()
+        broker.store.delete(commit, RECEIVED, (session.client_id, str(packet_id)))
+    connection.acknowledge(encode_acknowledgement(PUBCOMP, packet_id, 0, connection.version), commit)
+
+
+def _resolve_alias(connection: Connection, topic: str, alias: int) -> str:
+    """Give the topic that a Topic Alias stands for, or set it up (§3.3.2.3.4)."""
+    if alias > connection.limits.max_topic_alias:
+        raise ProtocolError(
+            f"Topic Alias {alias} is above {connection.limits.max_topic_alias}", reason_codes.TOPIC_ALIAS_INVALID
+        )
+    if connection.aliases_in is None:
+        connection.aliases_in = {}
+    if topic:
+        connection.aliases_in[alias] = topic
+        return topic
+    known = connection.aliases_in.get(alias)
+    if known is None:
+        raise ProtocolError(f"Topic Alias {alias} was never set up", reason_codes.PROTOCOL_ERROR)
+    return known

@@ -1,0 +1,366 @@
+"""Messages to clients: queue, in-flight window, and the acknowledgements that empty it (MQTT 5 §4.3, §4.4, §4.9)."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from lockgate.broker.ports import (
+    AWAITING_PUBACK,
+    AWAITING_PUBCOMP,
+    AWAITING_PUBREC,
+    IN_FLIGHT,
+    NEVER,
+    QUEUED,
+    Delivery,
+    Message,
+)
+from lockgate.mqtt import reason_codes
+from lockgate.mqtt.encoder import encode_acknowledgement, encode_packet_id, encode_publish_parts
+from lockgate.mqtt.packets import PUBREL, V5, Acknowledgement
+from lockgate.mqtt.properties import Properties
+
+if TYPE_CHECKING:
+    from lockgate.broker.broker import Broker
+    from lockgate.broker.connection import Connection
+    from lockgate.broker.session import Session, Subscription
+
+# Identifiers are taken in turn; a small window stays among those whose encoding is a table look-up.
+_SMALL_WINDOW: Final = 512
+_SMALL_IDS: Final = 1023
+_ALL_IDS: Final = 65535
+
+
+def deliver(broker: Broker, subscription: Subscription, message: Message, now: float) -> int:
+    """Hand a message to one Subscription: send it, queue it or count it as dropped.
+
+    Gives the commit number after which the receiver's copy is safe, 0 when nothing has to be waited for.
+    """
+    session = subscription.session
+    if subscription.no_local and message.publisher == session.client_id:
+        return 0  # [MQTT-3.8.3-3]
+    qos = message.qos if message.qos < subscription.qos else subscription.qos
+    retain = message.retain and subscription.retain_as_published
+    if qos == 0:
+        connection = session.connection
+        if connection is not None:
+            _send_qos_0(broker, connection, message, retain, subscription.identifier, now)
+        return 0
+    return _enqueue(broker, session, message, qos, retain, subscription.identifier, now)
+
+
+def _has_room(broker: Broker, connection: Connection) -> bool:
+    """Whether the peer reads what we write, or not too much is waiting for it."""
+    return connection.writable or connection.output_bytes <= broker.limits.output_bytes
+
+
+def _send_qos_0(
+    broker: Broker, connection: Connection, message: Message, retain: bool, identifier: int, now: float
+) -> None:
+    if not _has_room(broker, connection):
+        broker.statistics.dropped_slow += 1
+        return
+    version = connection.version
+    if version == V5 and (identifier or message.expires_at != NEVER or connection.topic_alias_maximum):
+        frame, _tail = _encode_for(connection, message, 0, retain, identifier, now)
+        if not frame:
+            broker.statistics.dropped_expired += 1
+            return
+    elif retain:
+        frame, _tail = message.parts(version, 0, True)
+    else:
+        frame = message.frame_qos_0(version)
+    if connection.maximum_packet_size and len(frame) > connection.maximum_packet_size:
+        broker.statistics.dropped_too_large += 1
+        return
+    aliases = connection.aliases_out
+    if aliases is not None and message.topic not in aliases and len(aliases) < connection.topic_alias_maximum:
+        aliases[message.topic] = len(aliases) + 1
+    broker.statistics.publish_sent += 1
+    connection.send(frame)
+
+
+def _encode_for(
+    connection: Connection, message: Message, qos: int, retain: bool, identifier: int, now: float
+) -> tuple[bytes, bytes]:
+    """Encode a PUBLISH that is this version 5 receiver's own; both parts are empty when the message has expired.
+
+    Topic Aliases are set up by QoS 0 alone: a QoS 1 or 2 packet may be held back or sent again.
+    """
+    own = Properties()
+    source = message.properties
+    if source is not None:
+        own.payload_format_indicator = source.payload_format_indicator
+        own.content_type = source.content_type
+        own.response_topic = source.response_topic
+        own.correlation_data = source.correlation_data
+        own.user_properties = source.user_properties
+    if message.expires_at != NEVER:
+        left = message.expires_at - now
+        if left <= 0:
+            return b"", b""
+        own.message_expiry_interval = int(left + 0.999)  # [MQTT-3.3.2-6]
+    if identifier:
+        own.subscription_identifiers = (identifier,)
+    topic = message.topic.encode("utf-8")
+    if connection.topic_alias_maximum:
+        aliases = connection.aliases_out
+        if aliases is None:
+            aliases = connection.aliases_out = {}
+        alias = aliases.get(message.topic)
+        if alias is not None:
+            own.topic_alias = alias
+            topic = b""
+        elif len(aliases) < connection.topic_alias_maximum and qos == 0:
+            own.topic_alias = len(aliases) + 1  # known to the client once this packet is on its way
+    return encode_publish_parts(topic, message.payload, qos, retain, V5, own)
+
+
+# --- queue and window ---------------------------------------------------------------------------------------------
+
+
+def _enqueue(
+    broker: Broker, session: Session, message: Message, qos: int, retain: bool, identifier: int, now: float
+) -> int:
+    connection = session.connection
+    if connection is None and not session.durable:
+        return 0
+    sendable = (
+        connection is not None
+        and session.queued_count == 0
+        and len(session.in_flight) < connection.window
+        and _has_room(broker, connection)
+        and _bytes_in_window(broker, session)
+    )
+    if not sendable and _is_full(broker, session, message):
+        broker.statistics.dropped_queue_full += 1
+        return 0
+    delivery = Delivery(message, qos, retain, identifier, 0)
+    commit = 0
+    if session.durable:
+        session.last_position += 1
+        delivery.position = session.last_position
+        commit = broker.change()
+        broker.store.append(commit, session.client_id, delivery)
+    if sendable and connection is not None:
+        session.head_position = delivery.position
+        _send(broker, connection, session, delivery, now)
+        return commit
+    session.queued_count += 1
+    session.queued_bytes += message.size()
+    queue = session.queue
+    if queue is None:
+        queue = session.queue = deque()
+    if session.durable:
+        if session.head_position != delivery.position - 1 or len(queue) >= broker.limits.queue_head:
+            return commit  # it lies in the store, and will be asked for
+        session.head_position = delivery.position
+    queue.append(delivery)
+    return commit
+
+
+def _bytes_in_window(broker: Broker, session: Session) -> bool:
+    limit = broker.limits.max_inflight_bytes
+    return not limit or session.in_flight_bytes < limit or not session.in_flight
+
+
+def _is_full(broker: Broker, session: Session, message: Message) -> bool:
+    limits = broker.limits
+    if limits.max_queued_messages and session.queued_count >= limits.max_queued_messages:
+        return True
+    return limits.max_queued_bytes != 0 and session.queued_bytes + message.size() > limits.max_queued_bytes
+
+
+def _send(broker: Broker, connection: Connection, session: Session, delivery: Delivery, now: float) -> None:
+    """Put a delivery into the window and its PUBLISH on the way; one that expired or is too large is dropped."""
+    message = delivery.message
+    qos = delivery.qos
+    version = connection.version
+    if version == V5 and (delivery.identifier or message.expires_at != NEVER or connection.aliases_out is not None):
+        head, tail = _encode_for(connection, message, qos, delivery.retain, delivery.identifier, now)
+        if not head:
+            broker.statistics.dropped_expired += 1
+            _done(broker, session, delivery)
+            return
+    else:
+        if message.expires_at != NEVER and message.expires_at <= now:
+            broker.statistics.dropped_expired += 1
+            _done(broker, session, delivery)
+            return
+        head, tail = message.parts(version, qos, delivery.retain)
+    if connection.maximum_packet_size and len(head) + 2 + len(tail) > connection.maximum_packet_size:
+        broker.statistics.dropped_too_large += 1  # [MQTT-3.1.2-25]
+        _done(broker, session, delivery)
+        return
+    packet_id = delivery.packet_id
+    if packet_id:  # it was sent on an earlier connection [MQTT-4.4.0-1]
+        head = bytes((head[0] | 0x08,)) + head[1:]
+    else:
+        packet_id = delivery.packet_id = _next_packet_id(session, connection.window)
+    delivery.state = AWAITING_PUBACK if qos == 1 else AWAITING_PUBREC
+    session.in_flight[packet_id] = delivery
+    session.in_flight_bytes += message.size()
+    broker.statistics.publish_sent += 1
+    if not session.durable:
+        connection.deliver_parts(head, encode_packet_id(packet_id), tail, 0)
+        return
+    commit = broker.change()
+    broker.store.set(commit, IN_FLIGHT, (session.client_id, str(delivery.position)), (packet_id, delivery.state))
+    # A QoS 2 PUBLISH waits until its identifier is safe: a second one under another identifier would be a repetition.
+    connection.deliver_parts(head, encode_packet_id(packet_id), tail, commit if qos == 2 else 0)
+
+
+def _next_packet_id(session: Session, window: int) -> int:
+    highest = _SMALL_IDS if window <= _SMALL_WINDOW else _ALL_IDS
+    packet_id = session.next_packet_id
+    if packet_id > highest:
+        packet_id = 1
+    while packet_id in session.in_flight:
+        packet_id = packet_id + 1 if packet_id < highest else 1
+    session.next_packet_id = packet_id + 1
+    return packet_id
+
+
+def _done(broker: Broker, session: Session, delivery: Delivery) -> None:
+    if session.durable:
+        broker.store.acknowledge(broker.change(), session.client_id, delivery.position)
+
+
+def pump(broker: Broker, connection: Connection, session: Session, now: float) -> None:
+    """Send what waits for this client as far as its window and its reading allow."""
+    queue = session.queue
+    while (
+        queue
+        and len(session.in_flight) < connection.window
+        and _bytes_in_window(broker, session)
+        and _has_room(broker, connection)
+    ):
+        delivery = queue.popleft()
+        session.queued_count -= 1
+        session.queued_bytes -= delivery.message.size()
+        _send(broker, connection, session, delivery, now)
+    if session.head_position < session.last_position and not session.loading:
+        waiting = len(queue) if queue is not None else 0
+        if waiting <= broker.limits.queue_head // 2:
+            session.loading = True
+            broker.store.want(session.client_id, session.head_position, broker.limits.queue_head - waiting)
+    if connection.backlog:
+        _pump_backlog(broker, connection, session, now)
+
+
+def take_loaded(broker: Broker, session: Session, deliveries: list[Delivery], now: float) -> None:
+    """Put what the store gave behind the head of a queue and send as far as possible."""
+    if session.queue is None:
+        session.queue = deque()
+    for delivery in deliveries:
+        if delivery.position > session.head_position:
+            session.queue.append(delivery)
+            session.head_position = delivery.position
+    if session.connection is not None:
+        pump(broker, session.connection, session, now)
+
+
+def _pump_backlog(broker: Broker, connection: Connection, session: Session, now: float) -> None:
+    """Send retained messages to new Subscriptions; one replaced since then was delivered as it came."""
+    backlog = connection.backlog
+    while backlog and _has_room(broker, connection) and not connection.acknowledgements_wait:
+        message, subscription = backlog[0]
+        qos = message.qos if message.qos < subscription.qos else subscription.qos
+        current = broker.retained.get(message.topic) is message
+        if qos and current and (session.queued_count or len(session.in_flight) >= connection.window):
+            return
+        backlog.popleft()
+        if not current:
+            continue
+        if qos:
+            _enqueue(broker, session, message, qos, True, subscription.identifier, now)
+        else:
+            _send_qos_0(broker, connection, message, True, subscription.identifier, now)
+
+
+def keep_backlog(broker: Broker, connection: Connection, session: Session, now: float) -> None:
+    """Queue the retained messages that a durable Session did not get before its connection ended."""
+    backlog = connection.backlog
+    connection.backlog = None
+    if backlog is None or not session.durable:
+        return
+    for message, subscription in backlog:
+        qos = message.qos if message.qos < subscription.qos else subscription.qos
+        if qos and broker.retained.get(message.topic) is message:
+            _enqueue(broker, session, message, qos, True, subscription.identifier, now)
+
+
+def resume(broker: Broker, connection: Connection, session: Session, now: float) -> None:
+    """Send again, in order, what an earlier connection left unacknowledged, then what waits (§4.4)."""
+    unacknowledged = list(session.in_flight.values())
+    session.in_flight.clear()
+    session.in_flight_bytes = 0
+    again: list[Delivery] = []
+    for delivery in unacknowledged:
+        if delivery.state == AWAITING_PUBCOMP:
+            session.in_flight[delivery.packet_id] = delivery
+            connection.deliver(encode_acknowledgement(PUBREL, delivery.packet_id, 0, connection.version), 0)
+        else:
+            delivery.state = QUEUED
+            again.append(delivery)
+    if again:
+        if session.queue is None:
+            session.queue = deque()
+        for delivery in reversed(again):
+            session.queue.appendleft(delivery)
+            session.queued_count += 1
+            session.queued_bytes += delivery.message.size()
+    pump(broker, connection, session, now)
+
+
+# --- acknowledgements ---------------------------------------------------------------------------------------------
+
+
+def handle_puback(
+    broker: Broker, connection: Connection, session: Session, packet: Acknowledgement, now: float
+) -> None:
+    """End a QoS 1 delivery (§4.3.2); an identifier that is not in flight is ignored."""
+    delivery = session.in_flight.get(packet.packet_id)
+    if delivery is not None and delivery.state == AWAITING_PUBACK:
+        _complete(broker, connection, session, delivery, now)
+
+
+def handle_pubrec(
+    broker: Broker, connection: Connection, session: Session, packet: Acknowledgement, now: float
+) -> None:
+    """Go on with PUBREL, or end a QoS 2 delivery that the client refused (§4.3.3)."""
+    packet_id = packet.packet_id
+    delivery = session.in_flight.get(packet_id)
+    if delivery is None or delivery.state == AWAITING_PUBACK:
+        code = reason_codes.PACKET_IDENTIFIER_NOT_FOUND
+        connection.deliver(encode_acknowledgement(PUBREL, packet_id, code, connection.version), 0)
+        return
+    if packet.reason_code >= 0x80:
+        _complete(broker, connection, session, delivery, now)
+        return
+    commit = 0
+    if delivery.state == AWAITING_PUBREC:
+        delivery.state = AWAITING_PUBCOMP
+        if session.durable:
+            commit = broker.change()
+            broker.store.set(
+                commit, IN_FLIGHT, (session.client_id, str(delivery.position)), (packet_id, AWAITING_PUBCOMP)
+            )
+    connection.deliver(encode_acknowledgement(PUBREL, packet_id, 0, connection.version), commit)
+
+
+def handle_pubcomp(
+    broker: Broker, connection: Connection, session: Session, packet: Acknowledgement, now: float
+) -> None:
+    """End a QoS 2 delivery (§4.3.3)."""
+    delivery = session.in_flight.get(packet.packet_id)
+    if delivery is not None and delivery.state == AWAITING_PUBCOMP:
+        _complete(broker, connection, session, delivery, now)
+
+
+def _complete(broker: Broker, connection: Connection, session: Session, delivery: Delivery, now: float) -> None:
+    del session.in_flight[delivery.packet_id]
+    session.in_flight_bytes -= delivery.message.size()
+    _done(broker, session, delivery)
+    if session.queued_count or connection.backlog is not None:
+        pump(broker, connection, session, now)

@@ -1,0 +1,217 @@
+"""What the broker asks of others: a store that keeps, and a log that tells.
+
+The core never waits. It tags each change it hands to the store with a commit number; the store's owner calls
+`Broker.committed(number)` once that change and all before it are safe, and only then the packets leave that confirm it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol, final
+
+from lockgate.mqtt.encoder import encode_publish_parts
+from lockgate.mqtt.packets import V5
+from lockgate.mqtt.properties import Properties
+
+# Tables of `Store.set` and `Store.delete`, with their keys and values
+SESSIONS: Final = "sessions"  # client id → StoredSession
+SUBSCRIPTIONS: Final = "subscriptions"  # client id, Topic Filter → StoredSubscription
+RETAINED: Final = "retained"  # Topic Name → Message
+WILLS: Final = "wills"  # client id → StoredWill
+RECEIVED: Final = "received"  # client id, Packet Identifier → Message, or None once PUBREC said no
+IN_FLIGHT: Final = "in flight"  # client id, position → (Packet Identifier, state)
+
+NEVER: Final = 0.0  # of a point in time: it never comes
+
+
+@final
+class Message:
+    """An Application Message on its way through the broker, with its encodings, each made at most once.
+
+    `expires_at` is in seconds of the broker's clock, NEVER without a Message Expiry Interval. `publisher` is the client
+    id it came from, for No Local.
+    """
+
+    __slots__ = (
+        "_v3_frame",
+        "_v3_head",
+        "_v3_tail",
+        "_v3_variant",
+        "_v5_frame",
+        "_v5_head",
+        "_v5_tail",
+        "_v5_variant",
+        "expires_at",
+        "payload",
+        "properties",
+        "publisher",
+        "qos",
+        "retain",
+        "topic",
+    )
+
+    def __init__(
+        self,
+        topic: str,
+        payload: bytes,
+        qos: int,
+        retain: bool,
+        properties: Properties | None,
+        expires_at: float,
+        publisher: str,
+        frame: bytes = b"",
+        frame_version: int = 0,
+    ) -> None:
+        self.topic = topic
+        self.payload = payload
+        self.qos = qos
+        self.retain = retain
+        self.properties = properties
+        self.expires_at = expires_at
+        self.publisher = publisher
+        self._v3_frame = b""
+        self._v5_frame = b""
+        if frame:
+            if frame_version == V5:
+                self._v5_frame = frame
+            else:
+                self._v3_frame = frame
+        self._v3_variant = -1
+        self._v3_head = b""
+        self._v3_tail = b""
+        self._v5_variant = -1
+        self._v5_head = b""
+        self._v5_tail = b""
+
+    def size(self) -> int:
+        """Give the bytes that count against limits: topic and payload."""
+        return len(self.topic) + len(self.payload)
+
+    def frame_qos_0(self, version: int) -> bytes:
+        """Give the QoS 0 PUBLISH without RETAIN for a version; a message with an expiry has none for version 5."""
+        if version == V5:
+            if not self._v5_frame:
+                self._v5_frame = encode_publish_parts(
+                    self.topic.encode("utf-8"), self.payload, 0, False, V5, self.properties
+                )[0]
+            return self._v5_frame
+        if not self._v3_frame:
+            self._v3_frame = encode_publish_parts(self.topic.encode("utf-8"), self.payload, 0, False, version, None)[0]
+        return self._v3_frame
+
+    def parts(self, version: int, qos: int, retain: bool) -> tuple[bytes, bytes]:
+        """Give the PUBLISH of a version before and after its Packet Identifier."""
+        variant = qos << 1 | (1 if retain else 0)
+        if version == V5:
+            if self._v5_variant != variant:
+                self._v5_head, self._v5_tail = encode_publish_parts(
+                    self.topic.encode("utf-8"), self.payload, qos, retain, V5, self.properties
+                )
+                self._v5_variant = variant
+            return self._v5_head, self._v5_tail
+        if self._v3_variant != variant:
+            self._v3_head, self._v3_tail = encode_publish_parts(
+                self.topic.encode("utf-8"), self.payload, qos, retain, version, None
+            )
+            self._v3_variant = variant
+        return self._v3_head, self._v3_tail
+
+
+# States of a Delivery (MQTT 5 §4.3)
+QUEUED: Final = 0
+AWAITING_PUBACK: Final = 1
+AWAITING_PUBREC: Final = 2
+AWAITING_PUBCOMP: Final = 3
+
+
+@final
+class Delivery:
+    """One Message for one Session, from its queue until it is acknowledged.
+
+    `position` orders the queue of a durable Session and names the row in the store; `packet_id` is 0 until it is sent.
+    """
+
+    __slots__ = ("identifier", "message", "packet_id", "position", "qos", "retain", "state")
+
+    def __init__(self, message: Message, qos: int, retain: bool, identifier: int, position: int) -> None:
+        self.message = message
+        self.qos = qos
+        self.retain = retain
+        self.identifier = identifier  # the Subscription Identifier, 0 without one
+        self.position = position
+        self.packet_id = 0
+        self.state = QUEUED
+
+
+@final
+class StoredSession:
+    """What survives of a Session; `expires_at` is NEVER while it is connected or when it never expires."""
+
+    __slots__ = ("expires_at", "expiry_interval", "username")
+
+    def __init__(self, expiry_interval: int, expires_at: float, username: str | None) -> None:
+        self.expiry_interval = expiry_interval
+        self.expires_at = expires_at
+        self.username = username
+
+
+@final
+class StoredSubscription:
+    """The Subscription Options and Subscription Identifier (0: none) of one Topic Filter."""
+
+    __slots__ = ("identifier", "no_local", "qos", "retain_as_published")
+
+    def __init__(self, qos: int, no_local: bool, retain_as_published: bool, identifier: int) -> None:
+        self.qos = qos
+        self.no_local = no_local
+        self.retain_as_published = retain_as_published
+        self.identifier = identifier
+
+
+@final
+class StoredWill:
+    """A Will and how long it waits after the connection, in seconds."""
+
+    __slots__ = ("delay", "message")
+
+    def __init__(self, message: Message, delay: int) -> None:
+        self.message = message
+        self.delay = delay
+
+
+class Store(Protocol):
+    """Keeps what must survive. No call waits or raises; answers come later, by commit number or `Broker.loaded`."""
+
+    def append(self, commit: int, client_id: str, delivery: Delivery) -> None:
+        """Add a delivery at the end of a Session's queue; its position is greater than all before it."""
+
+    def acknowledge(self, commit: int, client_id: str, position: int) -> None:
+        """Remove a delivery that is done or dropped."""
+
+    def set(self, commit: int, table: str, key: tuple[str, ...], value: object) -> None:
+        """Insert or replace one row."""
+
+    def delete(self, commit: int, table: str, key: tuple[str, ...]) -> None:
+        """Remove one row, or all rows whose key begins with `key`."""
+
+    def drop_queue(self, commit: int, client_id: str) -> None:
+        """Remove all deliveries of a Session that ended."""
+
+    def want(self, client_id: str, after: int, limit: int) -> None:
+        """Ask for at most `limit` queued deliveries after a position; the answer is `Broker.loaded`."""
+
+
+class Log(Protocol):
+    """Where the broker tells what happened, in Mosquitto's log types."""
+
+    def notice(self, text: str) -> None:
+        """Say what an operator wants to know: connections, takeovers."""
+
+    def warning(self, text: str) -> None:
+        """Say what a peer did wrong."""
+
+
+class Identifiers(Protocol):
+    """Invents client identifiers."""
+
+    def __call__(self) -> str:
+        """Give an identifier that nobody else has."""

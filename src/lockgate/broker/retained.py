@@ -1,0 +1,113 @@
+"""Retained messages: the last value of each topic (MQTT 5 §3.3.1.3)."""
+
+from __future__ import annotations
+
+from typing import final
+
+from lockgate.broker.ports import NEVER, Message
+
+
+@final
+class _Node:
+    __slots__ = ("children", "message")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node] | None = None
+        self.message: Message | None = None
+
+
+@final
+class Retained:
+    """At most one Message for each Topic Name, found by name or by filter."""
+
+    __slots__ = ("_root", "count", "size_bytes")
+
+    def __init__(self) -> None:
+        self._root = _Node()
+        self.count = 0
+        self.size_bytes = 0
+
+    def get(self, topic_name: str) -> Message | None:
+        """Give the retained Message of a topic."""
+        node = self._root
+        for level in topic_name.split("/"):
+            child = node.children.get(level) if node.children is not None else None
+            if child is None:
+                return None
+            node = child
+        return node.message
+
+    def set(self, message: Message) -> None:
+        """Keep a Message as the last of its topic."""
+        node = self._root
+        for level in message.topic.split("/"):
+            if node.children is None:
+                node.children = {}
+            child = node.children.get(level)
+            if child is None:
+                child = node.children[level] = _Node()
+            node = child
+        if node.message is None:
+            self.count += 1
+        else:
+            self.size_bytes -= node.message.size()
+        self.size_bytes += message.size()
+        node.message = message
+
+    def remove(self, topic_name: str) -> bool:
+        """Forget the retained Message of a topic; say whether there was one."""
+        path: list[tuple[_Node, str]] = []
+        node = self._root
+        for level in topic_name.split("/"):
+            child = node.children.get(level) if node.children is not None else None
+            if child is None:
+                return False
+            path.append((node, level))
+            node = child
+        if node.message is None:
+            return False
+        self.count -= 1
+        self.size_bytes -= node.message.size()
+        node.message = None
+        while path and node.message is None and not node.children:
+            node, level = path.pop()
+            if node.children is not None:
+                del node.children[level]
+        return True
+
+    def match(self, topic_filter: str, now: float) -> list[Message]:
+        """Give the retained Messages that match a filter and have not expired."""
+        found: list[Message] = []
+        levels = topic_filter.split("/")
+        _collect(self._root, levels, 0, found, True)
+        return [message for message in found if message.expires_at == NEVER or message.expires_at > now]
+
+
+def _collect(node: _Node, levels: list[str], depth: int, found: list[Message], first: bool) -> None:
+    if depth == len(levels):
+        if node.message is not None:
+            found.append(node.message)
+        return
+    level = levels[depth]
+    if level == "#":
+        _collect_all(node, found, first)
+        return
+    if node.children is None:
+        return
+    if level == "+":
+        for name, child in node.children.items():
+            if not (first and name.startswith("$")):
+                _collect(child, levels, depth + 1, found, False)
+        return
+    named = node.children.get(level)
+    if named is not None:
+        _collect(named, levels, depth + 1, found, False)
+
+
+def _collect_all(node: _Node, found: list[Message], first: bool) -> None:
+    if node.message is not None:
+        found.append(node.message)
+    if node.children is not None:
+        for name, child in node.children.items():
+            if not (first and name.startswith("$")):
+                _collect_all(child, found, False)

@@ -1,0 +1,144 @@
+"""From a message to its receivers: retained first, then every Subscription that matches (MQTT 5 §4.7, §3.3.4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from lockgate.broker import outbound
+from lockgate.broker.ports import NEVER, RETAINED, Message
+from lockgate.broker.topic_tree import Route, TopicTree
+from lockgate.mqtt import reason_codes
+
+if TYPE_CHECKING:
+    from lockgate.broker.broker import Broker
+    from lockgate.broker.session import Subscription
+
+
+@final
+class Router:
+    """The topic tree with a bounded memory of the routes it found.
+
+    A changed Subscription forgets the routes it could touch: one topic when it has no wildcard, the topics with its
+    first level when that is no wildcard, else all.
+    """
+
+    __slots__ = ("_by_first_level", "_limit", "_remembered", "_routes", "tree")
+
+    def __init__(self, limit: int) -> None:
+        self.tree = TopicTree()
+        self._limit = limit
+        self._routes: dict[str, Route] = {}
+        self._by_first_level: dict[str, list[str]] = {}
+        self._remembered = 0
+
+    def route(self, topic: str) -> Route:
+        """Give the receivers of a topic."""
+        route = self._routes.get(topic)
+        if route is None:
+            route = self.tree.match(topic)
+            if self._remembered >= self._limit:
+                self._forget_all()
+            self._remembered += 1
+            self._routes[topic] = route
+            first = topic.partition("/")[0]
+            topics = self._by_first_level.get(first)
+            if topics is None:
+                self._by_first_level[first] = [topic]
+            else:
+                topics.append(topic)
+        return route
+
+    def add(self, subscription: Subscription) -> None:
+        """Add a Subscription, or replace its Session's earlier one to the same filter."""
+        self.tree.add(subscription.topic_filter, subscription.share_name, subscription)
+        self._forget(subscription.topic_filter)
+
+    def remove(self, subscription: Subscription) -> None:
+        """Remove a Subscription."""
+        self.tree.remove(subscription.topic_filter, subscription.share_name, subscription.session.client_id)
+        self._forget(subscription.topic_filter)
+
+    def _forget(self, topic_filter: str) -> None:
+        if "+" not in topic_filter and "#" not in topic_filter:
+            self._routes.pop(topic_filter, None)
+            return
+        first = topic_filter.partition("/")[0]
+        if first in ("+", "#"):
+            self._forget_all()
+            return
+        for topic in self._by_first_level.pop(first, ()):
+            self._routes.pop(topic, None)
+
+    def _forget_all(self) -> None:
+        self._routes.clear()
+        self._by_first_level.clear()
+        self._remembered = 0
+
+
+def publish(broker: Broker, message: Message, now: float) -> int:
+    """Retain a message if it asks for that and hand it to its receivers.
+
+    Gives the commit number that its acknowledgement has to wait for, 0 for none, and leaves the reason code for "nobody
+    is subscribed" in `broker.no_subscribers_code`.
+    """
+    commit = 0
+    if message.retain:
+        commit = _retain(broker, message)
+    route = broker.router.route(message.topic)
+    subscriptions = route.subscriptions
+    broker.no_subscribers_code = 0
+    if not subscriptions and not route.groups:
+        broker.no_subscribers_code = reason_codes.NO_MATCHING_SUBSCRIBERS
+        return commit
+    if message.qos == 0 and not message.retain and message.expires_at == NEVER:
+        _fan_out_qos_0(broker, message, subscriptions, now)
+    else:
+        for subscription in subscriptions:
+            number = outbound.deliver(broker, subscription, message, now)
+            if number > commit:
+                commit = number
+    for group in route.groups:
+        member = group.choose()
+        if member is not None:
+            number = outbound.deliver(broker, member, message, now)
+            if number > commit:
+                commit = number
+    return commit
+
+
+def _fan_out_qos_0(broker: Broker, message: Message, subscriptions: list[Subscription], now: float) -> None:
+    """The quick way: one encoding for each version, appended to the output of everybody who is connected."""
+    limit = broker.limits.output_bytes
+    sent = 0
+    for subscription in subscriptions:
+        connection = subscription.session.connection
+        if connection is None:
+            continue
+        if not subscription.plain or connection.topic_alias_maximum or connection.maximum_packet_size:
+            outbound.deliver(broker, subscription, message, now)
+            continue
+        if connection.output_bytes > limit and not connection.writable:
+            broker.statistics.dropped_slow += 1
+            continue
+        frame = message.frame_qos_0(connection.version)
+        connection.output.append(frame)
+        connection.output_bytes += len(frame)
+        if not connection.touched:
+            connection.touched = True
+            broker.touched.append(connection)
+        sent += 1
+    broker.statistics.publish_sent += sent
+
+
+def _retain(broker: Broker, message: Message) -> int:
+    """Keep, replace or remove the retained message of a topic [MQTT-3.3.1-5, 3.3.1-6]."""
+    if not message.payload:
+        if not broker.retained.remove(message.topic):
+            return 0
+        number = broker.change()
+        broker.store.delete(number, RETAINED, (message.topic,))
+    else:
+        broker.retained.set(message)
+        number = broker.change()
+        broker.store.set(number, RETAINED, (message.topic,), message)
+    return number if message.qos else 0

@@ -1,0 +1,99 @@
+"""A Session: what outlives a Network Connection (MQTT 5 §4.1). Behaviour stands in `inbound` and `outbound`."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, final
+
+from lockgate.broker.ports import NEVER, Delivery, Message
+
+if TYPE_CHECKING:
+    from lockgate.broker.connection import Connection
+
+NEVER_EXPIRES: Final = 0xFFFFFFFF  # a Session Expiry Interval (§3.1.2.11.2)
+
+
+@final
+class Subscription:
+    """One Topic Filter of one Session, shared when `share_name` is not empty."""
+
+    __slots__ = (
+        "identifier",
+        "no_local",
+        "plain",
+        "qos",
+        "requested_filter",
+        "retain_as_published",
+        "session",
+        "share_name",
+        "topic_filter",
+    )
+
+    def __init__(
+        self,
+        session: Session,
+        requested_filter: str,
+        topic_filter: str,
+        share_name: str,
+        qos: int,
+        no_local: bool,
+        retain_as_published: bool,
+        identifier: int,
+    ) -> None:
+        self.session = session
+        self.requested_filter = requested_filter
+        self.topic_filter = topic_filter
+        self.share_name = share_name
+        self.qos = qos
+        self.no_local = no_local
+        self.retain_as_published = retain_as_published
+        self.identifier = identifier  # 0: none
+        # A QoS 0 message needs nothing of its own for this receiver.
+        self.plain = not no_local and not retain_as_published and identifier == 0
+
+
+@final
+class Session:
+    """The state of one client id. The inbound half knows QoS 2 identifiers, the outbound half queue and window."""
+
+    __slots__ = (
+        "client_id",
+        "connection",
+        "durable",
+        "expires_at",
+        "expiry_interval",
+        "head_position",
+        "in_flight",
+        "in_flight_bytes",
+        "last_position",
+        "loading",
+        "next_packet_id",
+        "queue",
+        "queued_bytes",
+        "queued_count",
+        "received",
+        "subscriptions",
+        "username",
+    )
+
+    def __init__(self, client_id: str, expiry_interval: int, username: str | None) -> None:
+        self.client_id = client_id
+        self.username = username
+        self.expiry_interval = expiry_interval  # seconds; 0 ends the Session with its connection
+        self.durable = expiry_interval > 0
+        self.expires_at = NEVER  # set while it is not connected
+        self.connection: Connection | None = None
+        self.subscriptions: dict[str, Subscription] = {}
+        # inbound: QoS 2 identifiers between PUBREC and PUBREL; None where the message was refused
+        self.received: dict[int, Message | None] = {}
+        # outbound: what was sent and not yet acknowledged, in the order of sending
+        self.in_flight: dict[int, Delivery] = {}
+        self.in_flight_bytes = 0
+        self.next_packet_id = 1
+        # outbound: what waits; a durable Session's queue lies in the store and this is its head
+        self.queue: deque[Delivery] | None = None
+        self.queued_count = 0  # waiting in all, in the head and in the store
+        self.queued_bytes = 0
+        self.last_position = 0  # of the youngest delivery
+        self.head_position = 0  # of the youngest delivery that was ever in the head
+        self.loading = False  # the store was asked for more

@@ -1,0 +1,35 @@
+"""What the broker counts."""
+
+from __future__ import annotations
+
+from typing import final
+
+
+@final
+class Statistics:
+    """Totals since the start. `dropped_*` count messages not delivered to one receiver, each for one reason."""
+
+    __slots__ = (
+        "bytes_received",
+        "bytes_sent",
+        "connections_accepted",
+        "dropped_expired",
+        "dropped_queue_full",
+        "dropped_slow",
+        "dropped_too_large",
+        "packets_received",
+        "publish_received",
+        "publish_sent",
+    )
+
+    def __init__(self) -> None:
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        self.packets_received = 0
+        self.connections_accepted = 0
+        self.publish_received = 0
+        self.publish_sent = 0
+        self.dropped_queue_full = 0  # beyond max_queued_messages or max_queued_bytes
+        self.dropped_slow = 0  # QoS 0 to a client that does not read
+        self.dropped_expired = 0  # Message Expiry Interval passed
+        self.dropped_too_large = 0  # beyond the receiver's Maximum Packet Size

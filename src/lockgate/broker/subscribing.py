@@ -1,0 +1,93 @@
+"""SUBSCRIBE and UNSUBSCRIBE (MQTT 5 §3.8 to §3.11)."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from lockgate.broker import outbound
+from lockgate.broker.ports import SUBSCRIPTIONS, StoredSubscription
+from lockgate.broker.session import Subscription
+from lockgate.mqtt import reason_codes
+from lockgate.mqtt.encoder import encode
+from lockgate.mqtt.packets import SubAck, Subscribe, SubscriptionRequest, UnsubAck, Unsubscribe
+from lockgate.mqtt.topics import SHARE_PREFIX, split_shared
+
+if TYPE_CHECKING:
+    from lockgate.broker.broker import Broker
+    from lockgate.broker.connection import Connection
+    from lockgate.broker.session import Session
+
+
+def handle_subscribe(broker: Broker, connection: Connection, session: Session, packet: Subscribe, now: float) -> None:
+    """Add or replace Subscriptions, answer SUBACK, then send what is retained (§3.8.4)."""
+    identifier = 0
+    if packet.properties is not None and packet.properties.subscription_identifiers:
+        identifier = packet.properties.subscription_identifiers[0]
+    codes: list[int] = []
+    commit = 0
+    for request in packet.requests:
+        qos = min(request.qos, connection.limits.max_qos)
+        codes.append(qos)
+        is_new = request.topic_filter not in session.subscriptions
+        subscription = _subscribe(broker, session, request, qos, identifier)
+        if session.durable:
+            commit = broker.change()
+            stored = StoredSubscription(qos, request.no_local, request.retain_as_published, identifier)
+            broker.store.set(commit, SUBSCRIPTIONS, (session.client_id, request.topic_filter), stored)
+        wants_retained = request.retain_handling == 0 or (request.retain_handling == 1 and is_new)
+        if wants_retained and not subscription.share_name:  # §3.8.3.1, §4.8.2
+            _take_retained(broker, connection, subscription, now)
+    connection.acknowledge(encode(SubAck(packet.packet_id, codes), connection.version), commit)
+    if connection.backlog:
+        outbound.pump(broker, connection, session, now)
+
+
+def _subscribe(
+    broker: Broker, session: Session, request: SubscriptionRequest, qos: int, identifier: int
+) -> Subscription:
+    topic_filter = request.topic_filter
+    share_name = ""
+    if topic_filter.startswith(SHARE_PREFIX):
+        share_name, topic_filter = split_shared(topic_filter)
+    subscription = Subscription(
+        session,
+        request.topic_filter,
+        topic_filter,
+        share_name,
+        qos,
+        request.no_local,
+        request.retain_as_published,
+        identifier,
+    )
+    session.subscriptions[request.topic_filter] = subscription
+    broker.router.add(subscription)
+    return subscription
+
+
+def _take_retained(broker: Broker, connection: Connection, subscription: Subscription, now: float) -> None:
+    messages = broker.retained.match(subscription.topic_filter, now)
+    if not messages:
+        return
+    if connection.backlog is None:
+        connection.backlog = deque()
+    for message in messages:
+        if not (subscription.no_local and message.publisher == subscription.session.client_id):
+            connection.backlog.append((message, subscription))
+
+
+def handle_unsubscribe(broker: Broker, connection: Connection, session: Session, packet: Unsubscribe) -> None:
+    """Remove Subscriptions and answer UNSUBACK (§3.10.4)."""
+    codes: list[int] = []
+    commit = 0
+    for topic_filter in packet.topic_filters:
+        subscription = session.subscriptions.pop(topic_filter, None)
+        if subscription is None:
+            codes.append(reason_codes.NO_SUBSCRIPTION_EXISTED)
+            continue
+        codes.append(reason_codes.SUCCESS)
+        broker.router.remove(subscription)
+        if session.durable:
+            commit = broker.change()
+            broker.store.delete(commit, SUBSCRIPTIONS, (session.client_id, topic_filter))
+    connection.acknowledge(encode(UnsubAck(packet.packet_id, codes), connection.version), commit)

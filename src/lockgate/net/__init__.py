@@ -1,0 +1,1 @@
+"""The doors: asyncio sockets in front of the broker."""

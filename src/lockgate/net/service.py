@@ -1,0 +1,196 @@
+"""The broker as a service: listeners around one `Broker`, and the turn they share.
+
+A turn is: read, route, let the store answer, write once for each touched connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from typing import Protocol
+
+from lockgate.broker.broker import Broker
+from lockgate.broker.connection import Connection
+from lockgate.broker.limits import Limits, ListenerLimits
+from lockgate.broker.ports import Delivery, Store
+from lockgate.config.model import BrokerConfig
+from lockgate.net.listener import Listener
+from lockgate.net.stream import Stream
+
+log = logging.getLogger(__name__)
+
+# While the machine sleeps this clock goes on, and no one can set it.
+_BOOTTIME = time.CLOCK_BOOTTIME
+_STOP_SECONDS = 2.0
+# Two reads this close to each other belong to one turn of a busy loop.
+_BUSY_SECONDS = 50e-6
+
+
+class SettlingStore(Store, Protocol):
+    """A store that is told when a turn ends."""
+
+    def settle(self) -> None:
+        """Give the answers that are ready."""
+
+
+OpenStore = Callable[[Callable[[int], None], Callable[[str, list[Delivery]], None]], SettlingStore]
+
+
+class _Log:
+    """The broker's `ports.Log` on the standard library's logging."""
+
+    def notice(self, text: str) -> None:
+        log.info("%s", text)
+
+    def warning(self, text: str) -> None:
+        log.warning("%s", text)
+
+
+class BrokerService:
+    """Runs a broker on the current event loop; `open_store` is given the broker's two answers and gives the store."""
+
+    name = "broker"
+
+    def __init__(self, config: BrokerConfig, open_store: OpenStore) -> None:
+        limits = Limits(
+            max_inflight_messages=config.max_inflight_messages,
+            max_inflight_bytes=config.max_inflight_bytes,
+            max_queued_messages=config.max_queued_messages,
+            max_queued_bytes=config.max_queued_bytes,
+            max_packet_size=config.max_packet_size,
+            max_keepalive=config.max_keepalive,
+        )
+        self._store = open_store(self._committed, self._loaded)
+        self.broker = Broker(limits, self._store, _Log(), lambda: f"auto-{str(uuid.uuid4()).upper()}")
+        self.listeners = [Listener(listener, config.allow_anonymous, self) for listener in config.listeners]
+        self._streams: dict[int, Stream] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._started_at = self.clock()
+        self._busy = False
+        self._reads = 0  # in this turn, counted while busy
+        self._last_read_at = 0.0
+
+    @staticmethod
+    def clock() -> float:
+        """Give seconds since the machine was started."""
+        return time.clock_gettime(_BOOTTIME)
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Open all listeners, call `ready`, and serve until cancelled; then every client is disconnected."""
+        try:
+            for listener in self.listeners:
+                await listener.open()
+            ready()
+            await asyncio.Event().wait()
+        finally:
+            await self._stop()
+
+    async def _stop(self) -> None:
+        self.broker.stop(self.clock())
+        self.flush()
+        for listener in self.listeners:
+            listener.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        deadline = self.clock() + _STOP_SECONDS
+        while self._streams and self.clock() < deadline:
+            await asyncio.sleep(0.01)
+
+    # --- the turn ------------------------------------------------------------------------------------------------
+
+    def admit(self, stream: Stream, peer: str, limits: ListenerLimits) -> Connection:
+        """Give a new socket its connection."""
+        connection = self.broker.connect(peer, limits, self.clock())
+        self._streams[connection.number] = stream
+        log.info("New connection from %s on port %d.", peer, limits.port)
+        self._watch()
+        return connection
+
+    def dismiss(self, stream: Stream, now: float) -> None:
+        """Take back the connection of a closed socket."""
+        self._streams.pop(stream.connection.number, None)
+        self.broker.connection_lost(stream.connection, now)
+        self.flush()
+
+    def end_read(self, now: float) -> None:
+        """Write what a read led to: at once, or together with the other reads of a busy turn.
+
+        A quiet loop wakes up for one read, and waiting for others would only cost a hop. When reads follow each other
+        closely, one write for all of them at the end of the turn saves most system calls towards a common receiver.
+        """
+        if not self._busy:
+            self.flush()
+            self._busy = now - self._last_read_at < _BUSY_SECONDS
+            self._last_read_at = now
+            return
+        self._reads += 1
+        if self._reads == 1:
+            asyncio.get_running_loop().call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self._busy = self._reads > 1
+        self._reads = 0
+        self.flush()
+
+    def flush(self) -> None:
+        """End a turn: let the store answer, then write for every touched connection."""
+        self._store.settle()
+        streams = self._streams
+        for connection in self.broker.take_touched():
+            stream = streams.get(connection.number)
+            if stream is not None:
+                stream.write()
+
+    def _watch(self) -> None:
+        """Set the one timer to the broker's next deadline."""
+        at = self.broker.next_deadline()
+        if at is None or (self._timer is not None and self._timer_at <= at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        delay = max(0.0, at - self.clock())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        self.broker.expire(self.clock())
+        self.flush()
+        self._watch()
+
+    def _committed(self, number: int) -> None:
+        self.broker.committed(number, self.clock())
+
+    def _loaded(self, client_id: str, deliveries: list[Delivery]) -> None:
+        self.broker.loaded(client_id, deliveries, self.clock())
+
+    # --- telling -------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, object]:
+        """Give the broker's figures, by Mosquitto's words where it has them."""
+        broker = self.broker
+        totals = broker.statistics
+        queued = sum(session.queued_count + len(session.in_flight) for session in broker.sessions.values())
+        return {
+            "uptime_seconds": round(self.clock() - self._started_at, 1),
+            "ports": [listener.port for listener in self.listeners],
+            "connections": len(broker.connections),
+            "sessions": len(broker.sessions),
+            "subscriptions": broker.router.tree.count + broker.router.tree.shared_count,
+            "retained": broker.retained.count,
+            "queued": queued,
+            "publish_received": totals.publish_received,
+            "publish_sent": totals.publish_sent,
+            "bytes_received": totals.bytes_received,
+            "bytes_sent": totals.bytes_sent,
+            "dropped": {
+                "queue_full": totals.dropped_queue_full,
+                "slow_reader": totals.dropped_slow,
+                "expired": totals.dropped_expired,
+                "too_large": totals.dropped_too_large,
+            },
+        }

@@ -1,0 +1,1 @@
+"""The broker's disk: providers of `broker.ports.Store`."""
