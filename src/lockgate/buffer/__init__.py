@@ -6,4 +6,15 @@ from lockgate.buffer.reader import DamagedSegment, LogReader
 from lockgate.buffer.rows import Batch, Entry, PacketRecord, Quarantined, Row
 from lockgate.sqlite import CommitFailed
 
-__all__ = ["Batch", "CommitFailed", "Cursor", "DamagedSegment", "Entry", "Log", "LogReader", "PacketRecord", "Quarantined", "Row"]
+__all__ = [
+    "Batch",
+    "CommitFailed",
+    "Cursor",
+    "DamagedSegment",
+    "Entry",
+    "Log",
+    "LogReader",
+    "PacketRecord",
+    "Quarantined",
+    "Row",
+]
