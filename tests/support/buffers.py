@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from lockgate.buffer import Batch, Entry, Log
@@ -16,7 +17,7 @@ def config(segment_bytes: int = 64 * 1024, limit_bytes: int = 64 * 1024 * 1024) 
     return BufferConfig(segment_bytes=segment_bytes, limit_bytes=limit_bytes)
 
 
-async def open_log(folder: Path, sinks: dict[str, tuple[str, ...]] = SINKS, **limits: int) -> Log:
+async def open_log(folder: Path, sinks: Mapping[str, tuple[str, ...]] = SINKS, **limits: int) -> Log:
     """Maintenance runs only when a test asks for it."""
     return await Log.open(folder, config(**limits), sinks, maintain_seconds=3600)
 

@@ -88,7 +88,10 @@ class ConnectionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaConfig:
-    """[schemas.NAME]: which messages it describes and the typed columns that are read from their JSON payload."""
+    """[schemas.NAME]: which messages it describes and the typed columns that are read from their JSON payload.
+
+    A message belongs to the first schema, in the order of the file, that one of its topics matches.
+    """
 
     name: str
     topics: tuple[str, ...]  # Topic Filters
@@ -101,9 +104,12 @@ class RuleConfig:
     """[rules.NAME]: one SELECT over the messages of a schema.
 
     Without `every` the rule runs once for each message, whose columns are bound parameters: `SELECT :topic AS topic,
-    :value AS value WHERE :value > 90`. With `every` it runs once for each tumbling window of that length, over a table
-    named like the schema. Each row of the result becomes one message; a column named `topic` is its topic, else the
-    rule's `topic` is; the other columns are its JSON payload.
+    :value AS value WHERE :value > 90`. With `every` it runs once for each tumbling window of that length in which
+    messages arrived, over a table named like the schema, and `:window_end` is bound (Unix milliseconds). The columns
+    are the schema's fields, `topic` and `received_at` (Unix milliseconds). Each row of the result becomes one
+    message; a column named `topic` is its topic, else the rule's `topic` is; a column named `device_ts` (Unix
+    milliseconds) is its time; the other columns are its JSON payload. `topic_level(topic, n)` gives the n-th level of
+    a topic, from 1; from the end with negative n.
     """
 
     name: str
@@ -112,6 +118,7 @@ class RuleConfig:
     message_class: str  # key `class`
     every_seconds: float | None = None  # key `every`: "10s", "5m", "1h"
     topic: str | None = None
+    budget_seconds: float = 1.0  # one evaluation may take so long
     line: int | None = None  # where the rule stands in lockgate.toml
 
 
@@ -121,6 +128,7 @@ class ProcessorConfig:
 
     connection: ConnectionConfig = field(default_factory=lambda: ConnectionConfig(client_id="lockgate-processor"))
     receive_maximum: int = 1000  # unacknowledged messages the processor takes at once
+    session_expiry_seconds: int = 7 * 24 * 3600  # how long the broker queues for a processor that is away
     schemas: tuple[SchemaConfig, ...] = ()
     rules: tuple[RuleConfig, ...] = ()
 

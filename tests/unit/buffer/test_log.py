@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.buffers import SINKS, batch, config, open_log
@@ -233,7 +234,7 @@ async def test_a_failing_commit_is_tried_again_and_counts_once(tmp_path: Path, m
     real = log._write
     failures = iter([sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR])
 
-    def write(*arguments: object) -> None:
+    def write(*arguments: Any) -> None:
         real(*arguments)
         if (code := next(failures, None)) is not None:
             error = sqlite3.OperationalError("database or disk is full")

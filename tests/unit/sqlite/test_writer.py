@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from lockgate.sqlite import CommitFailed, Schema, Writer, open_database
 SCHEMA = Schema(1, "CREATE TABLE t (id INTEGER PRIMARY KEY, x UNIQUE)", ("t",))
 
 
-def insert(x: object):
+def insert(x: object) -> Callable[[sqlite3.Connection], int | None]:
     return lambda connection: connection.execute("INSERT INTO t (x) VALUES (?)", (x,)).lastrowid
 
 
@@ -86,7 +87,7 @@ def test_a_cancelled_submission_is_not_run(writer: Writer, path: Path) -> None:
 class FailingCommit(sqlite3.Connection):
     failures = 0
 
-    def execute(self, sql: str, *parameters: object) -> sqlite3.Cursor:
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
         if sql == "COMMIT" and FailingCommit.failures:
             FailingCommit.failures -= 1
             error = sqlite3.OperationalError("disk I/O error")

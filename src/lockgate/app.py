@@ -1,0 +1,239 @@
+"""The composition root: builds services from the configuration, starts them in order, stops them in reverse.
+
+A service's module is imported when the service is built, so that a process holds only what it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from lockgate import __version__
+from lockgate.config.errors import ConfigError
+from lockgate.config.model import Config, HttpSinkConfig
+from lockgate.telemetry.health import StatusServer
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 2.5  # for all services of a process together; whoever started it waits 3 s
+FAILED, MISCONFIGURED = 1, 3  # exit codes, Mosquitto's
+
+
+class Service(Protocol):
+    """One of the gateway's services."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serve until cancelled, which is a clean stop. Calls `ready` once others may rely on it."""
+
+    def status(self) -> Mapping[str, object]:
+        """What it has done so far, for JSON. Called on the loop it runs on."""
+
+
+Build = Callable[[Config], Service]
+
+
+def _broker(config: Config) -> Service:
+    from lockgate.net.service import BrokerService
+    from lockgate.storage.memory import MemoryStore
+
+    return BrokerService(config.broker, MemoryStore)
+
+
+def _processor(config: Config) -> Service:
+    from lockgate.processor.service import Processor
+
+    return Processor(config.gateway, config.processor, config.buffer, config.forwarder)
+
+
+def _forwarder(config: Config) -> Service:
+    from lockgate.forwarder.service import Forwarder
+
+    return Forwarder(config.gateway, config.buffer, config.forwarder)
+
+
+def _demo_device(config: Config) -> Service:
+    from lockgate.demo.device import Device
+
+    return Device(config.processor.connection.url)
+
+
+def _demo_cloud(config: Config) -> Service:
+    from lockgate.demo.cloud import Cloud
+
+    urls = [sink.url for sink in config.forwarder.sinks if isinstance(sink, HttpSinkConfig)]
+    if not urls:
+        raise ConfigError("the demo's cloud is where a sink of type http sends to, and there is none", key="sinks")
+    return Cloud(config.gateway.data_dir, urls[0])
+
+
+# In the order of starting: each relies on those before it.
+SERVICES: dict[str, Build] = {"broker": _broker, "processor": _processor, "forwarder": _forwarder}
+DEMO_SERVICES: dict[str, Build] = {"demo-cloud": _demo_cloud, "demo-device": _demo_device}
+
+# As processes: those of a stage rely on the stages before, not on each other.
+STAGES = (("broker",), ("processor", "forwarder"))
+
+
+def run(config: Config, names: Sequence[str], registry: Mapping[str, Build]) -> int:
+    """Host the named services in this process until SIGTERM or SIGINT; gives the exit code. Main thread only.
+
+    One alone runs on the main thread, several on a thread each, so that none holds up another's loop.
+    """
+    hosts = [_Host(name, registry[name], config) for name in registry if name in names]
+    return _run_one(hosts[0]) if len(hosts) == 1 else _run_many(hosts)
+
+
+class _Host:
+    """One service with its loop and its status socket. `ended` and `failure` tell how it went."""
+
+    def __init__(self, name: str, build: Build, config: Config) -> None:
+        self.name = name
+        self.exit_code = 0
+        self._build = build
+        self._config = config
+        self._started = time.monotonic()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = asyncio.Event()
+        self._deadline = 0.0
+
+    def run(self, on_ready: Callable[[], None], on_signal: bool = False) -> None:
+        """Serve on this thread until told to stop or the service fails, which is logged here."""
+        try:
+            with asyncio.Runner(loop_factory=_new_loop) as runner:
+                runner.run(self._serve(on_ready, on_signal))
+        except ConfigError as error:
+            self._fail(str(error), MISCONFIGURED)
+        except OSError as error:
+            self._fail(_explain(error), FAILED)
+        except Exception:
+            log.exception("%s failed", self.name)
+            self.exit_code = FAILED
+
+    def request_stop(self, deadline: float) -> None:
+        """Ask for a clean stop until `deadline` (time.monotonic). Any thread may."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop_by, deadline)
+
+    def _stop_by(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._stop.set()
+
+    async def _serve(self, on_ready: Callable[[], None], on_signal: bool) -> None:
+        self._loop = asyncio.get_running_loop()
+        if on_signal:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._loop.add_signal_handler(number, lambda: self._stop_by(time.monotonic() + STOP_SECONDS))
+            self._loop.add_signal_handler(signal.SIGHUP, _ignore_hangup)
+        service = self._build(self._config)
+        ready = asyncio.Event()
+        path = self._config.gateway.sockets_dir / f"{self.name}.sock"
+        running = asyncio.create_task(service.run(ready.set))
+        stopping = asyncio.create_task(self._stop.wait())
+        starting = asyncio.create_task(ready.wait())
+        try:
+            await asyncio.wait({running, stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done() and not stopping.done():
+                async with StatusServer(path, lambda: self._status(service)):
+                    log.info("%s is ready", self.name)
+                    on_ready()
+                    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+                raise RuntimeError(f"{self.name} ended by itself")
+        finally:
+            starting.cancel()
+            stopping.cancel()
+            running.cancel()
+            _, late = await asyncio.wait({running}, timeout=max(0.1, (self._deadline or 1e9) - time.monotonic()))
+        if late:
+            log.error("%s did not stop in time", self.name)
+            self.exit_code = FAILED
+            os._exit(FAILED)  # what holds it up would hold up the end of its loop too
+        if not running.cancelled():
+            running.result()
+        log.info("%s has stopped", self.name)
+
+    def _status(self, service: Service) -> dict[str, object]:
+        return {
+            "service": self.name,
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_seconds": round(time.monotonic() - self._started, 1),
+            "status": dict(service.status()),
+        }
+
+    def _fail(self, text: str, exit_code: int) -> None:
+        log.error("%s cannot run: %s", self.name, text)
+        self.exit_code = exit_code
+
+
+def _run_one(host: _Host) -> int:
+    host.run(lambda: None, on_signal=True)
+    return host.exit_code
+
+
+def _run_many(hosts: Sequence[_Host]) -> int:
+    events: queue.SimpleQueue[_Host | None] = queue.SimpleQueue()  # a host that is ready or has ended; None: stop
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: events.put(None))
+    signal.signal(signal.SIGHUP, lambda *_: _ignore_hangup())
+    threads: list[threading.Thread] = []
+    try:
+        for host in hosts:
+            threads.append(threading.Thread(target=_run_thread, args=(host, events), name=host.name, daemon=True))
+            threads[-1].start()
+            if events.get() is None or not threads[-1].is_alive():
+                break
+        else:
+            events.get()  # a signal, or the end of one of them
+    finally:
+        deadline = time.monotonic() + STOP_SECONDS
+        for host, thread in reversed(list(zip(hosts, threads, strict=False))):
+            host.request_stop(deadline)
+            thread.join(max(0.1, deadline - time.monotonic()))
+            if thread.is_alive():
+                log.error("%s did not stop in time", host.name)
+                host.exit_code = FAILED
+    return next((host.exit_code for host in hosts if host.exit_code), 0)
+
+
+def _run_thread(host: _Host, events: queue.SimpleQueue[_Host | None]) -> None:
+    try:
+        host.run(lambda: events.put(host))
+    finally:
+        events.put(host)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # there is none for this platform
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def _ignore_hangup() -> None:
+    log.warning("SIGHUP ignored: reloading the configuration is not there yet; restart the service instead")
+
+
+def _explain(error: OSError) -> str:
+    """The text of an OSError, with the program that holds a port in use where that can be seen."""
+    port = getattr(error, "port", None)
+    if error.errno == errno.EADDRINUSE and isinstance(port, int):
+        from lockgate.telemetry.port_owner import who_listens
+
+        owner = who_listens(port)
+        holder = f"held by {owner}" if owner else "by which program cannot be seen from here; try as root"
+        return f"{error.strerror}, {holder}"
+    return error.strerror or str(error) if error.filename is None else str(error)

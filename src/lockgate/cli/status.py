@@ -1,0 +1,48 @@
+"""`lockgate status`: what the running services say about themselves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+
+from lockgate.app import SERVICES
+from lockgate.cli.common import add_config_argument, load_config, table
+from lockgate.telemetry import health
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_argument(parser)
+    parser.add_argument("--json", action="store_true", help="everything, as one JSON object")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Exit status 1 when a service is down."""
+    folder = load_config(arguments).gateway.sockets_dir
+    answers = {name: health.ask(folder / f"{name}.sock") for name in SERVICES}
+    if arguments.json:
+        print(json.dumps(answers, indent=2))
+    else:
+        rows = [row(name, answer) for name, answer in answers.items()]
+        print(table(("service", "state", "pid", "uptime", "key numbers"), rows))
+    return 0 if all(answers.values()) else 1
+
+
+def row(name: str, answer: Mapping[str, object] | None) -> tuple[str, ...]:
+    if answer is None:
+        return (name, "down", "", "", "")
+    uptime = answer.get("uptime_seconds")
+    seconds = int(uptime) if isinstance(uptime, int | float) else 0
+    spelled = f"{seconds // 86400}d {seconds % 86400 // 3600:02}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
+    status = answer.get("status")
+    numbers = "  ".join(key_numbers(status)) if isinstance(status, dict) else ""
+    return (name, "up", str(answer.get("pid", "")), spelled, numbers)
+
+
+def key_numbers(status: Mapping[str, object], above: str = "") -> Iterator[str]:
+    """The numbers of a status, those below a name as `name.number`; none that are 0."""
+    for name, value in status.items():
+        if isinstance(value, Mapping):
+            yield from key_numbers(value, f"{above}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and value and name != "uptime_seconds":
+            yield f"{above}{name}={value}"

@@ -1,0 +1,54 @@
+"""`lockgate up`: every service as a child process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+from lockgate import app
+from lockgate.cli.common import add_config_argument, load_config
+from lockgate.config.model import LogConfig
+from lockgate.supervisor import Supervisor, run_command
+from lockgate.telemetry import logs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_argument(parser)
+    parser.add_argument("--demo", action="store_true", help="a gateway with devices and a cloud, all on this machine")
+    parser.add_argument(
+        "--dir", type=Path, default=Path(".demo"), help="where the demo keeps everything (default: %(default)s)"
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    if arguments.demo:
+        from lockgate.demo.run import run_demo
+
+        return run_demo(arguments.dir)
+    config = load_config(arguments)
+    logs.configure(LogConfig())
+    supervisor = Supervisor(
+        app.STAGES,
+        lambda name: run_command(config.path, name),
+        config.gateway.sockets_dir,
+        write_prefixed,
+    )
+    asyncio.run(run_until_signal(supervisor))
+    return 0
+
+
+async def run_until_signal(supervisor: Supervisor) -> None:
+    """Run the children until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    await supervisor.run(stop)
+
+
+def write_prefixed(name: str, line: str) -> None:
+    print(f"{name:<12}| {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,426 @@
+"""lockgate.toml and the environment → Config. `SECTIONS` is the whole language; the reference page is made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lockgate.config import values
+from lockgate.config.errors import ConfigError, did_you_mean, raise_all
+from lockgate.config.model import (
+    BrokerConfig,
+    BufferConfig,
+    Config,
+    ConnectionConfig,
+    FileSinkConfig,
+    ForwarderConfig,
+    GatewayConfig,
+    HttpSinkConfig,
+    MqttSinkConfig,
+    ProcessorConfig,
+    RuleConfig,
+    SchemaConfig,
+    SinkConfig,
+)
+from lockgate.config.mosquitto_conf import read_mosquitto_conf
+from lockgate.config.toml_lines import key_lines, line_of
+from lockgate.config.values import BadValue, Kind
+
+PLACES = (Path("lockgate.toml"), Path("/etc/lockgate/lockgate.toml"))
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key: its values, and the field of the model it fills, whose default counts where the file is silent."""
+
+    name: str
+    kind: Kind
+    help: str
+    field: str = ""
+    required: bool = False
+    default: str = ""  # for the reference, where the model's default does not tell
+
+    @property
+    def target(self) -> str:
+        return self.field or self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """`[name]`, or `[name.NAME]` when `named`: there may be many of those."""
+
+    name: str
+    help: str
+    keys: tuple[Key, ...]
+    model: type
+    named: bool = False
+    variant: str = ""  # the value of `type` that selects this one of several sections with the same name
+
+
+_CONNECTION = (
+    Key("client_id", values.TEXT, "Client Identifier; keep it unique at that server"),
+    Key("mqtt_version", values.one_of("3.1.1", "5"), "version of MQTT to speak", field="version"),
+    Key("keep_alive", values.whole_number(1, 65535), "Keep Alive in seconds", field="keep_alive_seconds"),
+)
+_SINK = (
+    Key("type", values.one_of("http", "mqtt", "file"), "what kind of sink this is", required=True),
+    Key("classes", values.NAMES, "classes it is addressed by", default="all of buffer.classes"),
+    Key("batch", values.whole_number(1, 10_000), "messages sent together"),
+    Key("timeout", values.duration(0.1, 3600), "longest wait for the sink's answer", field="timeout_seconds"),
+    Key("retry_min", values.duration(0.01, 3600), "first pause before a retry", field="retry_min_seconds"),
+    Key("retry_max", values.duration(0.01, 86400), "longest pause before a retry", field="retry_max_seconds"),
+)
+
+SECTIONS: tuple[Section, ...] = (
+    Section(
+        "gateway",
+        "Who this gateway is and where it keeps things.",
+        (
+            Key("id", values.TEXT, "names every message sent to the cloud", default="the host name"),
+            Key("data_dir", values.PATH, "everything that must survive a restart; the buffer lies in it"),
+            Key("run_dir", values.PATH, "status sockets", default="data_dir/run"),
+        ),
+        GatewayConfig,
+    ),
+    Section(
+        "broker",
+        "The broker is configured in Mosquitto's own file.",
+        (Key("mosquitto_conf", values.PATH, "that file", default="none: port 1883 on this machine alone"),),
+        BrokerConfig,
+    ),
+    Section(
+        "processor",
+        "The processor takes messages from the broker and runs the rules on them.",
+        (
+            Key("url", values.url("mqtt"), "the broker: mqtt://[USER[:PASSWORD]@]HOST[:PORT]"),
+            *_CONNECTION,
+            Key("receive_maximum", values.whole_number(1, 65535), "unacknowledged messages taken at once"),
+        ),
+        ProcessorConfig,
+    ),
+    Section(
+        "buffer",
+        "The durable log between processor and forwarder.",
+        (
+            Key("segment", values.size(64 * 1024, 1024**3), "size of one file of the log", field="segment_bytes"),
+            Key(
+                "limit",
+                values.size(1024**2, 1024**5),
+                "size of the log at which nothing more is acknowledged to the broker",
+                field="limit_bytes",
+            ),
+            Key("classes", values.NAMES, "classes of messages, in the order in which a sink drains them"),
+        ),
+        BufferConfig,
+    ),
+    Section(
+        "schemas",
+        "Which messages a schema describes, and the typed columns read from their JSON payload.",
+        (
+            Key("topics", values.TOPIC_FILTERS, "Topic Filters of its messages", required=True),
+            Key("fields", values.FIELDS, "members of the JSON object and their types", required=True),
+            Key("optional", values.NAMES_OR_NONE, "fields that may be absent; they are NULL then", default="none"),
+        ),
+        SchemaConfig,
+        named=True,
+    ),
+    Section(
+        "rules",
+        "One SELECT over the messages of a schema; each row of its result becomes one message.",
+        (
+            Key("schema", values.TEXT, "the schema whose messages it sees", required=True),
+            Key("sql", values.TEXT, "the SELECT", required=True),
+            Key("class", values.TEXT, "class of the messages it makes", field="message_class", required=True),
+            Key(
+                "every",
+                values.duration(0.1, 86400),
+                "length of the tumbling window; without it the rule runs for each message",
+                field="every_seconds",
+                default="none",
+            ),
+            Key(
+                "topic",
+                values.TOPIC_NAME,
+                "topic of rows that have no column `topic`",
+                default="none: the SELECT gives a column `topic`",
+            ),
+        ),
+        RuleConfig,
+        named=True,
+    ),
+    Section(
+        "sinks",
+        "POST of one JSON array for each batch, with `Idempotency-Key`.",
+        (
+            *_SINK,
+            Key("url", values.url("http", "https"), "where to POST", required=True),
+            Key("headers", values.HEADERS, "headers sent with each request", default="none"),
+        ),
+        HttpSinkConfig,
+        named=True,
+        variant="http",
+    ),
+    Section(
+        "sinks",
+        "QoS 1 PUBLISH to another MQTT Server.",
+        (
+            *_SINK,
+            Key("url", values.url("mqtt"), "mqtt://[USER[:PASSWORD]@]HOST[:PORT]", required=True),
+            *_CONNECTION,
+            Key("topic_prefix", values.ANY_TEXT, "put before every topic"),
+        ),
+        MqttSinkConfig,
+        named=True,
+        variant="mqtt",
+    ),
+    Section(
+        "sinks",
+        "JSON lines, synced to disk before they count as delivered.",
+        (*_SINK, Key("path", values.PATH, "the file", required=True)),
+        FileSinkConfig,
+        named=True,
+        variant="file",
+    ),
+)
+
+PLAIN = {section.name: section for section in SECTIONS if not section.named}
+NAMED = {section.name: section for section in SECTIONS if section.named and not section.variant}
+SINKS = {section.variant: section for section in SECTIONS if section.variant}
+TOP_LEVEL = (*PLAIN, *NAMED, "sinks")
+
+
+def find() -> Path | None:
+    """The first of `PLACES` that exists."""
+    return next((path for path in PLACES if path.exists()), None)
+
+
+def load(path: Path | None, environment: Mapping[str, str]) -> Config:
+    """The configuration in `path` (None: only defaults) with what `environment` overrides.
+
+    Raises ConfigError, for all mistakes together, if it cannot be used.
+    """
+    return _Reading(path, environment).config()
+
+
+_T = TypeVar("_T")
+Said = dict[str, object]  # what one table said: keyword arguments of its class in the model
+
+
+@dataclass(slots=True)
+class _Reading:
+    path: Path | None
+    environment: Mapping[str, str]
+    errors: list[ConfigError] = field(default_factory=list)
+    lines: dict[tuple[str, ...], int] = field(default_factory=dict)
+
+    def config(self) -> Config:
+        document = self._document()
+        raise_all(self.errors)
+        self._unknown_sections(document)
+        plain = {name: self._table(section, (name,), document.get(name, {})) for name, section in PLAIN.items()}
+        named = {
+            name: [(one, self._table(section, (name, one), table)) for one, table in self._tables(document, name)]
+            for name, section in NAMED.items()
+        }
+        sinks = [self._sink(name, table) for name, table in self._tables(document, "sinks")]
+        broker = self._broker(plain["broker"])
+        raise_all(self.errors)
+
+        buffer = BufferConfig(**plain["buffer"])  # type: ignore[arg-type]
+        schemas = tuple(SchemaConfig(name=name, **said) for name, said in named["schemas"])  # type: ignore[arg-type]
+        rules = tuple(
+            RuleConfig(name=name, line=self._line("rules", name), **said)  # type: ignore[arg-type]
+            for name, said in named["rules"]
+        )
+        gateway = {"id": socket.gethostname()} | plain["gateway"]
+        config = Config(
+            path=self.path,
+            gateway=GatewayConfig(**gateway),  # type: ignore[arg-type]
+            broker=broker,
+            processor=_processor(plain["processor"], schemas, rules),
+            buffer=buffer,
+            forwarder=ForwarderConfig(
+                sinks=tuple(model(**({"classes": buffer.classes} | said)) for model, said in sinks)
+            ),
+        )
+        self._cross_check(config)
+        raise_all(self.errors)
+        return config
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def _document(self) -> dict[str, Any]:
+        document: dict[str, Any] = {}
+        if self.path is not None:
+            try:
+                text = self.path.read_bytes().decode("utf-8")
+                document = tomllib.loads(text)
+                self.lines = key_lines(text)
+            except OSError as error:
+                self.errors.append(ConfigError(f"cannot be read: {error.strerror}", path=self.path))
+            except UnicodeDecodeError as error:
+                line = error.object.count(b"\n", 0, error.start) + 1
+                self.errors.append(ConfigError("is not valid UTF-8", path=self.path, line=line))
+            except tomllib.TOMLDecodeError as error:
+                where = re.search(r"\(at line (\d+)", str(error))
+                last = text.count("\n") + 1
+                problem = f"is not valid TOML: {error}"
+                self.errors.append(ConfigError(problem, path=self.path, line=int(where[1]) if where else last))
+        self._override(document)
+        return document
+
+    def _override(self, document: dict[str, Any]) -> None:
+        """Put what LOCKGATE_<SECTION>_<KEY> says into `document`, so that it is checked like the rest."""
+        for variable, text in sorted(self.environment.items()):
+            section = next((name for name in TOP_LEVEL if variable.startswith(f"LOCKGATE_{name.upper()}_")), None)
+            if section is None:
+                continue
+            rest = variable.removeprefix(f"LOCKGATE_{section.upper()}_")
+            table = document.setdefault(section, {})
+            keys = PLAIN[section].keys if section in PLAIN else ()
+            if section not in PLAIN and isinstance(table, dict):
+                # LOCKGATE_SINKS_CLOUD_URL: the longest name that is in the file
+                for name in sorted(table, key=len, reverse=True):
+                    if rest.startswith(f"{_shout(name)}_") and isinstance(table[name], dict):
+                        rest, table = rest.removeprefix(f"{_shout(name)}_"), table[name]
+                        variants = SINKS.values() if section == "sinks" else (NAMED[section],)
+                        keys = tuple(key for one in variants for key in one.keys)
+                        break
+            key = next((key for key in keys if _shout(key.name) == rest), None)
+            if key is None or not isinstance(table, dict):
+                known = [f"LOCKGATE_{section.upper()}_{_shout(key.name)}" for key in keys]
+                problem = f"overrides nothing that lockgate.toml knows.{did_you_mean(variable, known)}"
+                self.errors.append(ConfigError(problem, key=variable))
+                continue
+            table[key.name] = text if key.kind.text else _toml_value(text)
+
+    def _tables(self, document: dict[str, Any], section: str) -> list[tuple[str, object]]:
+        tables = document.get(section, {})
+        if not isinstance(tables, dict):
+            self._wrong((section,), f"must be tables: [{section}.NAME]")
+            return []
+        for name in tables:
+            if not NAME.fullmatch(name):
+                self._wrong((section, name), "cannot be a name", "1 to 64 letters, digits, - and _")
+        return list(tables.items())
+
+    def _unknown_sections(self, document: dict[str, Any]) -> None:
+        for name in document:
+            if name not in TOP_LEVEL:
+                self._wrong((name,), f"is no section.{did_you_mean(name, TOP_LEVEL)}", ", ".join(TOP_LEVEL))
+
+    def _table(self, section: Section, where: tuple[str, ...], table: object) -> Said:
+        if not isinstance(table, dict):
+            self._wrong(where, f"must be a table: [{'.'.join(where)}]")
+            return {}
+        keys = {key.name: key for key in section.keys}
+        for name in table.keys() - keys.keys():
+            self._wrong((*where, name), f"is no key of it.{did_you_mean(name, keys)}", ", ".join(keys))
+        said: Said = {}
+        for key in section.keys:
+            if key.name in table:
+                try:
+                    said[key.target] = self._from_here(key.kind.read(table[key.name]))
+                except BadValue as bad:
+                    value = "its value" if key.kind.secret else repr(table[key.name])
+                    problem = f"{value} cannot be used" + (f": {bad}" if str(bad) else "")
+                    self._wrong((*where, key.name), problem, key.kind.accepted)
+            elif key.required:
+                self._wrong((*where, key.name), "is missing", key.kind.accepted)
+        return said
+
+    def _sink(self, name: str, table: object) -> tuple[type[Any], Said]:
+        kind = table.get("type") if isinstance(table, dict) else None
+        if not isinstance(kind, str) or kind not in SINKS:
+            problem = f"{kind!r} is no type of sink" if kind is not None else "is missing"
+            self._wrong(("sinks", name, "type"), problem, " or ".join(f'"{one}"' for one in SINKS))
+            return SinkConfig, {}
+        section = SINKS[kind]
+        said = self._table(section, ("sinks", name), table)
+        said.pop("type", None)
+        said["name"] = name
+        if kind == "mqtt":
+            said["connection"] = _connection(said, f"lockgate-{name}")
+        return section.model, said
+
+    def _broker(self, said: Said) -> BrokerConfig:
+        path = said.get("mosquitto_conf")
+        if not isinstance(path, Path):
+            return BrokerConfig()
+        try:
+            return read_mosquitto_conf(path)
+        except ConfigError as error:
+            self.errors.append(error)
+            return BrokerConfig()
+
+    def _from_here(self, value: object) -> object:
+        if isinstance(value, Path) and self.path is not None:
+            return self.path.parent / value
+        return value
+
+    # --- what belongs together ----------------------------------------------------------------------------------
+
+    def _cross_check(self, config: Config) -> None:
+        classes = config.buffer.classes
+        schemas = {schema.name: schema for schema in config.processor.schemas}
+        for schema in schemas.values():
+            for name in sorted(schema.optional - {name for name, _ in schema.fields}):
+                problem = f"{name!r} is not among its fields"
+                self._wrong(("schemas", schema.name, "optional"), problem, ", ".join(name for name, _ in schema.fields))
+        for rule in config.processor.rules:
+            if rule.schema not in schemas:
+                problem = f"there is no [schemas.{rule.schema}].{did_you_mean(rule.schema, schemas)}"
+                self._wrong(("rules", rule.name, "schema"), problem, ", ".join(schemas) or "first a [schemas.NAME]")
+            self._known_class(("rules", rule.name, "class"), rule.message_class, classes)
+        for sink in config.forwarder.sinks:
+            for message_class in sink.classes:
+                self._known_class(("sinks", sink.name, "classes"), message_class, classes)
+            if sink.retry_min_seconds > sink.retry_max_seconds:
+                problem = "is longer than retry_max"
+                limit = f"up to {values.spell_duration(sink.retry_max_seconds)}"
+                self._wrong(("sinks", sink.name, "retry_min"), problem, limit)
+        if config.buffer.segment_bytes > config.buffer.limit_bytes:
+            self._wrong(("buffer", "segment"), "is larger than limit", "a small part of buffer.limit")
+
+    def _known_class(self, where: tuple[str, ...], name: str, classes: tuple[str, ...]) -> None:
+        if name not in classes:
+            problem = f"{name!r} is not among buffer.classes.{did_you_mean(name, classes)}"
+            self._wrong(where, problem, ", ".join(classes))
+
+    def _wrong(self, where: tuple[str, ...], problem: str, accepted: str | None = None) -> None:
+        self.errors.append(
+            ConfigError(problem, path=self.path, line=self._line(*where), key=".".join(where), accepted=accepted)
+        )
+
+    def _line(self, *where: str) -> int | None:
+        return line_of(self.lines, where)
+
+
+def _processor(said: Said, schemas: tuple[SchemaConfig, ...], rules: tuple[RuleConfig, ...]) -> ProcessorConfig:
+    connection = _connection(said, ProcessorConfig().connection.client_id)
+    return ProcessorConfig(connection=connection, schemas=schemas, rules=rules, **said)  # type: ignore[arg-type]
+
+
+def _connection(said: Said, client_id: str) -> ConnectionConfig:
+    """Take the keys of a connection out of `said`."""
+    names = {one.name for one in dataclasses.fields(ConnectionConfig)} & said.keys()
+    return ConnectionConfig(**({"client_id": client_id} | {name: said.pop(name) for name in names}))  # type: ignore[arg-type]
+
+
+def _shout(name: str) -> str:
+    return name.upper().replace("-", "_")
+
+
+def _toml_value(text: str) -> object:
+    """`text` as TOML would read it behind a `=`, else as it stands: 10, "10" and 10s all do."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,194 @@
+"""Kinds of values in lockgate.toml: what is accepted, and what becomes of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+_DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZES = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+
+
+class BadValue(Exception):
+    """A value that cannot be used. The text says why where `accepted` of its kind does not say it all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`read` turns what TOML gave into what the model wants, or raises BadValue."""
+
+    accepted: str
+    read: Callable[[object], object]
+    text: bool = False  # an environment variable is taken as it stands, not as a TOML value
+    secret: bool = False  # may hold a password, so messages do not repeat it
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise BadValue
+    return value
+
+
+def _any_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise BadValue
+    return value
+
+
+def _number_with_unit(value: object, units: dict[str, float] | dict[str, int]) -> float:
+    if isinstance(value, bool):
+        raise BadValue
+    if isinstance(value, int | float):
+        return float(value)
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)", value) if isinstance(value, str) else None
+    if match is None or match[2] not in units:
+        raise BadValue
+    return float(match[1]) * units[match[2]]
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
+        raise BadValue
+    if len(set(value)) != len(value):
+        raise BadValue("a name stands there twice")
+    return tuple(value)
+
+
+def _some_names(value: object) -> tuple[str, ...]:
+    if not (names := _names(value)):
+        raise BadValue("the list is empty")
+    return names
+
+
+def _topic_filters(value: object) -> tuple[str, ...]:
+    filters = _some_names(value)
+    for topic_filter in filters:
+        check_topic_filter(topic_filter)
+    return filters
+
+
+def check_topic_filter(topic_filter: str) -> None:
+    """Raise BadValue unless `topic_filter` is a Topic Filter (MQTT 5 §4.7.1)."""
+    levels = topic_filter.split("/")
+    if "\0" in topic_filter or len(topic_filter.encode()) > 65535:
+        raise BadValue(f"{topic_filter!r} is no Topic Filter: a NUL, or longer than 65535 bytes")
+    if levels[0] == "$share":
+        if len(levels) < 3 or not levels[1] or set(levels[1]) & set("+#"):
+            raise BadValue(f"{topic_filter!r} is no Topic Filter: $share/GROUP/FILTER")
+        levels = levels[2:]
+    for number, level in enumerate(levels):
+        if "#" in level and (level != "#" or number != len(levels) - 1):
+            raise BadValue(f"{topic_filter!r} is no Topic Filter: # must be the whole last level")
+        if "+" in level and level != "+":
+            raise BadValue(f"{topic_filter!r} is no Topic Filter: + must be a whole level")
+
+
+def _topic_name(value: object) -> str:
+    name = _text(value)
+    if set(name) & set("+#\0") or len(name.encode()) > 65535:
+        raise BadValue(f"{name!r} is no Topic Name")
+    return name
+
+
+def _fields(value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict) or not value:
+        raise BadValue
+    for name, type_ in value.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise BadValue(f"{name!r} is no name of a column: letters, digits and _")
+        if type_ not in ("integer", "real", "text"):
+            raise BadValue(f"{name} = {type_!r} is no type")
+    return tuple(value.items())
+
+
+def _headers(value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict):
+        raise BadValue
+    for name, content in value.items():
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+            raise BadValue(f"{name!r} is no name of a header")
+        if not isinstance(content, str) or set(content) & set("\r\n\0"):
+            raise BadValue(f"{name} must be text in one line")
+    return tuple(value.items())
+
+
+def url(*schemes: str) -> Kind:
+    accepted = " or ".join(f"{scheme}://HOST[:PORT]" for scheme in schemes)
+
+    def read(value: object) -> str:
+        text = _text(value)
+        try:
+            parts = urlsplit(text)
+            if parts.scheme not in schemes or not parts.hostname or parts.port == 0:
+                raise BadValue
+        except ValueError as error:  # a port that is no number, a broken IPv6 address
+            raise BadValue(str(error)) from None
+        return text
+
+    return Kind(accepted, read, text=True, secret=True)
+
+
+def whole_number(low: int, high: int) -> Kind:
+    def read(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise BadValue
+        return value
+
+    return Kind(f"{low} to {high}", read)
+
+
+def duration(low: float, high: float) -> Kind:
+    def read(value: object) -> float:
+        seconds = _number_with_unit(value, _DURATIONS)
+        if not low <= seconds <= high:
+            raise BadValue
+        return seconds
+
+    return Kind(f'{spell_duration(low)} to {spell_duration(high)}, as "500ms", "10s", "5m", "1h" or seconds', read)
+
+
+def size(low: int, high: int) -> Kind:
+    def read(value: object) -> int:
+        count = _number_with_unit(value, _SIZES)
+        if not low <= count <= high or count != int(count):
+            raise BadValue
+        return int(count)
+
+    return Kind(f'{spell_size(low)} to {spell_size(high)}, as "64MiB" or bytes', read)
+
+
+def one_of(*choices: str) -> Kind:
+    def read(value: object) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise BadValue
+        return value
+
+    return Kind(" or ".join(f'"{choice}"' for choice in choices), read, text=True)
+
+
+def spell_duration(seconds: float) -> str:
+    for unit, length in reversed(_DURATIONS.items()):
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds / length:g}{unit}"
+    return f"{seconds * 1000:g}ms"
+
+
+def spell_size(count: int) -> str:
+    for unit in ("GiB", "MiB", "KiB"):
+        if count >= _SIZES[unit] and count % _SIZES[unit] == 0:
+            return f"{count // _SIZES[unit]}{unit}"
+    return f"{count}B"
+
+
+TEXT = Kind("text that is not empty", _text, text=True)
+ANY_TEXT = Kind("text", _any_text, text=True)
+PATH = Kind("a path, from the folder of lockgate.toml if it is relative", lambda value: Path(_text(value)), text=True)
+NAMES = Kind("a list of names, each once", _some_names)
+NAMES_OR_NONE = Kind("a list of names, each once", lambda value: frozenset(_names(value)))
+TOPIC_FILTERS = Kind('a list of Topic Filters, as ["sensors/#"]', _topic_filters)
+TOPIC_NAME = Kind("a Topic Name, without + and #", _topic_name, text=True)
+FIELDS = Kind('columns and their types, as { value = "real", unit = "text", count = "integer" }', _fields)
+HEADERS = Kind('text by name, as { Authorization = "Bearer …" }', _headers, secret=True)

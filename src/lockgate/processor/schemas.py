@@ -1,0 +1,138 @@
+"""The gate: which schema a message belongs to, and its payload as typed columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import orjson
+
+from lockgate.config.errors import ConfigError
+from lockgate.config.model import SchemaConfig
+
+Value = int | float | str | None
+
+GIVEN_COLUMNS: Final = (("topic", "TEXT"), ("received_at", "INTEGER"))  # what every message has beside its fields
+_RESERVED: Final = frozenset({"topic", "received_at", "window_end"})
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SQL_TYPES: Final = {"integer": "INTEGER", "real": "REAL", "text": "TEXT"}
+_INT64: Final = range(-(1 << 63), 1 << 63)
+_CACHED_TOPICS: Final = 10_000
+
+
+class NotAccepted(Exception):
+    """The payload does not fit its schema. `reason` is one of a few, to be counted; `detail` is for a person."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class Schema:
+    """One [schemas.NAME]."""
+
+    def __init__(self, config: SchemaConfig) -> None:
+        self.name = config.name
+        self.config = config
+        _check(config)
+        self.columns = tuple((name, _SQL_TYPES[kind]) for name, kind in config.fields) + GIVEN_COLUMNS
+
+    def decode(self, payload: bytes) -> list[Value]:
+        """The fields in the order of `columns`; raises NotAccepted."""
+        try:
+            document = orjson.loads(payload)
+        except orjson.JSONDecodeError as error:
+            raise NotAccepted("not JSON", str(error)) from None
+        if not isinstance(document, dict):
+            raise NotAccepted("not a JSON object", f"it is {_json_type(document)}")
+        values: list[Value] = []
+        for name, kind in self.config.fields:
+            value = document.get(name)
+            if value is None:
+                if name not in self.config.optional:
+                    raise NotAccepted(f"field {name} missing", "null counts as missing" if name in document else "")
+                values.append(None)
+            elif kind == "real" and type(value) in (float, int):
+                values.append(float(value))
+            elif (kind == "integer" and type(value) is int and value in _INT64) or (
+                kind == "text" and type(value) is str
+            ):
+                values.append(value)
+            else:
+                raise NotAccepted(f"field {name} not {kind}", f"it is {_json_type(value)}")
+        return values
+
+
+class Schemas:
+    """Finds the schema of a topic."""
+
+    def __init__(self, configs: Sequence[SchemaConfig]) -> None:
+        self.by_name = {config.name: Schema(config) for config in configs}
+        self.topic_filters = tuple(dict.fromkeys(f for config in configs for f in config.topics))
+        self._levels = [(f.split("/"), self.by_name[config.name]) for config in configs for f in config.topics]
+        self._found: dict[str, Schema | None] = {}
+
+    def of(self, topic: str) -> Schema | None:
+        """The first that matches, in the order of the configuration."""
+        try:
+            return self._found[topic]
+        except KeyError:
+            pass
+        levels = topic.split("/")
+        found = next((schema for pattern, schema in self._levels if _matches(pattern, levels)), None)
+        if len(self._found) >= _CACHED_TOPICS:
+            self._found.clear()
+        self._found[topic] = found
+        return found
+
+
+def _matches(pattern: list[str], levels: list[str]) -> bool:
+    if levels[0].startswith("$") and pattern[0] in ("+", "#"):
+        return False
+    for place, level in enumerate(pattern):
+        if level == "#":
+            return True
+        if place >= len(levels) or level not in ("+", levels[place]):
+            return False
+    return len(pattern) == len(levels)
+
+
+def _check(config: SchemaConfig) -> None:
+    key = f"schemas.{config.name}"
+    if not _NAME.fullmatch(config.name):
+        raise ConfigError(f"{config.name!r} cannot name a table", key=key, accepted="letters, digits and _")
+    seen: set[str] = set()
+    for name, _ in config.fields:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} cannot name a column", key=f"{key}.fields", accepted="letters, digits and _")
+        if name.lower() in _RESERVED:
+            taken = ", ".join(sorted(_RESERVED))
+            raise ConfigError(f"{name!r} is a column of every message", key=f"{key}.fields", accepted=f"not {taken}")
+        if name.lower() in seen:
+            raise ConfigError(f"{name!r} stands twice (case does not count)", key=f"{key}.fields")
+        seen.add(name.lower())
+    unknown = config.optional - {name for name, _ in config.fields}
+    if unknown:
+        raise ConfigError(f"{sorted(unknown)} are not among the fields", key=f"{key}.optional")
+
+
+def _json_type(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() if value not in _INT64:
+            return "an integer beyond 64 bits"
+        case int():
+            return "an integer"
+        case float():
+            return "a real"
+        case str():
+            return "a text"
+        case list():
+            return "an array"
+        case _:
+            return "an object"

@@ -1,0 +1,130 @@
+"""The commands, each as a person calls it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lockgate import __version__, cli
+from lockgate.buffer.ledger import DeliveryBook, IntakeBook, Ledger
+from lockgate.cli import ledger as ledger_command
+from lockgate.cli import status as status_command
+from lockgate.cli.common import table
+from lockgate.telemetry import health
+
+GOOD = """\
+[gateway]
+data_dir = "data"
+[schemas.reading]
+topics = ["sensors/#"]
+fields = { value = "real" }
+[rules.alarm]
+schema = "reading"
+class = "alarm"
+sql = "SELECT :topic AS topic, :value AS value WHERE :value > 90"
+"""
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    path = tmp_path / "lockgate.toml"
+    path.write_text(GOOD)
+    return path
+
+
+def test_version_names_the_build(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["version"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"lockgate {__version__} (")
+    import lockgate.broker.broker
+
+    compiled = (lockgate.broker.broker.__file__ or "").endswith(".so")
+    assert ("(compiled)" in said) is compiled
+
+
+def test_every_command_has_help() -> None:
+    out = subprocess.run(
+        [sys.executable, "-m", "lockgate", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert all(f"  {name} " in out for name in cli.COMMANDS)
+
+
+def test_check_tells_what_a_good_configuration_will_do(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", str(toml)]) == 0
+    said = capsys.readouterr().out
+    assert f"{toml}: good" in said
+    assert "127.0.0.1:1883, ::1:1883; everybody is let in" in said
+    assert "1 schemas, 1 rules" in said
+
+
+def test_check_reports_a_mistake_and_exits_with_3(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toml.write_text(GOOD + "[gatway]\n")
+    assert cli.main(["check", str(toml)]) == 3
+    assert f"{toml}:10: gatway: is no section. Did you mean gateway?" in capsys.readouterr().err
+
+
+def test_check_compiles_the_rules(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toml.write_text(GOOD.replace(":value > 90", ":valu > 90"))
+    assert cli.main(["check", str(toml)]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"{toml}:6: rules.alarm.sql: ")
+    assert ":value" in said
+
+
+async def test_status_shows_who_is_up(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import asyncio
+
+    said = {"pid": 7, "uptime_seconds": 3661.0, "status": {"connections": 2, "dropped": {"expired": 1, "slow": 0}}}
+    async with health.StatusServer(toml.parent / "data" / "run" / "broker.sock", lambda: said):
+        assert await asyncio.to_thread(cli.main, ["status", "-c", str(toml)]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1].split() == ["broker", "up", "7", "0d", "01:01:01", "connections=2", "dropped.expired=1"]
+        assert lines[2].split() == ["processor", "down"]
+        await asyncio.to_thread(cli.main, ["status", "--json", "-c", str(toml)])
+        assert json.loads(capsys.readouterr().out) == {"broker": said, "processor": None, "forwarder": None}
+
+
+def test_status_of_an_answer_without_numbers() -> None:
+    assert status_command.row("x", {}) == ("x", "up", "", "0d 00:00:00", "")
+
+
+def test_ledger_without_a_buffer_says_so(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ledger", "-c", str(toml)]) == 1
+    assert "there is no buffer in" in capsys.readouterr().err
+
+
+def test_ledger_shows_both_books_and_fails_when_one_does_not_close(
+    toml: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (toml.parent / "data" / "buffer").mkdir(parents=True)
+    intake = IntakeBook(received=10, logged=7, refused={"not JSON": 2}, duplicate=1)
+    good = DeliveryBook("cloud", "alarm", addressed=7, delivered=4, pending=2, dropped={"damaged": 1})
+    bad = DeliveryBook("disk", "alarm", addressed=7, delivered=4, pending=2)
+    books = Ledger(intake, (good,))
+    monkeypatch.setattr(ledger_command, "read_ledger", lambda _folder: books)
+    assert cli.main(["ledger", "-c", str(toml)]) == 0
+    said = capsys.readouterr().out
+    assert "received    10   closes" in said
+    assert "refused              2   not JSON 2" in said
+    assert said.splitlines()[-1].split() == ["cloud", "alarm", "7", "4", "2", "1", "0", "0", "0", "0", "closes"]
+    books = Ledger(intake, (good, bad))
+    assert cli.main(["ledger", "-c", str(toml)]) == 1
+    assert "DOES NOT CLOSE: +1" in capsys.readouterr().out
+    assert cli.main(["ledger", "--json", "-c", str(toml)]) == 1
+    said_json = json.loads(capsys.readouterr().out)
+    assert [book["closes"] for book in said_json["deliveries"]] == [True, False]
+    assert said_json["closes"] is False
+
+
+def test_a_missing_configuration_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["run", "broker"], ["up"], ["status"], ["ledger"]):
+        assert cli.main([*words, "-c", str(tmp_path / "none.toml")]) == 3
+        assert "none.toml: cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_a_table_lines_up() -> None:
+    assert table(("a", "count"), [("x", "10"), ("long", "7")]) == "a     count\nx        10\nlong      7"

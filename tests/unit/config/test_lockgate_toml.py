@@ -1,0 +1,317 @@
+"""lockgate.toml: values, environment, and mistakes with file, line, key and what would be accepted."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from lockgate.config import lockgate_toml, reference
+from lockgate.config.errors import ConfigError
+from lockgate.config.model import (
+    BrokerConfig,
+    BufferConfig,
+    Config,
+    ConnectionConfig,
+    FileSinkConfig,
+    ForwarderConfig,
+    GatewayConfig,
+    HttpSinkConfig,
+    ListenerConfig,
+    MqttSinkConfig,
+    ProcessorConfig,
+    RuleConfig,
+    SchemaConfig,
+)
+
+REPOSITORY = Path(__file__).parents[3]
+
+WHOLE = """\
+[gateway]
+id = "hall-3"
+data_dir = "data"
+run_dir = "/run/lockgate"
+
+[broker]
+mosquitto_conf = "mosquitto.conf"
+
+[processor]
+url = "mqtt://user:secret@127.0.0.1:1884"
+client_id = "proc"
+mqtt_version = "3.1.1"
+keep_alive = 10
+receive_maximum = 50
+
+[buffer]
+segment = "64MiB"
+limit = "2GiB"
+classes = ["alarm", "telemetry", "raw"]
+
+[schemas.reading]
+topics = ["sensors/#"]
+fields = { value = "real", unit = "text" }
+optional = ["unit"]
+
+[rules.mean]
+schema = "reading"
+class = "telemetry"
+every = "10s"
+sql = '''
+SELECT topic, avg(value) AS mean
+FROM reading
+GROUP BY topic
+'''
+
+[rules.alarm]
+schema = "reading"
+class = "alarm"
+topic = "alarms"
+sql = "SELECT :value AS value WHERE :value > 90"
+
+[sinks.cloud]
+type = "http"
+url = "https://cloud.example/in"
+headers = { Authorization = "Bearer x" }
+classes = ["alarm"]
+batch = 10
+timeout = 5
+retry_min = "250ms"
+retry_max = "2m"
+
+[sinks.other]
+type = "mqtt"
+url = "mqtt://other.example"
+topic_prefix = "site/"
+
+[sinks.disk]
+type = "file"
+path = "out.jsonl"
+"""
+
+
+def load(folder: Path, text: str, **environment: str) -> Config:
+    path = folder / "lockgate.toml"
+    path.write_text(text)
+    return lockgate_toml.load(path, environment)
+
+
+def refused(folder: Path, text: str, **environment: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, text, **environment)
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+def test_without_a_file_everything_has_a_default() -> None:
+    assert lockgate_toml.load(None, {}) == Config(
+        path=None,
+        gateway=GatewayConfig(id=socket.gethostname()),
+        broker=BrokerConfig(),
+        processor=ProcessorConfig(),
+        buffer=BufferConfig(),
+        forwarder=ForwarderConfig(),
+    )
+
+
+def test_a_file_that_says_everything(tmp_path: Path) -> None:
+    (tmp_path / "mosquitto.conf").write_text("listener 1884\n")
+    classes = ("alarm", "telemetry", "raw")
+    assert load(tmp_path, WHOLE) == Config(
+        path=tmp_path / "lockgate.toml",
+        gateway=GatewayConfig(id="hall-3", data_dir=tmp_path / "data", run_dir=Path("/run/lockgate")),
+        broker=BrokerConfig(
+            path=tmp_path / "mosquitto.conf", listeners=(ListenerConfig(port=1884),), allow_anonymous=False
+        ),
+        processor=ProcessorConfig(
+            connection=ConnectionConfig(
+                url="mqtt://user:secret@127.0.0.1:1884", client_id="proc", version="3.1.1", keep_alive_seconds=10
+            ),
+            receive_maximum=50,
+            schemas=(
+                SchemaConfig(
+                    name="reading",
+                    topics=("sensors/#",),
+                    fields=(("value", "real"), ("unit", "text")),
+                    optional=frozenset({"unit"}),
+                ),
+            ),
+            rules=(
+                RuleConfig(
+                    name="mean",
+                    schema="reading",
+                    message_class="telemetry",
+                    every_seconds=10.0,
+                    sql="SELECT topic, avg(value) AS mean\nFROM reading\nGROUP BY topic\n",
+                    line=26,
+                ),
+                RuleConfig(
+                    name="alarm",
+                    schema="reading",
+                    message_class="alarm",
+                    topic="alarms",
+                    sql="SELECT :value AS value WHERE :value > 90",
+                    line=36,
+                ),
+            ),
+        ),
+        buffer=BufferConfig(segment_bytes=64 * 1024**2, limit_bytes=2 * 1024**3, classes=classes),
+        forwarder=ForwarderConfig(
+            sinks=(
+                HttpSinkConfig(
+                    name="cloud",
+                    url="https://cloud.example/in",
+                    headers=(("Authorization", "Bearer x"),),
+                    classes=("alarm",),
+                    batch=10,
+                    timeout_seconds=5.0,
+                    retry_min_seconds=0.25,
+                    retry_max_seconds=120.0,
+                ),
+                MqttSinkConfig(
+                    name="other",
+                    connection=ConnectionConfig(url="mqtt://other.example", client_id="lockgate-other"),
+                    topic_prefix="site/",
+                    classes=classes,
+                ),
+                FileSinkConfig(name="disk", path=tmp_path / "out.jsonl", classes=classes),
+            )
+        ),
+    )
+
+
+def test_the_environment_overrides_the_file_and_its_silence(tmp_path: Path) -> None:
+    (tmp_path / "mosquitto.conf").write_text("")
+    config = load(
+        tmp_path,
+        WHOLE,
+        LOCKGATE_GATEWAY_ID="007",
+        LOCKGATE_BUFFER_LIMIT="3GiB",
+        LOCKGATE_PROCESSOR_RECEIVE_MAXIMUM="7",
+        LOCKGATE_SINKS_CLOUD_URL="http://127.0.0.1:8080/",
+        LOCKGATE_SINKS_CLOUD_CLASSES='["raw"]',
+        LOCKGATE_RULES_MEAN_EVERY="1m",
+        LOCKGATE_PURE="1",
+        PATH="/bin",
+    )
+    assert config.gateway.id == "007"
+    assert config.buffer.limit_bytes == 3 * 1024**3
+    assert config.processor.receive_maximum == 7
+    sink = config.forwarder.sinks[0]
+    assert isinstance(sink, HttpSinkConfig)
+    assert (sink.url, sink.classes) == ("http://127.0.0.1:8080/", ("raw",))
+    assert config.processor.rules[0].every_seconds == 60.0
+    assert lockgate_toml.load(None, {"LOCKGATE_GATEWAY_ID": "x"}).gateway.id == "x"
+
+
+def test_an_override_that_fits_nothing_is_a_mistake(tmp_path: Path) -> None:
+    said = refused(tmp_path, "", LOCKGATE_GATEWAY_DATADIR="/x")
+    assert said == (
+        "LOCKGATE_GATEWAY_DATADIR: overrides nothing that lockgate.toml knows. Did you mean LOCKGATE_GATEWAY_DATA_DIR?"
+    )
+    assert "overrides nothing" in refused(tmp_path, WHOLE, LOCKGATE_SINKS_CLOUDS_URL="http://x")
+
+
+SCHEMA = '[schemas.s]\ntopics = ["a"]\nfields = {v = "real"}\n'
+RULE = SCHEMA + '[rules.r]\nschema = "s"\nclass = "alarm"\nsql = "SELECT 1"\n'
+SINK = '[sinks.c]\ntype = "http"\nurl = "http://h/"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[gatway]\n", "lockgate.toml:1: gatway: is no section. Did you mean gateway? (accepted: gateway, broker"),
+        ("[gateway]\n\nidd = 3", "lockgate.toml:3: gateway.idd: is no key of it. Did you mean id? (accepted: id, data"),
+        ("gateway = 3", "lockgate.toml:1: gateway: must be a table: [gateway]"),
+        ("[gateway]\nid = 3", "lockgate.toml:2: gateway.id: 3 cannot be used (accepted: text that is not empty)"),
+        ("[gateway]\nid = ''", "lockgate.toml:2: gateway.id: '' cannot be used (accepted: text that is not empty)"),
+        ("[gateway]\nid = ", "lockgate.toml:2: is not valid TOML: Invalid value"),
+        ('[gateway]\nid = "a', "lockgate.toml:2: is not valid TOML"),
+        (
+            "[processor]\nkeep_alive = 0",
+            "lockgate.toml:2: processor.keep_alive: 0 cannot be used (accepted: 1 to 65535)",
+        ),
+        ("[processor]\nkeep_alive = true", "True cannot be used (accepted: 1 to 65535)"),
+        ("[processor]\nurl = 'http://x'", "processor.url: its value cannot be used (accepted: mqtt://HOST[:PORT])"),
+        ("[processor]\nurl = 'mqtt://x:99999'", "Port out of range"),
+        ("[processor]\nmqtt_version = 5", '5 cannot be used (accepted: "3.1.1" or "5")'),
+        (
+            "[buffer]\nsegment = '1 parsec'",
+            "lockgate.toml:2: buffer.segment: '1 parsec' cannot be used (accepted: 64KiB to",
+        ),
+        ("[buffer]\nsegment = '2GiB'", "accepted: 64KiB to 1GiB"),
+        ("[buffer]\nlimit = '2MiB'", "buffer.segment: is larger than limit"),
+        ("[buffer]\nclasses = []", "the list is empty"),
+        ("[buffer]\nclasses = ['a', 'a']", "a name stands there twice"),
+        ("schemas = 3", "schemas: must be tables: [schemas.NAME]"),
+        (
+            "[schemas.'a b']\ntopics=['a']\nfields={v='real'}",
+            "schemas.a b: cannot be a name (accepted: 1 to 64 letters",
+        ),
+        (
+            "[schemas.s]\nfields = {v = 'real'}",
+            "lockgate.toml:1: schemas.s.topics: is missing (accepted: a list of Topic",
+        ),
+        (
+            SCHEMA.replace('"a"', '"a#"'),
+            "lockgate.toml:2: schemas.s.topics: ['a#'] cannot be used: 'a#' is no Topic Filter",
+        ),
+        (SCHEMA.replace('"a"', '"a/#/b"'), "# must be the whole last level"),
+        (SCHEMA.replace('"a"', '"a/b+"'), "+ must be a whole level"),
+        (SCHEMA.replace('"a"', '"$share/a"'), "$share/GROUP/FILTER"),
+        (
+            SCHEMA.replace("real", "float"),
+            "lockgate.toml:3: schemas.s.fields: {'v': 'float'} cannot be used: v = 'float' is no",
+        ),
+        (SCHEMA + "optional = ['w']", "lockgate.toml:4: schemas.s.optional: 'w' is not among its fields (accepted: v)"),
+        (RULE.replace('"s"', '"t"'), "lockgate.toml:5: rules.r.schema: there is no [schemas.t]. (accepted: s)"),
+        (
+            RULE.replace("alarm", "alram"),
+            "rules.r.class: 'alram' is not among buffer.classes. Did you mean alarm? (accepted:",
+        ),
+        (RULE + "topic = 'a/+'", "lockgate.toml:8: rules.r.topic: 'a/+' cannot be used: 'a/+' is no Topic Name"),
+        (RULE + "every = '10'", "rules.r.every: '10' cannot be used (accepted: 100ms to 1d"),
+        (RULE + "every = 0", "rules.r.every: 0 cannot be used (accepted: 100ms to 1d"),
+        (
+            "[sinks.c]\nurl = 'http://h/'",
+            'lockgate.toml:1: sinks.c.type: is missing (accepted: "http" or "mqtt" or "file")',
+        ),
+        ("[sinks.c]\ntype = 'ftp'", "lockgate.toml:2: sinks.c.type: 'ftp' is no type of sink (accepted:"),
+        (
+            SINK + "path = 'x'",
+            "lockgate.toml:4: sinks.c.path: is no key of it. Did you mean batch? (accepted: type, classes",
+        ),
+        (SINK + "classes = ['x']", "sinks.c.classes: 'x' is not among buffer.classes. (accepted: alarm, telemetry)"),
+        (SINK + "retry_min = '2h'", "sinks.c.retry_min: '2h' cannot be used (accepted: 10ms to 1h"),
+        (SINK + "retry_min = 9\nretry_max = 3", "sinks.c.retry_min: is longer than retry_max (accepted: up to 3s)"),
+        (SINK + "headers = { 'a b' = 'x' }", "'a b' is no name of a header"),
+        ("[broker]\nmosquitto_conf = 'none.conf'", "Error: Unable to open configuration file none.conf: No such file"),
+    ],
+)
+def test_mistakes_name_file_line_key_and_what_is_accepted(tmp_path: Path, text: str, says: str) -> None:
+    assert says in refused(tmp_path, text)
+
+
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
+    (tmp_path / "mosquitto.conf").write_text("foo 1\n")
+    said = refused(tmp_path, "[gateway]\nidd = 1\n[broker]\nmosquitto_conf='mosquitto.conf'\n[sinks.c]\ntype='x'\n")
+    assert "gateway.idd" in said
+    assert "Error found at mosquitto.conf:1." in said
+    assert "sinks.c.type" in said
+
+
+def test_passwords_are_not_repeated(tmp_path: Path) -> None:
+    assert "secret" not in refused(tmp_path, "[processor]\nurl = 'mqtt://user:secret@h:x'")
+    assert "secret" not in refused(tmp_path, SINK + "headers = { A = 'secret\\n', B = \"secret\\n\" }")
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file or directory"):
+        lockgate_toml.load(tmp_path / "none.toml", {})
+    (tmp_path / "bad.toml").write_bytes(b"a = 1\nb = '\xff'\n")
+    with pytest.raises(ConfigError, match=r"bad\.toml:2: is not valid UTF-8"):
+        lockgate_toml.load(tmp_path / "bad.toml", {})
+
+
+def test_the_reference_page_is_the_one_the_tables_make() -> None:
+    page = REPOSITORY / "docs" / "reference" / "configuration.md"
+    assert page.read_text() == reference.page(), "run `make docs`"

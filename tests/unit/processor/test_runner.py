@@ -1,0 +1,299 @@
+"""Messages in, one commit out: every message counted once, resends and restarts included."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from lockgate.buffer import Log, LogReader, Row
+from lockgate.buffer.clock import Moment
+from lockgate.buffer.ledger import IntakeBook, read_ledger
+from lockgate.config.model import BufferConfig, ConnectionConfig, ProcessorConfig, RuleConfig, SchemaConfig
+from lockgate.processor.runner import Rulebook, Runner, SessionLost
+
+SECOND = 1_000_000_000
+SCHEMA = SchemaConfig(name="temperature", topics=("sensors/+/temp",), fields=(("value", "real"),))
+HOT = RuleConfig(
+    name="hot",
+    schema="temperature",
+    sql="SELECT :topic AS topic, :value AS value WHERE :value > 90",
+    message_class="alarm",
+)
+MEAN = RuleConfig(
+    name="mean",
+    schema="temperature",
+    sql="SELECT avg(value) AS mean, count(*) AS n, group_concat(value) AS all_values FROM temperature",
+    message_class="telemetry",
+    topic="mean",
+    every_seconds=10,
+)
+BROKEN = RuleConfig(
+    name="broken",
+    schema="temperature",
+    sql="SELECT abs(-9223372036854775807 - 1) AS a WHERE :value = 13",
+    message_class="alarm",
+    topic="x",
+)
+
+
+class Publish(NamedTuple):
+    payload: bytes
+    topic: str = "sensors/a/temp"
+    packet_id: int | None = None
+    duplicate: bool = False
+    qos: int = 1
+
+
+def reading(value: float, packet_id: int | None = None, duplicate: bool = False) -> Publish:
+    return Publish(orjson.dumps({"value": value}), packet_id=packet_id, duplicate=duplicate)
+
+
+class ScriptedClock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self, boot_id: str = "boot-1") -> None:
+        self.boot_id = boot_id
+        self.boottime_ns = 1000 * SECOND
+
+    def now(self) -> Moment:
+        return Moment(self.boot_id, self.boottime_ns, 1_700_000_000 * SECOND + self.boottime_ns, True)
+
+
+class Gateway:
+    """A processor that can be stopped, killed and started again over one folder."""
+
+    def __init__(self, folder: Path, rules: Sequence[RuleConfig], receive_maximum: int = 100) -> None:
+        self.folder = folder
+        self.clock = ScriptedClock()
+        self.config = ProcessorConfig(
+            connection=ConnectionConfig(client_id="p"),
+            schemas=(SCHEMA,),
+            rules=tuple(rules),
+            receive_maximum=receive_maximum,
+        )
+        self.reader = LogReader(folder)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Runner]:
+        buffer = BufferConfig()
+        log = await Log.open(self.folder, buffer, {}, clock=self.clock)  # type: ignore[arg-type]
+        book = Rulebook(self.config, buffer)
+        runner = Runner(self.config, book, log, self.reader)
+        await runner.start()
+        try:
+            yield runner
+        finally:
+            await log.close()
+            book.rules.close()
+
+    def rows(self, message_class: str) -> list[Row]:
+        return self.reader.read(message_class, 0, 10_000)
+
+    def means(self) -> list[dict[str, object]]:
+        return [orjson.loads(row.payload) for row in self.rows("telemetry")]
+
+    def intake(self) -> IntakeBook:
+        book = read_ledger(self.folder).intake
+        assert book.closes
+        return book
+
+
+async def test_every_message_is_counted_once(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [HOT, BROKEN])
+    async with gateway.running() as runner:
+        await runner.process(
+            [
+                reading(91),
+                reading(20),
+                reading(13),
+                Publish(b"{"),
+                Publish(b'{"value": "x"}'),
+                Publish(b"1", topic="elsewhere"),
+            ]
+        )
+        assert gateway.intake() == IntakeBook(
+            received=6,
+            logged=1,
+            refused={"no schema": 1},
+            quarantined={"not JSON": 1, "field value not real": 1, "rule broken: SQL error": 1},
+            filtered={"hot+broken": 1},
+        )
+        (alarm,) = gateway.rows("alarm")
+        assert (alarm.topic, alarm.payload, alarm.schema) == ("sensors/a/temp", b'{"value":91.0}', "temperature")
+        newest = gateway.reader.segments()[-1].connection
+        kept = newest.execute("SELECT topic, reason, payload FROM quarantine").fetchall()
+        assert kept == [
+            ("sensors/a/temp", "rule broken: SQL error", b'{"value":13}'),
+            ("sensors/a/temp", "not JSON", b"{"),
+            ("sensors/a/temp", "field value not real", b'{"value": "x"}'),
+        ]
+        assert runner.status()["broken"]["errors"] == 1  # type: ignore[index]
+
+
+async def test_what_a_broken_rule_spoils_the_other_rules_still_make(tmp_path: Path) -> None:
+    always = RuleConfig(
+        name="all", schema="temperature", sql="SELECT :value AS v", message_class="telemetry", topic="t"
+    )
+    gateway = Gateway(tmp_path, [BROKEN, always])
+    async with gateway.running() as runner:
+        await runner.process([reading(13)])
+    assert len(gateway.rows("telemetry")) == 1
+    assert gateway.intake() == IntakeBook(received=1, quarantined={"rule broken: SQL error": 1})
+
+
+async def test_a_resend_is_a_duplicate_even_after_a_restart(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [HOT])
+    async with gateway.running() as runner:
+        await runner.process([reading(91, 1), reading(20, 2), Publish(b"{", packet_id=3)])
+        await runner.process([reading(91, 1, duplicate=True)])
+    async with gateway.running() as runner:
+        await runner.process([reading(20, 2, duplicate=True), Publish(b"{", packet_id=3, duplicate=True)])
+        await runner.process([reading(92, 4, duplicate=True)])  # the first of it that reached us
+    assert gateway.intake() == IntakeBook(
+        received=7, logged=2, quarantined={"not JSON": 1}, filtered={"hot": 1}, duplicate=3
+    )
+    assert len(gateway.rows("alarm")) == 2
+
+
+async def test_a_reused_identifier_is_a_new_message(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [HOT])
+    async with gateway.running() as runner:
+        await runner.process([reading(91, 1), reading(91, 1), reading(91, 1, duplicate=True)])
+    assert gateway.intake() == IntakeBook(received=3, logged=2, duplicate=1)
+
+
+async def test_a_new_message_under_a_reused_identifier_is_not_lost_when_it_comes_back_after_a_kill(
+    tmp_path: Path,
+) -> None:
+    """Its first PUBLISH, without DUP, was not committed; the identifier stored is of the message before."""
+    gateway = Gateway(tmp_path, [HOT], receive_maximum=3)
+    async with gateway.running() as runner:
+        await runner.process([reading(91, 1)])
+    async with gateway.running() as runner:
+        await runner.process([reading(92, 1, duplicate=True)])  # differs
+    async with gateway.running() as runner:
+        await runner.process([reading(93, n) for n in (2, 3, 4)])
+        await runner.process([reading(92, 1, duplicate=True)])  # the same, but too late to be a resend
+    assert gateway.intake() == IntakeBook(received=6, logged=6)
+
+
+async def test_a_lost_session_forgets_its_identifiers(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [HOT])
+    async with gateway.running() as runner:
+        await runner.process([reading(91, 1), reading(92, 2)])
+        await runner.process([SessionLost(), reading(91, 1, duplicate=True)])
+    async with gateway.running() as runner:
+        await runner.process([reading(92, 2, duplicate=True)])
+    assert gateway.intake() == IntakeBook(received=4, logged=4)
+
+
+async def test_stored_identifiers_are_bounded(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [HOT], receive_maximum=10)
+    async with gateway.running() as runner:
+        for start in range(1, 1000, 10):
+            await runner.process([reading(91, n) for n in range(start, start + 10)])
+        assert len(runner._buffer.packets) <= 40
+        await runner.process([reading(91, 1000, duplicate=True)])
+    assert gateway.intake().duplicate == 1
+
+
+async def test_a_window_gives_its_result_when_it_is_over(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [MEAN, HOT])
+    async with gateway.running() as runner:
+        await runner.process([reading(10), reading(20)])
+        gateway.clock.boottime_ns += 9 * SECOND
+        await runner.process([reading(99)])
+        await runner.close_windows()
+        assert gateway.means() == []
+        assert runner.seconds_to_window_end() == 1.0
+        gateway.clock.boottime_ns += SECOND
+        await runner.close_windows()
+        assert gateway.means() == [{"mean": 43.0, "n": 3, "all_values": "10.0,20.0,99.0"}]
+        assert runner.seconds_to_window_end() is None
+        gateway.clock.boottime_ns += 100 * SECOND
+        await runner.close_windows()  # nothing arrived: no result
+        await runner.process([reading(1)])
+        gateway.clock.boottime_ns += 10 * SECOND
+        await runner.process([reading(2)])  # a message of the next window closes the one before
+        assert gateway.means()[1:] == [{"mean": 1.0, "n": 1, "all_values": "1.0"}]
+    assert gateway.intake() == IntakeBook(received=5, logged=5)
+
+
+async def test_a_window_survives_restarts_and_counts_no_message_twice(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [MEAN])
+    async with gateway.running() as runner:
+        await runner.process([reading(1)])
+    async with gateway.running() as runner:
+        await runner.process([reading(2)])
+        gateway.clock.boottime_ns += 10 * SECOND
+        await runner.process([reading(3)])
+    async with gateway.running() as runner:
+        assert gateway.means() == [{"mean": 1.5, "n": 2, "all_values": "1.0,2.0"}]
+        gateway.clock.boottime_ns += 4 * SECOND
+        await runner.process([reading(4)])
+    gateway.clock.boottime_ns += 30 * SECOND
+    async with gateway.running():  # the window ended while nobody ran
+        assert gateway.means()[1:] == [{"mean": 3.5, "n": 2, "all_values": "3.0,4.0"}]
+    async with gateway.running():
+        assert len(gateway.means()) == 2
+
+
+async def test_another_boot_closes_the_open_window_with_what_it_has(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [MEAN])
+    async with gateway.running() as runner:
+        await runner.process([reading(1)])
+    gateway.clock = ScriptedClock("boot-2")
+    async with gateway.running() as runner:
+        assert gateway.means() == [{"mean": 1.0, "n": 1, "all_values": "1.0"}]
+        await runner.process([reading(2)])
+        gateway.clock.boottime_ns += 10 * SECOND
+        await runner.close_windows()
+        assert gateway.means()[1:] == [{"mean": 2.0, "n": 1, "all_values": "2.0"}]
+
+
+async def test_a_window_rule_that_fails_is_reported_and_goes_on(tmp_path: Path) -> None:
+    failing = RuleConfig(
+        name="failing",
+        schema="temperature",
+        sql="SELECT sum(9223372036854775807) AS a FROM temperature",
+        message_class="telemetry",
+        topic="t",
+        every_seconds=10,
+    )
+    gateway = Gateway(tmp_path, [failing, MEAN])
+    async with gateway.running() as runner:
+        await runner.process([reading(1), reading(2)])
+        gateway.clock.boottime_ns += 10 * SECOND
+        await runner.close_windows()
+        assert len(gateway.means()) == 1
+        await runner.process([reading(3)])
+        gateway.clock.boottime_ns += 10 * SECOND
+        await runner.close_windows()
+        assert len(gateway.means()) == 3
+    kept = gateway.reader.segments()[-1].connection.execute("SELECT reason FROM quarantine").fetchall()
+    assert kept == [("rule failing: SQL error",)]
+
+
+async def test_a_new_rule_begins_with_the_next_message_and_an_old_one_is_forgotten(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [MEAN])
+    async with gateway.running() as runner:
+        await runner.process([reading(1)])
+    other = RuleConfig(
+        name="other",
+        schema="temperature",
+        sql="SELECT count(*) AS n FROM temperature",
+        message_class="telemetry",
+        topic="t",
+        every_seconds=10,
+    )
+    gateway.config = ProcessorConfig(connection=gateway.config.connection, schemas=(SCHEMA,), rules=(other,))
+    async with gateway.running() as runner:
+        assert runner._buffer.state.rule_cursors == {"other": ("temperature", 1)}
+        await runner.process([reading(2)])
+        gateway.clock.boottime_ns += 10 * SECOND
+        await runner.close_windows()
+    assert gateway.means() == [{"n": 1}]

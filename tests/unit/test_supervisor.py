@@ -1,0 +1,154 @@
+"""Children: restart, output, clean stop, and no child without its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lockgate import supervisor
+from lockgate.supervisor import Supervisor
+
+# Answers on its status socket, says its pid, and ends on SIGTERM.
+SERVICE = """
+import os, signal, socket, sys
+def stop(*_):
+    print("bye", flush=True); os.unlink(sys.argv[1]); os._exit(0)
+signal.signal(signal.SIGTERM, stop)
+server = socket.socket(socket.AF_UNIX)
+if os.path.exists(sys.argv[1]): os.unlink(sys.argv[1])
+server.bind(sys.argv[1]); server.listen()
+print("pid", os.getpid(), flush=True)
+while True:
+    peer, _ = server.accept(); peer.sendall(b"{}"); peer.close()
+"""
+STUBBORN = SERVICE.replace("os._exit(0)", "pass").replace("; os.unlink(sys.argv[1])", "")
+
+
+class Output:
+    """Lines as they come, by child."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+        self._came = asyncio.Event()
+
+    def write(self, name: str, line: str) -> None:
+        self.lines.append((name, line))
+        self._came.set()
+
+    async def wait_for(self, found: Callable[[list[tuple[str, str]]], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not found(self.lines):
+                self._came.clear()
+                await self._came.wait()
+
+    def pids(self, name: str) -> list[int]:
+        return [int(line.split()[1]) for one, line in self.lines if one == name and line.startswith("pid")]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def supervise(folder: Path, output: Output, stages: list[list[str]], script: str = SERVICE) -> Supervisor:
+    def command(name: str) -> list[str]:
+        return [sys.executable, "-c", script, str(folder / f"{name}.sock")]
+
+    return Supervisor(stages, command, folder, output.write)
+
+
+async def test_stages_start_in_order_and_stop_in_reverse(tmp_path: Path) -> None:
+    output, stop = Output(), asyncio.Event()
+    running = asyncio.create_task(supervise(tmp_path, output, [["a"], ["b", "c"]]).run(stop))
+    await output.wait_for(lambda lines: len(lines) == 3)
+    stop.set()
+    await asyncio.wait_for(running, 10)
+    names = [name for name, _ in output.lines]
+    assert names[0] == "a"
+    assert output.lines[-1] == ("a", "bye")
+    assert sorted(output.lines[3:5]) == [("b", "bye"), ("c", "bye")]
+    assert not any(alive(pid) for name in "abc" for pid in output.pids(name))
+
+
+async def test_a_killed_child_is_started_again_and_the_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "BACKOFF_SECONDS", (0.01, 0.02))
+    output, stop = Output(), asyncio.Event()
+    watched = supervise(tmp_path, output, [["a", "b"]])
+    running = asyncio.create_task(watched.run(stop))
+    await output.wait_for(lambda lines: len(lines) == 2)
+    os.kill(output.pids("a")[0], signal.SIGKILL)
+    await output.wait_for(lambda lines: len(output.pids("a")) == 2)
+    assert len(output.pids("b")) == 1
+    assert watched.restarts() == {"a": 1, "b": 0}
+    stop.set()
+    await asyncio.wait_for(running, 10)
+
+
+async def test_pauses_grow_until_a_child_has_been_stable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "BACKOFF_SECONDS", (0.01, 0.02, 0.03))
+    output, stop = Output(), asyncio.Event()
+    watched = supervise(tmp_path, output, [["a"]], "print('x'); raise SystemExit(7)")
+    running = asyncio.create_task(watched.run(stop))
+    await output.wait_for(lambda lines: len(lines) == 5)
+    pauses = [record.args[2] for record in caplog.records if isinstance(record.args, tuple)]
+    assert pauses[:4] == [0.01, 0.02, 0.03, 0.03]
+    assert "a ended (exit status 7)" in caplog.text
+    monkeypatch.setattr(supervisor, "STABLE_SECONDS", -1.0)
+    caplog.clear()
+    seen = len(output.lines)
+    await output.wait_for(lambda lines: len(lines) > seen + 2)
+    pauses = [record.args[2] for record in caplog.records if isinstance(record.args, tuple)]
+    assert pauses[-1] == 0.01
+    stop.set()
+    await asyncio.wait_for(running, 10)
+
+
+async def test_a_child_that_ignores_sigterm_is_killed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "STOP_SECONDS", 0.5)
+    output, stop = Output(), asyncio.Event()
+    running = asyncio.create_task(supervise(tmp_path, output, [["a"]], STUBBORN).run(stop))
+    await output.wait_for(lambda lines: len(lines) == 1)
+    stop.set()
+    await asyncio.wait_for(running, 10)
+    assert not alive(output.pids("a")[0])
+
+
+def test_children_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    parent = f"""
+import asyncio, sys
+from pathlib import Path
+from lockgate.supervisor import Supervisor
+folder = Path({str(tmp_path)!r})
+command = lambda name: [sys.executable, "-c", {SERVICE!r}, str(folder / "a.sock")]
+write = lambda name, line: print(line, flush=True)
+asyncio.run(Supervisor([["a"]], command, folder, write).run(asyncio.Event()))
+"""
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline().split()[1])
+        assert alive(pid)
+        process.kill()
+    descriptor = os.pidfd_open(pid) if alive(pid) else None
+    if descriptor is not None:
+        import select
+
+        assert select.select([descriptor], [], [], 10)[0], "the child outlived its parent"
+        os.close(descriptor)
+    deadline = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < deadline:
+        os.sched_yield()
+    assert not alive(pid)
