@@ -38,14 +38,10 @@ def _listening_inodes(port: int) -> set[str]:
 
 def _holds(process: Path, inodes: set[str]) -> bool:
     sockets = {f"socket:[{inode}]" for inode in inodes}
-    return any(_target(descriptor) in sockets for descriptor in _descriptors(process))
-
-
-def _descriptors(process: Path) -> list[Path]:
     try:
-        return list((process / "fd").iterdir())
+        return any(_target(descriptor) in sockets for descriptor in (process / "fd").iterdir())
     except OSError:  # it ended, or it is not ours to look at
-        return []
+        return False
 
 
 def _target(descriptor: Path) -> str:
