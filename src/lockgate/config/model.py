@@ -105,11 +105,11 @@ class RuleConfig:
 
     Without `every` the rule runs once for each message, whose columns are bound parameters: `SELECT :topic AS topic,
     :value AS value WHERE :value > 90`. With `every` it runs once for each tumbling window of that length in which
-    messages arrived, over a table named like the schema, and `:window_end` is bound (Unix milliseconds). The columns are
-    the schema's fields, `topic` and `received_at` (Unix milliseconds). Each row of the result becomes one message; a
-    column named `topic` is its topic, else the rule's `topic` is; a column named `device_ts` (Unix milliseconds) is its
-    time; the other columns are its JSON payload. `topic_level(topic, n)` gives the n-th level of a topic, from 1; from
-    the end with negative n.
+    messages arrived, over a table named like the schema, and `:window_end` is bound (Unix milliseconds). The columns
+    are the schema's fields, `topic` and `received_at` (Unix milliseconds). Each row of the result becomes one
+    message; a column named `topic` is its topic, else the rule's `topic` is; a column named `device_ts` (Unix
+    milliseconds) is its time; the other columns are its JSON payload. `topic_level(topic, n)` gives the n-th level of
+    a topic, from 1; from the end with negative n.
     """
 
     name: str

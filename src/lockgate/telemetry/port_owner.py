@@ -39,13 +39,16 @@ def _listening_inodes(port: int) -> set[str]:
 def _holds(process: Path, inodes: set[str]) -> bool:
     sockets = {f"socket:[{inode}]" for inode in inodes}
     try:
-        return any(os.readlink(descriptor) in sockets for descriptor in _descriptors(process))
+        return any(_target(descriptor) in sockets for descriptor in (process / "fd").iterdir())
     except OSError:  # it ended, or it is not ours to look at
         return False
 
 
-def _descriptors(process: Path) -> list[Path]:
-    return list((process / "fd").iterdir())
+def _target(descriptor: Path) -> str:
+    try:
+        return os.readlink(descriptor)
+    except OSError:  # closed since it was listed; the others still count
+        return ""
 
 
 def _name(process: Path) -> str:
