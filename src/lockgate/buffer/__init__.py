@@ -4,5 +4,17 @@ from lockgate.buffer.cursor import Cursor
 from lockgate.buffer.log import Log
 from lockgate.buffer.reader import DamagedSegment, LogReader
 from lockgate.buffer.rows import Batch, Entry, PacketRecord, Quarantined, Row
+from lockgate.sqlite import CommitFailed
 
-__all__ = ["Batch", "Cursor", "DamagedSegment", "Entry", "Log", "LogReader", "PacketRecord", "Quarantined", "Row"]
+__all__ = [
+    "Batch",
+    "CommitFailed",
+    "Cursor",
+    "DamagedSegment",
+    "Entry",
+    "Log",
+    "LogReader",
+    "PacketRecord",
+    "Quarantined",
+    "Row",
+]

@@ -17,8 +17,10 @@ import orjson
 
 from lockgate.buffer.reader import LogReader
 from lockgate.buffer.rows import Row
-from lockgate.sqlite import Damage, Schema, Writer, open_database, open_readonly
+from lockgate.sqlite import CommitFailed, Damage, Schema, Writer, open_database, open_readonly
 
+DEAD_LETTERS_KEPT: Final = 10_000  # the oldest go first; all stay counted
+DEAD_LETTER_BYTES_KEPT: Final = 64 * 1024 * 1024
 DAMAGED: Final = "damaged"  # the reason under which rows lost to a damaged file are counted
 
 CURSOR: Final = Schema(
@@ -36,6 +38,14 @@ CURSOR: Final = Schema(
     """,
     tables=("lanes", "dead_letters"),
 )
+_FORGET_OLD_LETTERS: Final = """
+    DELETE FROM dead_letters WHERE seq IN (
+        SELECT seq FROM (
+            SELECT seq, row_number() OVER newest AS place, sum(length(payload)) OVER newest AS bytes
+            FROM dead_letters WINDOW newest AS (ORDER BY seq DESC)
+        ) WHERE place > ? OR bytes > ?
+    )
+"""
 _LANE_COLUMNS: Final = "class, seq, number, start_number, delivered, retried, dead_lettered, dropped"
 _NAME: Final = re.compile(r"cursor-(.+)\.sqlite")
 
@@ -68,13 +78,15 @@ class Cursor:
 
     @classmethod
     async def open(cls, folder: Path, sink: str, classes: Sequence[str], reader: LogReader) -> Cursor:
-        """Open or create the file; raises OSError or sqlite3.Error where that is impossible."""
+        """Open or create the file; raises OSError where that is impossible."""
         folder.mkdir(parents=True, exist_ok=True)
         self = cls(folder, sink)
         try:
             await self._writer.write(lambda connection: self._begin(connection, classes, reader))
-        except BaseException:
+        except BaseException as error:
             await self.close()
+            if isinstance(error, CommitFailed):
+                raise OSError(f"{self._path} cannot be used: {error}") from error
             raise
         return self
 
@@ -129,7 +141,9 @@ class Cursor:
 
         def write(connection: sqlite3.Connection) -> None:
             _store(connection, message_class, after)
-            connection.executemany("INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?, ?, ?, ?)", letters)
+            if letters:
+                connection.executemany("INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?, ?, ?, ?)", letters)
+                connection.execute(_FORGET_OLD_LETTERS, (DEAD_LETTERS_KEPT, DEAD_LETTER_BYTES_KEPT))
 
         await self._writer.write(write)
         self._positions[message_class] = after

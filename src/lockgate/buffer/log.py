@@ -27,12 +27,11 @@ from lockgate.buffer.segments import (
     missing_numbers,
     segment_number,
     segment_path,
-    suspect_path,
     wal_path,
 )
 from lockgate.config.model import BufferConfig
 from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer, open_database, open_readonly
-from lockgate.sqlite.database import find_damage, interrupted_salvages
+from lockgate.sqlite.database import find_damage, interrupted_salvages, salvage
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ class Log:
     ) -> Log:
         """Take the folder, check and mend what lies in it. `sinks`: the classes of each configured sink.
 
-        Raises FolderInUse, and OSError or sqlite3.Error where the folder cannot be used.
+        Raises FolderInUse, and another OSError where the folder cannot be used.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self = cls(folder, config, sinks, clock or Clock())
@@ -83,8 +82,10 @@ class Log:
         self._writer = Writer(self._open_newest, name=folder.name)
         try:
             await asyncio.wrap_future(self._writer.between(self._start))
-        except BaseException:
+        except BaseException as error:
             await self.close()
+            if isinstance(error, sqlite3.Error):
+                raise OSError(f"the buffer in {folder} cannot be used: {error}") from error
             raise
         self._maintenance = asyncio.create_task(self._maintain_forever(maintain_seconds))
         return self
@@ -278,11 +279,14 @@ class Log:
         packets = connection.execute("SELECT packet_id, arrival, digest FROM packets")
         self.packets = {packet_id: PacketRecord(arrival, digest) for packet_id, arrival, digest in packets}
 
-    def _open_newest(self) -> sqlite3.Connection:
+    def _open_newest(self, salvaged: Damage | None = None) -> sqlite3.Connection:
+        """`salvaged`: what has just been done to it."""
+        mended: dict[int, Damage | None] = {}
         for path in interrupted_salvages(self._folder):
             connection, damage = open_database(path, SEGMENT)
             connection.close()
             self._note_damage(damage)
+            mended[segment_number(path)] = damage
         for leftover in self._folder.glob("segment-*.sqlite.new"):
             leftover.unlink()
         numbers = list_segments(self._folder)
@@ -293,8 +297,11 @@ class Log:
         connection, damage = open_database(segment_path(self._folder, self._newest), SEGMENT)
         try:
             self._note_damage(damage)
+            damage = damage or salvaged or mended.pop(self._newest, None)
             if damage is not None or State.load(connection) is None:
                 self._recover_state(connection, damage.size_bytes if damage is not None else 0)
+            for number in mended:
+                self._account_damage(connection, number)
         except BaseException:
             connection.close()
             raise
@@ -410,25 +417,27 @@ class Log:
         self._purge(self._load(connection), numbers)
 
     def _look_at(self, connection: sqlite3.Connection, mark: Path) -> None:
+        """A reader could not read this segment: mend it if there is anything to mend."""
         path = mark.with_name(mark.name.removesuffix(".suspect"))
         mark.unlink()
         if not path.exists():
             return
-        if segment_number(path) == self._newest:
+        finding = find_damage(path, thorough=True)
+        if finding is None:
+            log.warning("a reader found %s damaged, but nothing is wrong with it now", path.name)
+        elif segment_number(path) == self._newest:
             connection.close()
-            self._writer.replace(self._open_newest())
-        elif self._check_sealed(segment_number(path)):
+            self._note_damage(salvage(path, SEGMENT, finding))
+            self._writer.replace(self._open_newest(self._damages[-1]))
+        else:
+            self._note_damage(salvage(path, SEGMENT, finding))
             self._account_damage(connection, segment_number(path))
 
-    def _check_sealed(self, number: int) -> bool:
-        """Whether it was damaged; it is salvaged then."""
+    def _check_sealed(self, number: int) -> None:
         path = segment_path(self._folder, number)
-        if find_damage(path) is None:
-            return False
-        opened, damage = open_database(path, SEGMENT)
-        opened.close()
-        self._note_damage(damage)
-        return damage is not None
+        finding = find_damage(path)
+        if finding is not None:
+            self._note_damage(salvage(path, SEGMENT, finding))
 
     def _note_damage(self, damage: Damage | None) -> None:
         if damage is not None:
@@ -471,7 +480,6 @@ class Log:
             path.unlink()
             for beside in ("-wal", "-shm", ".suspect"):
                 path.with_name(path.name + beside).unlink(missing_ok=True)
-            suspect_path(path).unlink(missing_ok=True)
             log.debug("segment %d purged", number)
 
     def _block_purge(self, reason: str | None) -> None:

@@ -29,6 +29,8 @@ from lockgate.mqtt.topics import check_topic_filter, check_topic_name
 log = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_SECONDS: Final = 1.0
+# A Server of 3.1.1 cannot say how many unacknowledged messages it takes; Mosquitto drops who sends more QoS 2 than this.
+_SEND_MAXIMUM_V3: Final = 20
 _STABLE_SECONDS: Final = 10.0  # a connection that lived so long lets the back-off begin anew
 
 
@@ -53,7 +55,7 @@ class Client:
         clean_start: bool = False,
         session_expiry_seconds: int = 0,
         receive_maximum: int = 1000,
-        send_maximum: int = 1000,
+        send_maximum: int | None = None,
         maximum_packet_size: int = 0,
         will: Will | None = None,
         user_properties: tuple[tuple[str, str], ...] = (),
@@ -70,6 +72,8 @@ class Client:
         version = V5 if connection.version == "5" else V3_1_1
         if version != V5 and not connection.client_id and not clean_start:
             raise ValueError("without a client id MQTT 3.1.1 needs clean_start")
+        if send_maximum is None:
+            send_maximum = 1000 if version == V5 else _SEND_MAXIMUM_V3
         if not 1 <= receive_maximum <= 65_535 or not 1 <= send_maximum <= 65_000:
             raise ValueError("receive_maximum must be 1 to 65535, send_maximum 1 to 65000")
         if not 0 <= connection.keep_alive_seconds <= 65_535:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
@@ -21,7 +22,7 @@ _LINGER_SECONDS = 5.0
 class Stream(asyncio.Protocol):
     """The asyncio side of one Network Connection."""
 
-    __slots__ = ("_broker", "_clock", "_limits", "_lost", "_reading", "_transport", "connection", "refused")
+    __slots__ = ("_broker", "_clock", "_limits", "_lost", "_reading", "_socket", "_transport", "connection", "refused")
 
     def __init__(self, broker: BrokerService, limits: ListenerLimits, lost: Callable[[Stream], None]) -> None:
         self._broker = broker
@@ -29,6 +30,7 @@ class Stream(asyncio.Protocol):
         self._lost = lost
         self._clock = broker.clock
         self._reading = True
+        self._socket = -1
         self._transport: asyncio.Transport
         self.connection: Connection
         self.refused = False  # the listener has max_connections already
@@ -37,6 +39,7 @@ class Stream(asyncio.Protocol):
         """Introduce an accepted socket to the broker."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+        self._socket = transport.get_extra_info("socket").fileno()
         peer = _address(transport.get_extra_info("peername"))
         self.connection = self._broker.admit(self, peer, self._limits)
         if self.refused:
@@ -45,8 +48,9 @@ class Stream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Handle everything that was read, then write once for each connection it touched."""
-        self.connection.receive(data, self._clock())
-        self._broker.flush()
+        now = self._clock()
+        self.connection.receive(data, now)
+        self._broker.end_read(now)
 
     def pause_writing(self) -> None:
         """Note that the peer reads too slowly."""
@@ -75,13 +79,31 @@ class Stream(asyncio.Protocol):
         connection = self.connection
         if connection.output:
             if connection.writable or connection.is_closing:
-                self._transport.write(connection.take_output())
+                self._write(connection.take_output())
             elif connection.is_full and self._reading:
                 self._reading = False
                 self._transport.pause_reading()
         if connection.is_closing and not self._transport.is_closing():
             self._transport.close()
             asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
+
+    def _write(self, data: bytes) -> None:
+        """Write to the socket at once, and leave only what it does not take to the transport.
+
+        The transport's own way puts each write off to the end of the loop's turn, which costs more than the write.
+        """
+        if self._socket >= 0 and self._transport.get_write_buffer_size() == 0:
+            try:
+                written = os.write(self._socket, data)
+            except (BlockingIOError, InterruptedError):
+                written = 0
+            except OSError:
+                self._transport.abort()
+                return
+            if written == len(data):
+                return
+            data = data[written:]
+        self._transport.write(data)
 
     def close(self) -> None:
         """Close after what was written has left."""

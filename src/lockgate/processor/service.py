@@ -18,6 +18,7 @@ from lockgate.processor.runner import Message, Rulebook, Runner, SessionLost, in
 log = logging.getLogger(__name__)
 
 _DISCONNECT_SECONDS: Final = 2.0
+_QUEUE_BYTES: Final = 16 * 1024 * 1024  # of payloads taken from the client and not yet committed
 
 
 class Source(Protocol):
@@ -64,6 +65,7 @@ class Processor:
         self._sinks = {sink.name: sink.classes for sink in forwarder.sinks}
         self._make_source = make_source
         self._queue: deque[Message | SessionLost] = deque()
+        self._queued_bytes = 0
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._log: Log | None = None
@@ -134,10 +136,11 @@ class Processor:
     async def _receive(self, source: Source, connected: asyncio.Event) -> None:
         await connected.wait()
         async for message in source.messages():
-            while len(self._queue) >= self._config.receive_maximum:
+            while len(self._queue) >= self._config.receive_maximum or self._queued_bytes >= _QUEUE_BYTES:
                 self._room.clear()
                 await self._room.wait()
             self._queue.append(message)
+            self._queued_bytes += len(message.payload)
             self._arrived.set()
 
     async def _work(self, runner: Runner, source: Source) -> None:
@@ -148,6 +151,7 @@ class Processor:
             self._arrived.clear()
             messages = list(self._queue)
             self._queue.clear()
+            self._queued_bytes = 0
             self._room.set()
             if messages:
                 await runner.process(messages)

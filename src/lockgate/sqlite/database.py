@@ -101,14 +101,18 @@ def is_damage(error: BaseException) -> bool:
     return code is not None and (code & 0xFF in _DAMAGE_CODES or code in _UNREADABLE_CODES)
 
 
-def find_damage(path: Path, check_limit_bytes: int = CHECK_LIMIT_BYTES) -> str | None:
-    """The first thing wrong with the file, None if nothing was found; above the limit only its schema is read."""
+def find_damage(path: Path, check_limit_bytes: int = CHECK_LIMIT_BYTES, *, thorough: bool = False) -> str | None:
+    """The first thing wrong with the file, None if nothing was found; above the limit only its schema is read.
+
+    `thorough` compares the indexes with their tables too, which takes several times as long.
+    """
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
     try:
         if path.stat().st_size > check_limit_bytes:
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             return None
-        finding: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        check = "integrity_check" if thorough else "quick_check"
+        finding: str = connection.execute(f"PRAGMA {check}(1)").fetchone()[0]
         return None if finding == "ok" else finding
     except sqlite3.Error as error:
         if is_damage(error):

@@ -71,7 +71,10 @@ class Writer:
         return self._enqueue(_Job(work, alone=False))
 
     def between(self, work: Work[T]) -> Future[T]:
-        """Run `work` outside any transaction, after all that was submitted before it; it may call `replace`."""
+        """Run `work` outside any transaction, after all that was submitted before it; it may call `replace`.
+
+        If it raises, the file is opened anew for the next submission.
+        """
         return self._enqueue(_Job(work, alone=True))
 
     async def write(self, work: Work[T]) -> T:
@@ -130,9 +133,8 @@ class Writer:
         try:
             result = job.work(self._connected())
         except BaseException as error:
-            if _is_sick(error):
-                self._distrusted = True
-                self._drop_connection()
+            self._distrusted = self._distrusted or _is_sick(error)
+            self._drop_connection()  # it may have been closed before what failed
             job.future.set_exception(error)
         else:
             job.future.set_result(result)

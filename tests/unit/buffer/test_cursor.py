@@ -9,6 +9,7 @@ import pytest
 from tests.support.buffers import SINKS, batch, open_log
 
 from lockgate.buffer import Cursor, LogReader
+from lockgate.buffer import cursor as cursors
 from lockgate.buffer.ledger import DeliveryBook, IntakeBook, read_ledger
 
 
@@ -44,6 +45,27 @@ async def test_settling_moves_and_counts_in_one_step_and_survives_a_restart(tmp_
             retried=5,
         ),
     )
+    await log.close()
+
+
+async def test_dead_letters_are_bounded_and_all_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cursors, "DEAD_LETTERS_KEPT", 3)
+    monkeypatch.setattr(cursors, "DEAD_LETTER_BYTES_KEPT", 25)
+    log = await open_log(tmp_path)
+    await log.append(batch(*[b"0123456789"] * 4, *[b"x"] * 5))
+    reader = LogReader(tmp_path)
+    cursor = await Cursor.open(tmp_path, "cloud", SINKS["cloud"], reader)
+    kept = []
+    for until in (4, 9):
+        rows = reader.read("telemetry", cursor.position("telemetry").seq, until)
+        await cursor.settle(
+            rows[:until], dead_letters={row.seq: (f"gw/{row.seq}", "no") for row in rows if row.seq <= until}
+        )
+        with sqlite3.connect(tmp_path / "cursor-cloud.sqlite") as connection:
+            kept.append([seq for (seq,) in connection.execute("SELECT seq FROM dead_letters ORDER BY seq")])
+    assert kept == [[3, 4], [7, 8, 9]]
+    assert cursor.position("telemetry").dead_lettered == 9
+    await cursor.close()
     await log.close()
 
 

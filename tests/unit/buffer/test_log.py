@@ -264,12 +264,16 @@ async def test_a_damaged_sealed_segment_costs_its_damaged_rows_only(tmp_path: Pa
     reader = LogReader(tmp_path)
     cursor = await Cursor.open(tmp_path, "cloud", SINKS["cloud"], reader)
     await cursor.settle(reader.read("telemetry", 0, 90))
+    other = LogReader(tmp_path)
+    other.segments()
     overwrite_middle(segment_path(tmp_path, 2))
     reader.close()
     with pytest.raises(DamagedSegment):
         reader.read("telemetry", 100, 100)
+    assert not other.segments()[1].stale(99)
     await log.maintain()
     assert log.status()["damaged"]
+    assert other.segments()[1].inode == segment_path(tmp_path, 2).stat().st_ino
     book = next(b for b in read_ledger(tmp_path).deliveries if b.message_class == "telemetry")
     lost = book.dropped["damaged"]
     assert 0 < lost < 50
@@ -284,6 +288,27 @@ async def test_a_damaged_sealed_segment_costs_its_damaged_rows_only(tmp_path: Pa
     assert (book.addressed, book.delivered, book.pending) == (400, delivered, 0)
     assert book.dropped == {"damaged": lost}
     await cursor.close()
+    await log.close()
+
+
+async def test_a_newest_segment_found_damaged_by_a_reader_is_mended_while_it_is_written(tmp_path: Path) -> None:
+    log = await open_log(tmp_path, segment_bytes=1024 * 1024)
+    await log.append(batch(*[KILOBYTE] * 300))
+    await log._writer.write(lambda c: None)
+    await asyncio.wrap_future(log._writer.between(lambda c: c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()))
+    await (await Cursor.open(tmp_path, "cloud", SINKS["cloud"], LogReader(tmp_path))).close()
+    overwrite_middle(segment_path(tmp_path, 1))
+    reader = LogReader(tmp_path)
+    with pytest.raises(DamagedSegment):
+        reader.read("telemetry", 0, 1000)
+    await log.maintain()
+    kept = len(reader.read("telemetry", 0, 1000))
+    assert 200 < kept < 300
+    assert await log.append(batch(b"after")) == 301
+    assert reader.read("telemetry", 300, 10)[0].payload == b"after"
+    ledger = read_ledger(tmp_path)
+    assert ledger.closes
+    assert ledger.deliveries[1].dropped == {"damaged": 300 - kept}
     await log.close()
 
 
@@ -305,7 +330,10 @@ async def test_damage_is_found_at_start_and_the_newest_segment_goes_on(tmp_path:
 
 
 @pytest.mark.parametrize("segments", [1, 3])
-async def test_seq_is_never_given_out_twice_even_if_the_newest_segment_is_lost(tmp_path: Path, segments: int) -> None:
+@pytest.mark.parametrize("interrupted", [False, True])
+async def test_seq_is_never_given_out_twice_even_if_the_newest_segment_is_lost(
+    tmp_path: Path, segments: int, interrupted: bool
+) -> None:
     log = await open_log(tmp_path)
     for _ in range(segments - 1):
         await log.append(batch(*[KILOBYTE] * 100))
@@ -320,6 +348,8 @@ async def test_seq_is_never_given_out_twice_even_if_the_newest_segment_is_lost(t
     reader.close()
     path = segment_path(tmp_path, segments)
     path.write_bytes(b"\xa5" * path.stat().st_size)
+    if interrupted:
+        path.rename(path.with_name(path.name + ".salvaging-20200101T000000Z"))
     log = await open_log(tmp_path)
     assert await log.append(batch(b"after")) > highest
     ledger = read_ledger(tmp_path)
@@ -340,6 +370,8 @@ async def test_a_reader_goes_on_while_the_writer_rotates_and_purges(tmp_path: Pa
             await cursor.settle(rows)
         await log.maintain()
         assert read_ledger(tmp_path).closes
+        segments = reader.segments()
+        assert all(segment.immutable for segment in segments[:-1])
     while rows := reader.read("telemetry", cursor.position("telemetry").seq, 100):
         read += [row.seq for row in rows]
         await cursor.settle(rows)

@@ -136,6 +136,18 @@ def test_a_full_disk_fails_the_transaction_and_is_recovered_from(path: Path) -> 
     assert rows(path) == ["small", "y" * 100_000]
 
 
+def test_work_between_transactions_may_fail_after_closing_the_file(writer: Writer, path: Path) -> None:
+    def fail(connection: sqlite3.Connection) -> None:
+        connection.close()
+        raise OSError("no new file")
+
+    failing, following = writer.between(fail), writer.submit(insert("a"))
+    with pytest.raises(OSError, match="no new file"):
+        failing.result(10)
+    following.result(10)
+    assert rows(path) == ["a"]
+
+
 def test_a_file_that_cannot_be_opened_fails_submissions_until_it_can(tmp_path: Path) -> None:
     path = tmp_path / "later" / "a.sqlite"
     writer = Writer(lambda: open_database(path, SCHEMA)[0], "test")

@@ -1,0 +1,1 @@
+"""Measurements of Lockgate beside a peer, in one go on one machine."""

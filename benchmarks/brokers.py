@@ -1,0 +1,122 @@
+"""Starts Lockgate's and Debian's brokers, each on one core, and reads what they cost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+BROKER_CORE = 0
+LOAD_CORE = min(1, (os.cpu_count() or 1) - 1)
+
+# The same file for both. Queues are unbounded in count so that neither drops what the other delivers.
+CONFIGURATION = """\
+listener {port} 127.0.0.1
+allow_anonymous true
+max_queued_messages 0
+log_type error
+"""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A broker's name and how it is started."""
+
+    name: str
+    command: tuple[str, ...]
+
+
+def lockgate() -> Program:
+    """Give our own broker, as installed."""
+    return Program(
+        "lockgate", (sys.executable, "-m", "lockgate", "run", "broker", "--config", "{folder}/lockgate.toml")
+    )
+
+
+def mosquitto() -> Program | None:
+    """Give Debian's mosquitto, where it is installed."""
+    path = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    return Program("mosquitto", (path, "-c", "{folder}/mosquitto.conf")) if path else None
+
+
+@dataclass(frozen=True)
+class Running:
+    """A broker that accepts connections."""
+
+    name: str
+    pid: int
+    port: int
+    ready_seconds: float
+
+    def cpu_seconds(self) -> float:
+        """Give the processor time of all its threads so far, to the nanosecond."""
+        total = 0
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            total += int((task / "schedstat").read_text().split()[0])
+        return total / 1e9
+
+    def resident_bytes(self) -> int:
+        """Give the memory it holds, counting what it shares with others in part (PSS needs root, so RSS)."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise RuntimeError("no VmRSS")
+
+
+def free_port() -> int:
+    """Give a TCP port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(program: Program) -> Iterator[Running]:
+    """Start a broker in a folder of its own on one core, wait until it accepts, and end it afterwards."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="lockgate-bench-") as folder:
+        Path(folder, "mosquitto.conf").write_text(CONFIGURATION.format(port=port))
+        Path(folder, "lockgate.toml").write_text(
+            f'[gateway]\nid = "bench"\ndata_dir = "{folder}"\n[broker]\nmosquitto_conf = "mosquitto.conf"\n'
+        )
+        command = [part.format(folder=folder) for part in program.command]
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            cwd=folder,
+            preexec_fn=lambda: os.sched_setaffinity(0, {BROKER_CORE}),  # noqa: PLW1509
+        )
+        try:
+            ready = _wait(port, process) - started
+            yield Running(program.name, process.pid, port, ready)
+        finally:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stderr is not None:
+                process.stderr.close()
+
+
+def _wait(port: int, process: subprocess.Popen[bytes]) -> float:
+    deadline = time.perf_counter() + 10
+    while time.perf_counter() < deadline:
+        if process.poll() is not None:
+            error = process.stderr.read().decode(errors="replace") if process.stderr is not None else ""
+            raise RuntimeError(f"{process.args!r} ended at once: {error}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return time.perf_counter()
+        time.sleep(0.002)
+    raise RuntimeError(f"{process.args!r} does not accept connections")

@@ -1,0 +1,289 @@
+"""A load generator that costs less than the brokers it drives: raw sockets, frames made once, packets counted by length.
+
+All frames of a run have one size on each side, so that thousands of packets in one read are taken apart by slices with a
+step and never one by one; only QoS 2, whose streams mix packets, is walked through.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from dataclasses import dataclass, field
+
+from lockgate.mqtt.decoder import Decoder
+from lockgate.mqtt.encoder import encode
+from lockgate.mqtt.packets import V3_1_1, Connect, Publish, Subscribe, SubscriptionRequest
+
+_READ_BYTES = 1_048_576
+_TURN = 16  # messages a publisher sends in a row
+_WINDOW = 20  # unacknowledged QoS 1 and 2 messages of one publisher, what clients commonly use
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Who publishes to whom. A publisher's turn is 16 messages, in one send when `batched`, else in a send each."""
+
+    name: str
+    publishers: int
+    subscribers: int
+    qos: int
+    batched: bool
+    seconds: float = 2.0
+    payload_bytes: int = 64
+
+    @property
+    def receivers_each(self) -> int:
+        """To how many subscribers one message goes."""
+        return self.subscribers if self.name == "fan-out" else 1
+
+    def topic(self, publisher: int) -> str:
+        """Give the topic of a publisher; all have one length."""
+        return f"bench/{publisher:05d}"
+
+    def topic_filter(self, subscriber: int) -> str:
+        """Give what a subscriber subscribes to."""
+        return {"fan-out": "bench/00000", "fan-in": "bench/+"}.get(self.name, f"bench/{subscriber:05d}")
+
+
+@dataclass
+class Result:
+    """What one run measured."""
+
+    scenario: Scenario
+    delivered: int
+    seconds: float
+    broker_cpu_seconds: float = 0.0
+    load_cpu_seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    missing: int = 0  # published, and not delivered within ten seconds after the last PUBLISH
+
+    @property
+    def rate(self) -> float:
+        """Messages delivered in a second."""
+        return self.delivered / self.seconds
+
+    @property
+    def cpu_per_million(self) -> float:
+        """The broker's processor seconds for a million messages delivered."""
+        return self.broker_cpu_seconds / self.delivered * 1e6
+
+    def percentile(self, share: float) -> float:
+        """Give a latency in seconds that this share of the messages did not exceed."""
+        ordered = sorted(self.latencies)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def connect(port: int, client_id: str) -> socket.socket:
+    """Open a connection and wait for its CONNACK."""
+    sock = socket.create_connection(("127.0.0.1", port))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.sendall(encode(Connect(client_id, V3_1_1, True, 0), V3_1_1))
+    _await_packet(sock)
+    return sock
+
+
+def subscribe(sock: socket.socket, topic_filter: str, qos: int) -> None:
+    """Subscribe and wait for SUBACK."""
+    sock.sendall(encode(Subscribe(1, [SubscriptionRequest(topic_filter, qos)]), V3_1_1))
+    _await_packet(sock)
+
+
+def _await_packet(sock: socket.socket) -> None:
+    decoder = Decoder(V3_1_1)
+    while decoder.next_packet() is None:
+        data = sock.recv(4096)
+        if not data:
+            raise ConnectionError("the broker closed the connection")
+        decoder.feed(data)
+
+
+class _Subscriber:
+    def __init__(self, sock: socket.socket, scenario: Scenario) -> None:
+        self.sock = sock
+        self.qos = scenario.qos
+        frame = encode(Publish("bench/00000", b"x" * scenario.payload_bytes, scenario.qos, packet_id=1), V3_1_1)
+        self.size = len(frame)
+        self.id_at = len(frame) - scenario.payload_bytes - 2
+        self.rest = b""
+
+    def read(self) -> int:
+        """Take what arrived, acknowledge it, and give the number of messages."""
+        data = self.sock.recv(_READ_BYTES)
+        if not data:
+            raise ConnectionError("the broker closed a subscriber")
+        if self.rest:
+            data = self.rest + data
+        if self.qos == 2:
+            return self._walk(data)
+        count, left = divmod(len(data), self.size)
+        self.rest = data[len(data) - left :] if left else b""
+        if self.qos == 1 and count:
+            whole = data[: count * self.size]
+            answer = bytearray(b"\x40\x02\x00\x00" * count)
+            answer[2::4] = whole[self.id_at :: self.size]
+            answer[3::4] = whole[self.id_at + 1 :: self.size]
+            self.sock.sendall(answer)
+        return count
+
+    def _walk(self, data: bytes) -> int:
+        at = 0
+        count = 0
+        answers: list[bytes] = []
+        end = len(data)
+        while at < end:
+            if data[at] == 0x62:
+                if at + 4 > end:
+                    break
+                answers.append(b"\x70\x02" + data[at + 2 : at + 4])
+                at += 4
+            else:
+                if at + self.size > end:
+                    break
+                answers.append(b"\x50\x02" + data[at + self.id_at : at + self.id_at + 2])
+                at += self.size
+                count += 1
+        self.rest = data[at:]
+        if answers:
+            self.sock.sendall(b"".join(answers))
+        return count
+
+
+class _Publisher:
+    def __init__(self, sock: socket.socket, scenario: Scenario, number: int) -> None:
+        self.sock = sock
+        self.qos = scenario.qos
+        self.batched = scenario.batched
+        payload = b"x" * scenario.payload_bytes
+        topic = scenario.topic(number)
+        ids = range(1, _WINDOW + 1) if self.qos else (0,)
+        self.frames = [encode(Publish(topic, payload, self.qos, packet_id=number), V3_1_1) for number in ids]
+        self.next = 0
+        self.free = _WINDOW
+        self.rest = b""
+
+    def publish(self) -> int:
+        """Send a turn's messages, as far as the window allows; give their number."""
+        count = min(_TURN, self.free) if self.qos else _TURN
+        if not count:
+            return 0
+        if self.qos:
+            self.free -= count
+            frames = [self.frames[(self.next + step) % _WINDOW] for step in range(count)]
+            self.next = (self.next + count) % _WINDOW
+        else:
+            frames = self.frames * count
+        if self.batched:
+            self.sock.sendall(b"".join(frames))
+        else:
+            for frame in frames:
+                self.sock.sendall(frame)
+        return count
+
+    def read(self) -> int:
+        """Take acknowledgements; give the number of messages that are done."""
+        data = self.rest + self.sock.recv(_READ_BYTES)
+        count, left = divmod(len(data), 4)
+        self.rest = data[count * 4 :] if left else b""
+        if self.qos == 1:
+            self.free += count
+            return count
+        done = 0
+        answers: list[bytes] = []
+        for at in range(0, count * 4, 4):
+            if data[at] == 0x50:
+                answers.append(b"\x62\x02" + data[at + 2 : at + 4])
+            else:
+                done += 1
+        if answers:
+            self.sock.sendall(b"".join(answers))
+        self.free += done
+        return done
+
+
+def run(scenario: Scenario, port: int) -> Result:
+    """Drive a broker as fast as it goes, keeping so little under way that nothing is ever dropped."""
+    subscribers = [_Subscriber(connect(port, f"s{n}"), scenario) for n in range(scenario.subscribers)]
+    for number, subscriber in enumerate(subscribers):
+        subscribe(subscriber.sock, scenario.topic_filter(number), scenario.qos)
+    publishers = [_Publisher(connect(port, f"p{n}"), scenario, n) for n in range(scenario.publishers)]
+    by_fd: dict[int, _Subscriber | _Publisher] = {}
+    poll = select.epoll()
+    for peer in (*subscribers, *publishers):
+        by_fd[peer.sock.fileno()] = peer
+        poll.register(peer.sock.fileno(), select.EPOLLIN)
+    # What may be under way: enough to keep the broker busy, little enough to stay inside every buffer.
+    limit = max(4 * _TURN * scenario.publishers, 64 * _TURN) * scenario.receivers_each
+    sent = 0
+    received = 0
+    turn = 0
+    cpu = time.process_time()
+    started = time.perf_counter()
+    until = started + scenario.seconds
+    while True:
+        now = time.perf_counter()
+        if now < until:
+            for _step in range(max(4, len(publishers))):
+                if sent - received >= limit:
+                    break
+                turn = (turn + 1) % len(publishers)
+                sent += publishers[turn].publish() * scenario.receivers_each
+        elif received >= sent or now > until + 10:
+            break
+        for fd, _event in poll.poll(0.05):
+            peer = by_fd[fd]
+            count = peer.read()
+            if isinstance(peer, _Subscriber):
+                received += count
+    seconds = time.perf_counter() - started
+    result = Result(scenario, received, seconds, load_cpu_seconds=time.process_time() - cpu)
+    poll.close()
+    for peer in by_fd.values():
+        peer.sock.close()
+    result.missing = sent - received
+    return result
+
+
+def run_at_rate(port: int, rate: float, seconds: float, pairs: int = 10, qos: int = 0) -> Result:
+    """Publish at a fixed rate over some pairs and measure each message's way, from before its send to after its recv."""
+    scenario = Scenario("pairs", pairs, pairs, qos, False, seconds, payload_bytes=8)
+    subscribers = [_Subscriber(connect(port, f"s{n}"), scenario) for n in range(pairs)]
+    for number, subscriber in enumerate(subscribers):
+        subscribe(subscriber.sock, scenario.topic_filter(number), qos)
+    publishers = [connect(port, f"p{n}") for n in range(pairs)]
+    heads = [encode(Publish(scenario.topic(n), b"x" * 8), V3_1_1)[:-8] for n in range(pairs)]
+    by_fd = {subscriber.sock.fileno(): subscriber for subscriber in subscribers}
+    poll = select.epoll()
+    for fd in by_fd:
+        poll.register(fd, select.EPOLLIN)
+    latencies: list[float] = []
+    total = int(rate * seconds)
+    sent = 0
+    started = time.perf_counter()
+    while len(latencies) < total:
+        now = time.perf_counter()
+        due = started + sent / rate
+        if sent < total and now >= due:
+            # The time that counts is the one at which the message was due: a slow broker cannot hide behind a slow sender.
+            publishers[sent % pairs].sendall(heads[sent % pairs] + int(due * 1e9).to_bytes(8, "big"))
+            sent += 1
+            continue
+        wait = max(0.0, due - now) if sent < total else 2.0
+        ready = poll.poll(wait)
+        if not ready and sent >= total:
+            raise RuntimeError(f"{total - len(latencies)} of {total} messages never arrived")
+        arrived = time.perf_counter()
+        for fd, _event in ready:
+            subscriber = by_fd[fd]
+            data = subscriber.rest + os.read(fd, _READ_BYTES)
+            count = len(data) // subscriber.size
+            for at in range(0, count * subscriber.size, subscriber.size):
+                stamp = int.from_bytes(data[at + subscriber.size - 8 : at + subscriber.size], "big")
+                latencies.append(arrived - stamp / 1e9)
+            subscriber.rest = data[count * subscriber.size :]
+    result = Result(scenario, len(latencies), time.perf_counter() - started, latencies=latencies)
+    poll.close()
+    for sock in (*publishers, *(subscriber.sock for subscriber in subscribers)):
+        sock.close()
+    return result
