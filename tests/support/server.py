@@ -1,0 +1,229 @@
+"""A broker without a network: scripted peers talk to it in packets, and the test owns clock, store and turn."""
+
+from __future__ import annotations
+
+from lockgate.broker.broker import Broker
+from lockgate.broker.connection import Connection
+from lockgate.broker.limits import Limits, ListenerLimits
+from lockgate.broker.ports import Delivery
+from lockgate.mqtt.decoder import Decoder
+from lockgate.mqtt.encoder import encode
+from lockgate.mqtt.packets import (
+    V3_1_1,
+    V5,
+    ConnAck,
+    Connect,
+    Packet,
+    PubAck,
+    PubComp,
+    Publish,
+    PubRec,
+    PubRel,
+    SubAck,
+    Subscribe,
+    SubscriptionRequest,
+    Will,
+)
+from lockgate.mqtt.properties import Properties
+from lockgate.storage.memory import MemoryStore
+
+
+class Recorder:
+    """A `ports.Log` that a test can read."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.lines.append(text)
+
+    def warning(self, text: str) -> None:
+        self.lines.append(text)
+
+
+class Server:
+    """One broker. With `slow_store` the store answers only when the test calls `settle`."""
+
+    def __init__(
+        self, limits: Limits | None = None, listener: ListenerLimits | None = None, slow_store: bool = False
+    ) -> None:
+        self.now = 1000.0
+        self.slow_store = slow_store
+        self.log = Recorder()
+        self.listener = listener if listener is not None else ListenerLimits(allow_anonymous=True)
+        self._invented = 0
+        self.store = MemoryStore(self._committed, self._loaded)
+        self.broker = Broker(limits if limits is not None else Limits(), self.store, self.log, self._invent)
+        self.peers: dict[int, Peer] = {}
+
+    def _invent(self) -> str:
+        self._invented += 1
+        return f"invented-{self._invented}"
+
+    def _committed(self, number: int) -> None:
+        self.broker.committed(number, self.now)
+
+    def _loaded(self, client_id: str, deliveries: list[Delivery]) -> None:
+        self.broker.loaded(client_id, deliveries, self.now)
+
+    def settle(self) -> None:
+        """Let the store answer all that it was asked."""
+        self.store.settle()
+        self.flush()
+
+    def flush(self) -> None:
+        """End a turn: what touched connections have to say reaches their peers."""
+        if not self.slow_store:
+            self.store.settle()
+        touched = self.broker.take_touched()
+        while touched:
+            for connection in touched:
+                self.peers[connection.number].take()
+            touched = self.broker.take_touched()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, stopping at every deadline on the way."""
+        until = self.now + seconds
+        while True:
+            deadline = self.broker.next_deadline()
+            if deadline is None or deadline > until:
+                break
+            self.now = max(self.now, deadline)
+            self.broker.expire(self.now)
+            self.flush()
+        self.now = until
+
+    def peer(self, version: int = V5) -> Peer:
+        """Accept a connection that has sent nothing yet."""
+        return Peer(self, version)
+
+    def client(
+        self,
+        client_id: str = "",
+        version: int = V5,
+        clean_start: bool = True,
+        keep_alive: int = 0,
+        will: Will | None = None,
+        username: str | None = None,
+        **properties: int,
+    ) -> Peer:
+        """Accept a connection and let it in; `properties` are those of its CONNECT."""
+        peer = Peer(self, version)
+        own = Properties(**properties) if properties else None  # type: ignore[arg-type]
+        peer.send(Connect(client_id, version, clean_start, keep_alive, username, None, will, own))
+        answer = peer.first()
+        assert isinstance(answer, ConnAck), answer
+        assert answer.reason_code == 0, answer
+        peer.connack = answer
+        return peer
+
+
+class Peer:
+    """The other end of a connection. `received` empties what has arrived."""
+
+    def __init__(self, server: Server, version: int) -> None:
+        self.server = server
+        self.version = version
+        self.connack = ConnAck()
+        self.closed = False
+        self.reading = True
+        self.connection: Connection = server.broker.connect("192.0.2.1:5000", server.listener, server.now)
+        server.peers[self.connection.number] = self
+        self._decoder = Decoder(version)
+        self._packets: list[Packet] = []
+
+    def send(self, *packets: Packet) -> None:
+        """Send packets in one piece."""
+        self.send_bytes(b"".join(encode(packet, self.version) for packet in packets))
+
+    def send_bytes(self, data: bytes) -> None:
+        """Send bytes in one piece."""
+        self.connection.receive(data, self.server.now)
+        self.server.flush()
+
+    def take(self) -> None:
+        """Take what the broker has written, and learn whether it closed."""
+        if self.connection.output and (self.reading or self.connection.is_closing):
+            self._decoder.feed(self.connection.take_output())
+            while (packet := self._decoder.next_packet()) is not None:
+                self._packets.append(packet)
+        if self.connection.is_closing and not self.closed:
+            self.closed = True
+            self.server.broker.connection_lost(self.connection, self.server.now)
+            self.server.flush()
+
+    def lose(self) -> None:
+        """Break the connection without a DISCONNECT."""
+        self.closed = True
+        self.server.broker.connection_lost(self.connection, self.server.now)
+        self.server.flush()
+
+    def stop_reading(self) -> None:
+        """Leave everything unread from now on."""
+        self.reading = False
+        self.connection.set_writable(False, self.server.now)
+
+    def read_again(self) -> None:
+        """Read what gathered."""
+        self.reading = True
+        self.connection.set_writable(True, self.server.now)
+        self.take()
+        self.server.flush()
+
+    def received(self) -> list[Packet]:
+        """Give all packets since the last call."""
+        packets, self._packets = self._packets, []
+        return packets
+
+    def one(self) -> Packet:
+        """Give the one packet that arrived since the last call."""
+        packets = self.received()
+        assert len(packets) == 1, packets
+        return packets[0]
+
+    def first(self) -> Packet:
+        """Give the first packet and leave what came behind it to be received."""
+        assert self._packets, "nothing arrived"
+        return self._packets.pop(0)
+
+    def messages(self) -> list[tuple[str, bytes]]:
+        """Give topic and payload of each PUBLISH since the last call, which must all be PUBLISH."""
+        return [(packet.topic, packet.payload) for packet in self.publishes()]
+
+    def publishes(self) -> list[Publish]:
+        """Give the packets since the last call, which must all be PUBLISH."""
+        packets = self.received()
+        publishes = [packet for packet in packets if isinstance(packet, Publish)]
+        assert len(publishes) == len(packets), packets
+        return publishes
+
+    def subscribe(self, topic_filter: str, qos: int = 0, **options: bool | int) -> None:
+        """Subscribe, and leave what follows SUBACK to be received."""
+        request = SubscriptionRequest(topic_filter, qos, **options)  # type: ignore[arg-type]
+        self.send(Subscribe(1, [request]))
+        answer = self.first()
+        assert isinstance(answer, SubAck), answer
+        assert answer.reason_codes == [qos], answer
+
+    def publish(
+        self, topic: str, payload: bytes = b"x", qos: int = 0, retain: bool = False, packet_id: int = 9
+    ) -> None:
+        """Publish and go through the acknowledgements that belong to it."""
+        self.send(Publish(topic, payload, qos, retain, packet_id=packet_id if qos else 0))
+        if qos == 1:
+            self.expect(PubAck)
+        elif qos == 2:
+            self.expect(PubRec)
+            self.send(PubRel(packet_id))
+            self.expect(PubComp)
+
+    def expect(self, kind: type[Packet]) -> None:
+        """Drop the first packet of a kind among those that arrived; there must be one."""
+        for place, packet in enumerate(self._packets):
+            if isinstance(packet, kind):
+                del self._packets[place]
+                return
+        raise AssertionError(f"no {kind.__name__} in {self._packets}")
+
+
+__all__ = ["V3_1_1", "V5", "Peer", "Recorder", "Server"]

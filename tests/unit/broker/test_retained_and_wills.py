@@ -1,0 +1,228 @@
+"""Retained messages, Wills and the Subscription Options (MQTT 5 §3.1.2.5, §3.3.1.3, §3.8.3.1)."""
+
+from __future__ import annotations
+
+import pytest
+
+from lockgate.broker.limits import Limits
+from lockgate.mqtt import reason_codes
+from lockgate.mqtt.packets import V3_1_1, V5, Disconnect, PubAck, Publish, Subscribe, SubscriptionRequest, Will
+from lockgate.mqtt.properties import Properties
+from tests.support.server import Server
+
+
+def test_a_new_subscriber_gets_the_last_value_with_retain_set() -> None:
+    server = Server()
+    publisher = server.client("p")
+    for payload in (b"1", b"2"):
+        publisher.publish("a/b", payload, 1, retain=True)
+    subscriber = server.client("s")
+    subscriber.subscribe("a/#", 0)
+    assert subscriber.one() == Publish("a/b", b"2", 0, retain=True)
+
+
+def test_a_message_for_a_standing_subscription_has_retain_clear_unless_asked_for() -> None:
+    server = Server()
+    plain = server.client("plain")
+    plain.subscribe("t")
+    asked = server.client("asked")
+    asked.subscribe("t", 0, retain_as_published=True)
+    publisher = server.client("p")
+    publisher.publish("t", b"1", retain=True)
+    publisher.publish("t", b"2")
+    assert [message.retain for message in plain.publishes()] == [False, False]
+    assert [message.retain for message in asked.publishes()] == [True, False]
+
+
+def test_an_empty_payload_removes_the_retained_message_and_is_delivered() -> None:
+    server = Server()
+    standing = server.client("standing")
+    standing.subscribe("t")
+    publisher = server.client("p")
+    publisher.publish("t", b"1", retain=True)
+    publisher.publish("t", b"", retain=True)
+    assert standing.messages() == [("t", b"1"), ("t", b"")]
+    late = server.client("late")
+    late.subscribe("t")
+    assert late.received() == []
+    assert server.broker.retained.count == 0
+
+
+@pytest.mark.parametrize(("handling", "expected"), [(0, [1, 1]), (1, [1, 0]), (2, [0, 0])])
+def test_retain_handling(handling: int, expected: list[int]) -> None:
+    server = Server()
+    server.client("p").publish("t", b"1", retain=True)
+    subscriber = server.client("s")
+    for count in expected:
+        subscriber.subscribe("t", 0, retain_handling=handling)
+        assert len(subscriber.messages()) == count
+
+
+def test_a_shared_subscription_gets_no_retained_messages() -> None:
+    server = Server()
+    server.client("p").publish("t", b"1", retain=True)
+    subscriber = server.client("s")
+    subscriber.subscribe("$share/group/t")
+    assert subscriber.received() == []
+
+
+def test_retained_messages_beyond_every_limit_arrive_as_the_client_takes_them() -> None:
+    server = Server(Limits(max_inflight_messages=5, max_queued_messages=10, output_bytes=2000))
+    publisher = server.client("p")
+    for number in range(200):
+        publisher.publish(f"a/{number}", b"x" * 50, 1, retain=True)
+    subscriber = server.client("s")
+    subscriber.subscribe("a/#", 1)
+    seen = set()
+    while waiting := subscriber.publishes():
+        for message in waiting:
+            seen.add(message.topic)
+            subscriber.send(PubAck(message.packet_id))
+    assert len(seen) == 200
+    assert server.broker.statistics.dropped_queue_full == 0
+
+
+def test_a_retained_message_that_waits_is_not_sent_after_a_newer_one() -> None:
+    server = Server(Limits(max_inflight_messages=1))
+    publisher = server.client("p")
+    publisher.publish("a", b"old", 1, retain=True)
+    publisher.publish("b", b"old", 1, retain=True)
+    subscriber = server.client("s")
+    subscriber.subscribe("#", 1)
+    [first] = subscriber.publishes()
+    waiting = "b" if first.topic == "a" else "a"
+    publisher.publish(waiting, b"new", 1, retain=True)
+    subscriber.send(PubAck(first.packet_id))
+    assert subscriber.messages() == [(waiting, b"new")]
+
+
+def test_a_retained_message_expires() -> None:
+    server = Server()
+    publisher = server.client("p")
+    publisher.send(Publish("t", b"1", retain=True, properties=Properties(message_expiry_interval=10)))
+    server.advance(4)
+    early = server.client("early")
+    early.subscribe("t")
+    assert early.one() == Publish("t", b"1", 0, True, properties=Properties(message_expiry_interval=6))
+    server.advance(7)
+    late = server.client("late")
+    late.subscribe("t")
+    assert late.received() == []
+
+
+def test_no_local_keeps_a_client_s_own_messages_from_it() -> None:
+    server = Server()
+    own = server.client("own")
+    own.subscribe("t", 0, no_local=True)
+    own.publish("t")
+    assert own.received() == []
+    server.client("p").publish("t", b"other")
+    assert own.messages() == [("t", b"other")]
+
+
+def test_each_overlapping_subscription_delivers_with_its_own_identifier() -> None:
+    server = Server()
+    subscriber = server.client("s")
+    for number, topic_filter in enumerate(("a/+", "a/#"), 1):
+        request = SubscriptionRequest(topic_filter)
+        subscriber.send(Subscribe(number, [request], Properties(subscription_identifiers=(number * 1000,))))
+    subscriber.received()
+    server.client("p").publish("a/b")
+    identifiers = [message.properties for message in subscriber.publishes()]
+    assert sorted(repr(properties) for properties in identifiers) == [
+        repr(Properties(subscription_identifiers=(number,))) for number in (1000, 2000)
+    ]
+
+
+def test_a_shared_group_takes_turns_and_skips_members_that_are_away() -> None:
+    server = Server()
+    members = [server.client(f"m{number}") for number in range(3)]
+    for member in members:
+        member.subscribe("$share/group/t", 1)
+    outsider = server.client("outsider")
+    outsider.subscribe("$share/other/t", 1)
+    publisher = server.client("p")
+    for _number in range(6):
+        publisher.publish("t", b"x", 1)
+    assert [len(member.messages()) for member in members] == [2, 2, 2]
+    assert len(outsider.messages()) == 6
+    members[1].lose()
+    for _number in range(4):
+        publisher.publish("t", b"x", 1)
+    assert [len(member.messages()) for member in (members[0], members[2])] == [2, 2]
+
+
+def test_a_will_is_published_when_a_connection_breaks_and_not_after_disconnect() -> None:
+    server = Server()
+    watcher = server.client("w")
+    watcher.subscribe("will/#", 2)
+    server.client("a", will=Will("will/a", b"gone", 1, True)).lose()
+    assert [(m.topic, m.payload, m.qos) for m in watcher.publishes()] == [("will/a", b"gone", 1)]
+    assert server.broker.retained.count == 1
+    server.client("b", will=Will("will/b", b"gone")).send(Disconnect())
+    assert watcher.received() == []
+    server.client("c", will=Will("will/c", b"on request")).send(Disconnect(reason_codes.DISCONNECT_WITH_WILL_MESSAGE))
+    assert watcher.messages() == [("will/c", b"on request")]
+
+
+@pytest.mark.parametrize("version", [V3_1_1, V5])
+def test_a_will_is_published_after_a_protocol_error_and_after_silence(version: int) -> None:
+    server = Server()
+    watcher = server.client("w")
+    watcher.subscribe("will", 0)
+    server.client("a", version, will=Will("will", b"error")).send_bytes(b"\xf0\x00" if version != V5 else b"\x00\x00")
+    server.client("b", version, keep_alive=1, will=Will("will", b"silence"))
+    server.advance(2)
+    assert watcher.messages() == [("will", b"error"), ("will", b"silence")]
+
+
+@pytest.mark.parametrize(("returns_after", "expected"), [(5, []), (15, [("will", b"gone")])])
+def test_a_will_delay_gives_a_client_time_to_return(returns_after: float, expected: list[tuple[str, bytes]]) -> None:
+    server = Server()
+    watcher = server.client("w")
+    watcher.subscribe("will")
+    will = Will("will", b"gone", properties=Properties(will_delay_interval=10))
+    server.client("a", session_expiry_interval=100, will=will).lose()
+    server.advance(returns_after)
+    server.client("a", clean_start=False, session_expiry_interval=100)
+    server.advance(100)
+    assert watcher.messages() == expected
+
+
+def test_the_end_of_a_session_ends_the_will_delay() -> None:
+    server = Server()
+    watcher = server.client("w")
+    watcher.subscribe("will")
+    will = Will("will", b"gone", properties=Properties(will_delay_interval=1000))
+    server.client("a", session_expiry_interval=5, will=will).lose()
+    server.advance(6)
+    assert watcher.messages() == [("will", b"gone")]
+    server.client("b", session_expiry_interval=500, will=will).lose()
+    server.client("b", clean_start=True)
+    assert watcher.messages() == [("will", b"gone")]
+
+
+def test_a_takeover_publishes_the_will_unless_a_delay_covers_it() -> None:
+    server = Server()
+    watcher = server.client("w")
+    watcher.subscribe("will")
+    server.client("a", session_expiry_interval=50, will=Will("will", b"at once"))
+    server.client("a", clean_start=False, session_expiry_interval=50)
+    assert watcher.messages() == [("will", b"at once")]
+    delayed = Will("will", b"delayed", properties=Properties(will_delay_interval=10))
+    server.client("b", session_expiry_interval=50, will=delayed)
+    server.client("b", clean_start=False, session_expiry_interval=50)
+    server.advance(20)
+    assert watcher.messages() == []
+
+
+def test_stopping_publishes_every_will() -> None:
+    server = Server()
+    watcher = server.client("w")
+    watcher.subscribe("will/#")
+    delayed = Will("will/a", b"", properties=Properties(will_delay_interval=10))
+    server.client("a", session_expiry_interval=50, will=delayed).lose()
+    server.client("b", will=Will("will/b", b""))
+    server.broker.stop(server.now)
+    server.flush()
+    assert sorted(watcher.messages()) == [("will/a", b""), ("will/b", b"")]

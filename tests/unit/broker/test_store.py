@@ -1,0 +1,162 @@
+"""The contract with the store: what is confirmed was committed first (DESIGN §3.1, §6)."""
+
+from __future__ import annotations
+
+from lockgate.broker.limits import Limits
+from lockgate.mqtt.packets import (
+    V3_1_1,
+    V5,
+    PingReq,
+    PingResp,
+    PubAck,
+    PubComp,
+    Publish,
+    PubRec,
+    PubRel,
+    SubAck,
+    Subscribe,
+    SubscriptionRequest,
+    UnsubAck,
+    Unsubscribe,
+)
+from tests.support.server import Peer, Server
+
+
+def durable(server: Server, client_id: str = "s", qos: int = 2) -> Peer:
+    """A subscriber to `t` whose Session outlives it, with everything so far committed."""
+    peer = server.client(client_id, V3_1_1, clean_start=False)
+    peer.send(Subscribe(1, [SubscriptionRequest("t", qos)]))
+    server.settle()
+    peer.expect(SubAck)
+    return peer
+
+
+def test_a_publisher_is_acknowledged_after_the_commit_for_a_durable_receiver() -> None:
+    server = Server(slow_store=True)
+    durable(server)
+    publisher = server.client("p")
+    publisher.send(Publish("t", b"", 1, packet_id=1))
+    assert publisher.received() == []
+    server.settle()
+    assert publisher.one() == PubAck(1)
+
+
+def test_with_no_durable_receiver_nothing_waits() -> None:
+    server = Server(slow_store=True)
+    server.client("s").subscribe("t", 2)
+    publisher = server.client("p")
+    publisher.send(Publish("t", b"", 1, packet_id=1))
+    assert publisher.one() == PubAck(1)
+
+
+def test_a_retained_message_counts_as_a_durable_receiver_at_qos_1_and_2() -> None:
+    server = Server(slow_store=True)
+    publisher = server.client("p", V3_1_1)
+    publisher.send(Publish("t", b"x", 1, True, packet_id=1))
+    assert publisher.received() == []
+    server.settle()
+    assert publisher.one() == PubAck(1)
+    publisher.send(Publish("u", b"x", 0, True), Publish("v", b"x", 1, packet_id=2))
+    assert publisher.one() == PubAck(2)
+
+
+def test_acknowledgements_leave_in_the_order_of_arrival() -> None:
+    server = Server(slow_store=True)
+    durable(server)
+    publisher = server.client("p", V3_1_1)
+    publisher.send(
+        Publish("t", b"", 1, packet_id=1), Publish("nobody", b"", 1, packet_id=2), PingReq(), Publish("t", b"", 0)
+    )
+    assert publisher.received() == [PingResp()]
+    server.settle()
+    assert publisher.received() == [PubAck(1), PubAck(2)]
+
+
+def test_qos_2_waits_at_each_step_on_both_sides() -> None:
+    server = Server(slow_store=True)
+    subscriber = durable(server)
+    publisher = server.client("p", V3_1_1, clean_start=False)
+    publisher.send(Publish("t", b"1", 2, packet_id=1))
+    assert publisher.received() == []
+    server.settle()
+    assert publisher.one() == PubRec(1)
+    publisher.send(PubRel(1))
+    assert publisher.received() == []
+    assert subscriber.received() == []  # its packet identifier is not safe yet
+    server.settle()
+    assert publisher.one() == PubComp(1)
+    [message] = subscriber.publishes()
+    subscriber.send(PubRec(message.packet_id))
+    assert subscriber.received() == []
+    server.settle()
+    assert subscriber.one() == PubRel(message.packet_id)
+
+
+def test_a_qos_1_publish_to_a_durable_receiver_does_not_wait() -> None:
+    server = Server(slow_store=True)
+    subscriber = durable(server, qos=1)
+    server.client("p").send(Publish("t", b"1", 1, packet_id=1))
+    assert subscriber.messages() == [("t", b"1")]
+
+
+def test_suback_and_unsuback_of_a_durable_session_wait() -> None:
+    server = Server(slow_store=True)
+    peer = server.client("s", V5, session_expiry_interval=10)
+    peer.send(Subscribe(1, [SubscriptionRequest("t", 1)]))
+    assert peer.received() == []
+    server.settle()
+    assert peer.one() == SubAck(1, [1])
+    peer.send(Unsubscribe(2, ["t"]))
+    assert peer.received() == []
+    server.settle()
+    assert peer.one() == UnsubAck(2, [0])
+
+
+def test_retained_messages_come_after_a_suback_that_waits() -> None:
+    server = Server(slow_store=True)
+    server.client("p").send(Publish("t", b"x", 0, True))
+    peer = server.client("s", V3_1_1, clean_start=False)
+    peer.send(Subscribe(1, [SubscriptionRequest("t", 1)]))
+    assert peer.received() == []
+    server.settle()
+    assert peer.received() == [SubAck(1, [1]), Publish("t", b"x", 0, True)]
+
+
+def test_a_long_queue_lies_in_the_store_and_comes_back_in_order() -> None:
+    server = Server(Limits(max_queued_messages=0, queue_head=8, max_inflight_messages=4), slow_store=True)
+    durable(server, qos=1).lose()
+    publisher = server.client("p", V3_1_1)
+    sent = [b"%d" % number for number in range(100)]
+    for payload in sent:
+        publisher.send(Publish("t", payload, 1, packet_id=1))
+    server.settle()
+    queue = server.broker.sessions["s"].queue
+    assert queue is not None
+    assert len(queue) == 8
+    assert server.broker.sessions["s"].queued_count == 100
+    back = server.client("s", V3_1_1, clean_start=False)
+    seen: list[bytes] = []
+    while True:
+        waiting = back.publishes()
+        if not waiting:
+            server.settle()
+            waiting = back.publishes()
+            if not waiting:
+                break
+        for message in waiting:
+            seen.append(message.payload)
+            back.send(PubAck(message.packet_id))
+    assert seen == sent
+    assert server.broker.sessions["s"].queued_count == 0
+
+
+def test_an_answer_for_a_session_that_ended_is_ignored() -> None:
+    server = Server(Limits(max_queued_messages=0, queue_head=2, max_inflight_messages=1), slow_store=True)
+    durable(server, qos=1).lose()
+    publisher = server.client("p", V3_1_1)
+    for number in range(10):
+        publisher.send(Publish("t", b"%d" % number, 1, packet_id=1))
+    server.client("s", V3_1_1, clean_start=False)
+    server.client("s", V3_1_1, clean_start=True)
+    server.settle()
+    assert server.broker.sessions["s"].queued_count == 0
