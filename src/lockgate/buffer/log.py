@@ -298,7 +298,8 @@ class Log:
         try:
             self._note_damage(damage)
             damage = damage or salvaged or mended.pop(self._newest, None)
-            if damage is not None or State.load(connection) is None:
+            state = State.load(connection)
+            if damage is not None or state is None or self._is_behind(state):
                 self._recover_state(connection, damage.size_bytes if damage is not None else 0)
             for number in mended:
                 self._account_damage(connection, number)
@@ -308,23 +309,31 @@ class Log:
         return connection
 
     def _recover_state(self, connection: sqlite3.Connection, lost_bytes: int) -> None:
-        """After damage to the newest segment: its state, or else the one the segment before it ended with."""
+        """After damage to the newest segment: its state, or else the one the segment before it ended with.
+
+        Sinks may have read rows that are gone altogether; no seq and no number is given out twice.
+        """
         connection.execute("BEGIN IMMEDIATE")
         state = State.load(connection)
         if state is None:
-            state = self._previous_state(connection)
-            state.next_seq = max(
-                state.next_seq,
-                connection.execute("SELECT coalesce(max(seq), 0) + 1 FROM log").fetchone()[0],
-                self._highest_cursor_seq() + 1,
-            ) + (lost_bytes // _SMALLEST_ROW)  # no seq is given out twice, whatever was lost
-            numbers = connection.execute("SELECT class, max(number) FROM log GROUP BY class").fetchall()
-            for message_class, number in numbers + self._highest_cursor_numbers():
-                state.appended[message_class] = max(state.appended.get(message_class, 0), number)
-            state.store(connection)
             log.error("counters and Packet Identifiers of the buffer are lost; those of the segment before are used")
+            state = self._previous_state(connection)
+            kept = connection.execute("SELECT coalesce(max(seq), 0) + 1 FROM log").fetchone()[0]
+            state.next_seq = max(state.next_seq, kept, self._highest_cursor_seq() + 1) + lost_bytes // _SMALLEST_ROW
+        state.next_seq = max(state.next_seq, self._highest_cursor_seq() + 1)
+        numbers = connection.execute("SELECT class, max(number) FROM log GROUP BY class").fetchall()
+        for message_class, number in numbers + self._highest_cursor_numbers():
+            state.appended[message_class] = max(state.appended.get(message_class, 0), number)
+        state.store(connection)
         connection.execute("COMMIT")
         self._account_damage(connection, self._newest)
+
+    def _is_behind(self, state: State) -> bool:
+        """Whether a sink has read what this log never held: a newer segment was taken away, or the folder restored."""
+        behind = self._highest_cursor_seq() >= state.next_seq
+        if behind:
+            log.error("sinks have read rows beyond the end of the log: newer segments are missing")
+        return behind
 
     def _previous_state(self, connection: sqlite3.Connection) -> State:
         for number in reversed(list_segments(self._folder)[:-1]):

@@ -11,6 +11,9 @@ from lockgate.client.errors import (
 )
 from lockgate.client.message import Message
 from lockgate.client.url import ServerAddress, parse_url
+from lockgate.mqtt import reason_codes
+from lockgate.mqtt.packets import SubscriptionRequest, Will
+from lockgate.mqtt.properties import Properties
 
 __all__ = [
     "Client",
@@ -19,8 +22,12 @@ __all__ = [
     "ConnectionRefused",
     "Message",
     "NotConnected",
+    "Properties",
     "PublishRefused",
     "ServerAddress",
     "SubscribeRefused",
+    "SubscriptionRequest",
+    "Will",
     "parse_url",
+    "reason_codes",
 ]

@@ -29,7 +29,7 @@ from lockgate.mqtt.topics import check_topic_filter, check_topic_name
 log = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_SECONDS: Final = 1.0
-# A Server of 3.1.1 cannot say how many unacknowledged messages it takes; Mosquitto drops who sends more QoS 2 than this.
+# A Server of 3.1.1 cannot say how many unacknowledged messages it takes; Mosquitto drops a client of more QoS 2.
 _SEND_MAXIMUM_V3: Final = 20
 _STABLE_SECONDS: Final = 10.0  # a connection that lived so long lets the back-off begin anew
 
@@ -45,7 +45,8 @@ class Client:
 
     At most `queue_maximum` messages or `queue_bytes` wait for `messages`; then nothing more is read from the Server,
     answers neither: do not await a QoS 1 publish in the loop over the same client's messages. `publish` at QoS 1 and 2
-    keeps its message until it is acknowledged, through any number of connections; bound it with `asyncio.timeout`.
+    keeps its message until it is acknowledged, through any number of connections; cancelled (`asyncio.timeout`), it is
+    taken back unless the Server may have it already.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Client:
         """Connect and give the CONNACK; from then on a lost connection is made again.
 
         Raises ConnectionRefused when the Server's refusal will not pass by itself. Other faults are tried again, unless
-        `retry` is False: then the first one is raised, OSError, TimeoutError and MqttError too.
+        `retry` is False: then the first one is raised, OSError, TimeoutError and ConnectionLost too.
         """
         if self._task is not None or self._end is not None:
             raise RuntimeError("connect() may be called once")
@@ -207,9 +208,14 @@ class Client:
         if qos == 0 and not self._session.is_connected:
             raise NotConnected("no connection, and a QoS 0 message does not wait for one")
         result: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
-        self._session.publish(topic, payload, qos, retain, properties, _settle(result))
+        outgoing = self._session.publish(topic, payload, qos, retain, properties, _settle(result))
         self._flush()
-        codes = await result
+        try:
+            codes = await result
+        except asyncio.CancelledError:
+            if outgoing is not None:
+                self._session.abandon(outgoing)
+            raise
         if qos == 0 and self._connection is not None:
             await self._connection.drain()
         return codes[0]
@@ -319,7 +325,7 @@ class Client:
                 connection = await self._open()
             except (ConnectionRefused, ConnectionLost, OSError, MqttError) as error:
                 if not first.done() and (not retry or (isinstance(error, ConnectionRefused) and error.permanent)):
-                    first.set_exception(error)
+                    first.set_exception(ConnectionLost(str(error)) if isinstance(error, MqttError) else error)
                     return
                 fault = str(error) or type(error).__name__
             else:

@@ -6,6 +6,7 @@ bytes to `take_output`. Outside of them it keeps what the user asked for, to be 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -52,7 +53,7 @@ _RENEWED_TOGETHER: Final = 100  # Topic Filters in one SUBSCRIBE when a Session 
 class _Outgoing:
     """A QoS 1 or 2 message on its way to the Server, encoded around its Packet Identifier."""
 
-    __slots__ = ("finished", "head", "packet_id", "qos", "sent", "tail")
+    __slots__ = ("abandoned", "finished", "head", "packet_id", "qos", "sent", "tail")
 
     def __init__(self, head: bytes, tail: bytes, qos: int, finished: Finished) -> None:
         self.head = head
@@ -60,6 +61,7 @@ class _Outgoing:
         self.qos = qos
         self.finished = finished
         self.packet_id = 0  # none yet
+        self.abandoned = False
         self.sent = False  # the Server may know it: sent again it carries DUP
 
 
@@ -142,9 +144,13 @@ class Session:
             self.number += 1
             self._held.clear()
             self._received.clear()
-            again = [*self._released.values(), *self._in_flight.values()]
-            for outgoing in again:
+            again = []
+            for outgoing in (*self._released.values(), *self._in_flight.values()):
                 outgoing.sent = False
+                if outgoing.abandoned:
+                    self._used_ids.discard(outgoing.packet_id)
+                else:
+                    again.append(outgoing)
             self._released.clear()
             self._renew_subscriptions()
         while self._waiting_requests:
@@ -192,7 +198,7 @@ class Session:
 
     def publish(
         self, topic: str, payload: bytes, qos: int, retain: bool, properties: Properties | None, finished: Finished
-    ) -> None:
+    ) -> _Outgoing | None:
         """Send a message as soon as the Server's Receive Maximum allows.
 
         At QoS 0 there must be a connection, and `finished` is called at once. Raises ValueError for what MQTT
@@ -201,13 +207,23 @@ class Session:
         encoded_topic = encode_string(topic)[2:]
         head, tail = encode_publish_parts(encoded_topic, payload, qos, retain, self.version, properties)
         if qos:
-            self._waiting.append(_Outgoing(head, tail, qos, finished))
+            outgoing = _Outgoing(head, tail, qos, finished)
+            self._waiting.append(outgoing)
             self._pump()
-            return
+            return outgoing
         refusal = self._refusal(head, len(head))
         if refusal is None:
             self._output.append(head)
         finished(refusal or [0])
+        return None
+
+    def abandon(self, outgoing: _Outgoing) -> None:
+        """Nobody waits for this message any more: it is not sent, unless the Server may know it already."""
+        outgoing.abandoned = True
+        if not outgoing.sent:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(outgoing)
+                self._used_ids.discard(outgoing.packet_id)
 
     def subscribe(self, requests: list[SubscriptionRequest], properties: Properties | None, finished: Finished) -> None:
         """Ask for subscriptions; those that are granted are renewed when the Server has lost the Session."""

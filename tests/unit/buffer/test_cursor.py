@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tests.support.buffers import SINKS, batch, open_log
 from lockgate.buffer import Cursor, LogReader
 from lockgate.buffer import cursor as cursors
 from lockgate.buffer.ledger import DeliveryBook, IntakeBook, read_ledger
+from lockgate.buffer.segments import list_segments
 
 
 async def test_settling_moves_and_counts_in_one_step_and_survives_a_restart(tmp_path: Path) -> None:
@@ -102,6 +104,43 @@ def test_a_book_that_does_not_close_says_by_how_much() -> None:
     assert (intake.closes, intake.difference) == (False, 2)
     book = DeliveryBook("s", "c", addressed=10, delivered=4, pending=3, dropped={"x": 1}, dead_lettered=3)
     assert (book.closes, book.difference) == (False, -1)
+
+
+async def test_the_books_close_at_every_moment_of_a_busy_buffer(tmp_path: Path) -> None:
+    log = await open_log(tmp_path, segment_bytes=48 * 1024)
+    reader = LogReader(tmp_path)
+    cursor = await Cursor.open(tmp_path, "cloud", SINKS["cloud"], reader)
+    writing = True
+
+    async def write() -> None:
+        nonlocal writing
+        for n in range(150):
+            await log.append(batch(*[b"x" * 700] * 9, message_class=SINKS["cloud"][n % 2]))
+            if n % 10 == 0:
+                await log.maintain()
+        writing = False
+
+    async def settle() -> None:
+        while writing:
+            for message_class in SINKS["cloud"]:
+                if rows := reader.read(message_class, cursor.position(message_class).seq, 20):
+                    await cursor.settle(rows, dropped={rows[0].seq: "because"})
+            await asyncio.sleep(0)
+
+    def look() -> int:
+        looks = 0
+        while writing:
+            ledger = read_ledger(tmp_path)
+            assert ledger.closes, ledger
+            looks += 1
+        return looks
+
+    looks, _, _ = await asyncio.gather(asyncio.to_thread(look), write(), settle())
+    assert looks > 5
+    assert list_segments(tmp_path)[0] > 1  # it was purged meanwhile
+    reader.close()
+    await cursor.close()
+    await log.close()
 
 
 async def test_a_lost_row_the_writer_does_not_know_of_shows_in_the_book(tmp_path: Path) -> None:

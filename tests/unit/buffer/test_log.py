@@ -358,6 +358,24 @@ async def test_seq_is_never_given_out_twice_even_if_the_newest_segment_is_lost(
     await log.close()
 
 
+async def test_a_log_that_is_behind_its_sinks_goes_on_after_them(tmp_path: Path) -> None:
+    log = await open_log(tmp_path)
+    for _ in range(3):
+        await log.append(batch(*[KILOBYTE] * 100))
+    await log.close()
+    reader = LogReader(tmp_path)
+    cursor = await Cursor.open(tmp_path, "cloud", SINKS["cloud"], reader)
+    await cursor.settle(reader.read("telemetry", 0, 250))
+    await cursor.close()
+    for number in list_segments(tmp_path)[1:]:
+        segment_path(tmp_path, number).unlink()
+    log = await open_log(tmp_path)
+    assert await log.append(batch(b"after")) == 251
+    book = read_ledger(tmp_path).deliveries[1]
+    assert (book.addressed, book.delivered, book.pending, book.closes) == (251, 250, 1, True)
+    await log.close()
+
+
 async def test_a_reader_goes_on_while_the_writer_rotates_and_purges(tmp_path: Path) -> None:
     log = await open_log(tmp_path, segment_bytes=32 * 1024)
     reader = LogReader(tmp_path)

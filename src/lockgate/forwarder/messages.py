@@ -1,0 +1,56 @@
+"""How a row of the log looks to a receiver."""
+
+from __future__ import annotations
+
+import base64
+from typing import Final
+
+import orjson
+
+from lockgate.buffer import Row
+from lockgate.buffer.clock import Clock
+
+_MS: Final = 1_000_000
+
+
+class Messages:
+    """Names and writes the messages of one gateway."""
+
+    def __init__(self, gateway_id: str) -> None:
+        self.gateway_id = gateway_id
+        self._clock = Clock()
+
+    def id_of(self, row: Row) -> str:
+        """The same for every attempt to deliver this row, and for no other row."""
+        return f"{self.gateway_id}/{row.seq}"
+
+    def document(self, row: Row) -> bytes:
+        """Give the JSON object of a row.
+
+        `time` is the wall time of the append and `device_time` what the device or the rule said, both Unix
+        milliseconds; `clock_ok` is false where the gateway's clock was not known to be right. A payload that is not
+        JSON is `payload_base64`.
+        """
+        wall_ns, clock_ok = self._wall_time(row)
+        content: dict[str, object] = {
+            "id": self.id_of(row),
+            "topic": row.topic,
+            "class": row.message_class,
+            "time": wall_ns // _MS,
+            "clock_ok": clock_ok,
+        }
+        if row.device_ts is not None:
+            content["device_time"] = row.device_ts
+        try:
+            content["payload"] = orjson.loads(row.payload)
+        except orjson.JSONDecodeError:
+            content["payload_base64"] = base64.b64encode(row.payload).decode()
+        return orjson.dumps(content)
+
+    def _wall_time(self, row: Row) -> tuple[int, bool]:
+        """The wall time of a row; one of this boot is corrected once the clock is known to be right."""
+        if not row.clock_ok:
+            now = self._clock.now()
+            if now.clock_ok and now.boot_id == row.boot_id:
+                return now.wall_ns - (now.boottime_ns - row.boottime_ns), True
+        return row.wall_ns, row.clock_ok

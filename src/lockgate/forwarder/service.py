@@ -1,0 +1,68 @@
+"""The forwarder as a service: a worker for each sink, none in the way of another."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Callable
+from typing import Final
+
+from lockgate.buffer import LogReader
+from lockgate.config.model import BufferConfig, ForwarderConfig, GatewayConfig
+from lockgate.forwarder.messages import Messages
+from lockgate.forwarder.sinks import build
+from lockgate.forwarder.worker import Worker
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS: Final = 0.2  # how often the log is looked at for new rows
+
+
+class Forwarder:
+    """Drains the buffer to every configured sink."""
+
+    name = "forwarder"
+
+    def __init__(self, gateway: GatewayConfig, buffer: BufferConfig, config: ForwarderConfig) -> None:
+        self._folder = gateway.buffer_dir
+        self._gateway_id = gateway.id
+        self._order = buffer.classes
+        self._config = config
+        self._workers: list[Worker] = []
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Forward until cancelled; `ready` is called when every cursor is open or has been found wanting."""
+        messages = Messages(self._gateway_id)
+        reader = LogReader(self._folder)
+        self._workers = [
+            Worker(sink, self._order, build(sink, messages), messages, self._folder, reader)
+            for sink in self._config.sinks
+        ]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for worker in self._workers:
+                    tasks.create_task(worker.run(), name=f"sink {worker.name}")
+                for worker in self._workers:
+                    await worker.opened.wait()
+                ready()
+                await self._watch(reader)
+        finally:
+            reader.close()
+
+    def status(self) -> dict[str, object]:
+        return {"sinks": {worker.name: worker.status() for worker in self._workers}}
+
+    async def _watch(self, reader: LogReader) -> None:
+        """Wake the workers when the log has grown."""
+        seen: int | None = None
+        while True:
+            # What is wrong with the log is said by the workers when they read it.
+            with contextlib.suppress(OSError, sqlite3.Error):
+                last = reader.last_seq()
+                if last != seen:
+                    seen = last
+                    for worker in self._workers:
+                        worker.news.set()
+            await asyncio.sleep(_LOOK_SECONDS)

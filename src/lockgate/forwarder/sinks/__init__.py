@@ -1,0 +1,47 @@
+"""What a sink is, and the one for each type of configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lockgate.buffer import Row
+from lockgate.config.model import AnySink, FileSinkConfig, HttpSinkConfig
+from lockgate.forwarder.messages import Messages
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of the rows given to `send`: the first `settled` are done with, delivered unless `poison` has them.
+
+    `fault` is why the rest is to be tried again; None when there is no rest.
+    """
+
+    settled: int
+    poison: Mapping[int, str] = field(default_factory=dict)  # seq: the receiver's reason
+    fault: str | None = None
+
+
+class Sink(Protocol):
+    """One place messages go to. Calls do not overlap; none may take much longer than the sink's timeout."""
+
+    async def send(self, rows: Sequence[Row]) -> Sent:
+        """Send rows of one class, in order; only the receiver's own word makes one delivered."""
+
+    async def close(self) -> None: ...
+
+
+def build(config: AnySink, messages: Messages) -> Sink:
+    """Make the sink; its libraries are imported only here, where one is configured."""
+    if isinstance(config, HttpSinkConfig):
+        from lockgate.forwarder.sinks.http import HttpSink
+
+        return HttpSink(config, messages)
+    if isinstance(config, FileSinkConfig):
+        from lockgate.forwarder.sinks.file import FileSink
+
+        return FileSink(config, messages)
+    from lockgate.forwarder.sinks.mqtt import MqttSink
+
+    return MqttSink(config, messages)

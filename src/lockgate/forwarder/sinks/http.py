@@ -1,0 +1,71 @@
+"""POST of JSON arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import aiohttp
+
+from lockgate.buffer import Row
+from lockgate.config.model import HttpSinkConfig
+from lockgate.forwarder.messages import Messages
+from lockgate.forwarder.sinks import Sent
+
+# Refusals that say nothing about the message: our URL or credentials, or the moment, are wrong. A person or time mends
+# them, and until then every message waits rather than end as a dead letter.
+_NOT_THE_MESSAGE: Final = frozenset({401, 403, 404, 405, 407, 408, 421, 425, 426, 429})
+_REASON_BYTES: Final = 300  # of the receiver's answer, kept with a dead letter
+
+
+class HttpSink:
+    """One POST for a batch, `Idempotency-Key: gateway-id/first-last`; 2xx is delivered.
+
+    A 4xx that is about the content splits the batch until the message is found that the receiver will not have.
+    """
+
+    def __init__(self, config: HttpSinkConfig, messages: Messages) -> None:
+        self._config = config
+        self._messages = messages
+        self._session: aiohttp.ClientSession | None = None
+
+    async def send(self, rows: Sequence[Row]) -> Sent:
+        status, answer = await self._post(rows)
+        if 200 <= status < 300:
+            return Sent(len(rows))
+        if not 400 <= status < 500 or status in _NOT_THE_MESSAGE:
+            return Sent(0, fault=answer)
+        if len(rows) == 1:
+            return Sent(1, {rows[0].seq: answer})
+        middle = len(rows) // 2
+        first = await self.send(rows[:middle])
+        if first.fault is not None:
+            return first
+        second = await self.send(rows[middle:])
+        return Sent(middle + second.settled, {**first.poison, **second.poison}, second.fault)
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _post(self, rows: Sequence[Row]) -> tuple[int, str]:
+        """Give the status and what a person is told about it; status 0 when there was no answer."""
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=self._config.timeout_seconds)
+            self._session = aiohttp.ClientSession(timeout=timeout, headers=dict(self._config.headers))
+        key = f"{self._messages.gateway_id}/{rows[0].seq}-{rows[-1].seq}"
+        body = b"[" + b",".join(map(self._messages.document, rows)) + b"]"
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+        try:
+            async with self._session.post(
+                self._config.url, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                text = (await response.content.read(_REASON_BYTES)).decode(errors="replace").strip()
+                return response.status, f"HTTP {response.status} {response.reason or ''}".rstrip() + (
+                    f": {text}" if text else ""
+                )
+        except TimeoutError:
+            return 0, f"no answer within {self._config.timeout_seconds:g} seconds"
+        except (aiohttp.ClientError, OSError) as error:
+            return 0, str(error) or type(error).__name__
