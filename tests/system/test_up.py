@@ -47,7 +47,7 @@ class Gateway:
         self.log = folder / "output"
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "lockgate", "up", *arguments], stdout=output, stderr=output, cwd=folder
+                [sys.executable, "-m", "lockgate", "up", *arguments], stdout=output, stderr=output
             )
 
     def answer(self, name: str) -> dict[str, object] | None:
@@ -115,7 +115,7 @@ def books_close(folder: Path) -> bool:
 async def test_a_message_reaches_the_sink_and_goes_on_after_any_kill_and_restart(
     folder: Path, device: Client, gateways: list[Gateway]
 ) -> None:
-    gateway = Gateway(folder)
+    gateway = Gateway(folder, "-c", str(folder / "lockgate.toml"))
     gateways.append(gateway)
     await gateway.until(lambda: gateway.answer("processor") is not None and gateway.answer("forwarder") is not None)
     await device.connect()
@@ -127,7 +127,7 @@ async def test_a_message_reaches_the_sink_and_goes_on_after_any_kill_and_restart
         os.kill(before[name], signal.SIGKILL)
         await gateway.until(lambda name=name, old=before[name]: (gateway.answer(name) or {}).get("pid", old) != old)  # type: ignore[misc]
         assert all(gateway.pid(one) == before[one] for one in before if one != name)
-    # What the broker alone held is gone with it: the processor's subscription comes back with the processor's reconnect.
+    # What the broker alone held is gone with it; the processor subscribes again when it has reconnected.
     seen = len(delivered(folder))
 
     async def publish_until_delivered() -> None:
@@ -142,7 +142,7 @@ async def test_a_message_reaches_the_sink_and_goes_on_after_any_kill_and_restart
     assert books_close(folder)
 
     count = len(delivered(folder))
-    again = Gateway(folder)
+    again = Gateway(folder, "-c", str(folder / "lockgate.toml"))
     gateways.append(again)
     await again.until(lambda: again.answer("processor") is not None and again.answer("forwarder") is not None)
     await again.until(lambda: len(delivered(folder)) >= count)
@@ -153,7 +153,7 @@ async def test_a_message_reaches_the_sink_and_goes_on_after_any_kill_and_restart
 
 
 async def test_nothing_is_left_running_when_the_parent_is_killed(folder: Path, gateways: list[Gateway]) -> None:
-    gateway = Gateway(folder)
+    gateway = Gateway(folder, "-c", str(folder / "lockgate.toml"))
     gateways.append(gateway)
     names = ("broker", "processor", "forwarder")
     await gateway.until(lambda: all(gateway.answer(name) for name in names))
