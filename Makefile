@@ -24,7 +24,7 @@ test-compiled: $(VENV)/installed
 	EXPECT_COMPILED=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-interpreted: $(VENV)/locked
-	EXPECT_COMPILED=0 PYTHONPATH=src $(BIN)/python -m pytest $(PYTEST_ARGS)
+	EXPECT_COMPILED=0 PYTHONPATH=$(CURDIR)/src $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-peers: ## installs the foreign MQTT programs the interoperability tests talk to
 	tests/interop/install_peers.sh
@@ -42,14 +42,14 @@ bench: $(VENV)/installed ## us and Debian's mosquitto, side by side
 	$(BIN)/python -m benchmarks
 
 fuzz: $(VENV)/locked ## the property tests with many more examples
-	PYTHONPATH=src $(BIN)/python -m pytest tests/properties --hypothesis-seed=random -p no:timeout $(PYTEST_ARGS)
+	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m pytest tests/properties --hypothesis-seed=random -p no:timeout $(PYTEST_ARGS)
 
 lock: ## write requirements.lock anew from pyproject.toml; needs pip-tools
 	pip-compile --quiet --generate-hashes --all-extras --allow-unsafe --strip-extras --no-header --no-emit-index-url \
 	  --no-emit-find-links --no-emit-trusted-host --upgrade -o requirements.lock pyproject.toml
 
 docs: $(VENV)/locked ## the generated pages of docs/reference
-	PYTHONPATH=src $(BIN)/python -m lockgate.config.reference > docs/reference/configuration.md
+	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m lockgate.config.reference > docs/reference/configuration.md
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo tests/interop/node_modules
