@@ -69,7 +69,9 @@ async def test_every_row_arrives_at_least_once_over_kills(tmp_path: Path) -> Non
                             progress.clear()
                             await progress.wait()
                     else:
-                        while any(book.pending for book in read_ledger(tmp_path / "buffer").deliveries):
+                        while True:
+                            if not any(book.pending for book in read_ledger(tmp_path / "buffer").deliveries):
+                                break
                             await asyncio.sleep(0.05)
             finally:
                 process.kill()

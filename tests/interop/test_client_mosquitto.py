@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from tests.support.peers import Mosquitto, free_port, program
 
 from lockgate.client import Client, ConnectionRefused, Message, PublishRefused
 from lockgate.config.model import ConnectionConfig
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.packets import SubscriptionRequest, Will
 from lockgate.mqtt.properties import Properties
-from tests.support.peers import Mosquitto, free_port, program
 
 pytestmark = pytest.mark.peers
 Version = Literal["3.1.1", "5"]

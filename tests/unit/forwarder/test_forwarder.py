@@ -132,6 +132,15 @@ async def settled(tmp_path: Path, forwarder: Forwarder, sink: str = "cloud") -> 
             await asyncio.sleep(0.02)
 
 
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait for something that nobody announces."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.01)
+
+
 def numbers(*values: int) -> list[bytes]:
     return [b"%d" % value for value in values]
 
@@ -196,9 +205,7 @@ async def test_a_receiver_that_is_away_gets_everything_when_it_is_back(
     await cloud.close()
     await log.append(batch(*numbers(*range(5))))
     async with forwarding(tmp_path, cloud.sink()) as forwarder:
-        async with asyncio.timeout(10):
-            while "Cannot connect" not in str(forwarder.status()):
-                await asyncio.sleep(0.01)
+        await until(lambda: "Cannot connect" in str(forwarder.status()))
         await cloud.open()
         await cloud.until(lambda: cloud.payloads == [*range(5)])
         await settled(tmp_path, forwarder)
@@ -236,9 +243,7 @@ async def test_a_sink_that_hangs_blocks_no_other(tmp_path: Path, log: Log, cloud
     async with forwarding(tmp_path, slow, FileSinkConfig(name="file", classes=CLASSES, path=path)) as forwarder:
         await settled(tmp_path, forwarder, "file")
         assert len(path.read_text().splitlines()) == 10
-        async with asyncio.timeout(10):
-            while "no answer within 0.2 seconds" not in str(forwarder.status()):
-                await asyncio.sleep(0.01)
+        await until(lambda: "no answer within 0.2 seconds" in str(forwarder.status()))
         released.set()
         await settled(tmp_path, forwarder, "slow")
     assert cloud.payloads[:10] == [*range(10)]
@@ -267,9 +272,8 @@ async def test_a_file_that_cannot_be_written_is_said_clearly(tmp_path: Path, log
         retry_max_seconds=0.02,
     )
     await log.append(batch(b"1"))
-    async with forwarding(tmp_path, sink) as forwarder, asyncio.timeout(10):
-        while "File exists" not in str(forwarder.status()) and "Not a directory" not in str(forwarder.status()):
-            await asyncio.sleep(0.01)
+    async with forwarding(tmp_path, sink) as forwarder:
+        await until(lambda: "Not a directory" in str(forwarder.status()) or "File exists" in str(forwarder.status()))
         (tmp_path / "taken").unlink()
         await settled(tmp_path, forwarder, "file")
 
@@ -291,9 +295,7 @@ async def test_an_mqtt_sink_survives_its_server(tmp_path: Path, log: Log) -> Non
             await settled(tmp_path, forwarder, "up")
             await asyncio.to_thread(peer.kill)
             await log.append(batch(*numbers(2, 3), topic="b"))
-            async with asyncio.timeout(10):
-                while "retrying" not in str(forwarder.status()):
-                    await asyncio.sleep(0.01)
+            await until(lambda: "retrying" in str(forwarder.status()))
             await asyncio.to_thread(peer.start)
             await settled(tmp_path, forwarder, "up")
             async with asyncio.timeout(10):
