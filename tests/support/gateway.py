@@ -1,0 +1,79 @@
+"""Our own services as real processes, which a test may kill."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from lockgate.telemetry import health
+from tests.support.peers import free_port, wait_for_port
+
+
+class Gateway:
+    """A folder with a configuration, and the services that run from it; `toml` is appended to lockgate.toml."""
+
+    def __init__(self, folder: Path, toml: str = "", mosquitto_conf: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"mqtt://127.0.0.1:{self.port}"
+        self.log = folder / "gateway.log"
+        self.toml = folder / "lockgate.toml"
+        lines = [f"listener {self.port} 127.0.0.1", "allow_anonymous true", *mosquitto_conf]
+        (folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
+        # The sockets lie in a short path of their own: Unix allows 107 bytes, pytest's folders come close.
+        self.toml.write_text(
+            '[gateway]\nid = "gw"\ndata_dir = "data"\n'
+            f'[broker]\nmosquitto_conf = "mosquitto.conf"\n[processor]\nurl = "{self.url}"\n{toml}\n'
+        )
+        self.sockets = folder / "data" / "run"
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, service: str) -> None:
+        """Start a service and wait until it says it is ready."""
+        with self.log.open("ab") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lockgate", "run", "--config", str(self.toml), service],
+                stdout=stream,
+                stderr=stream,
+            )
+        self._processes[service] = process
+        if service == "broker":
+            wait_for_port(self.port, process, self.log)
+        deadline = time.monotonic() + 15
+        while True:
+            try:
+                health.ask(self.sockets / f"{service}.sock")
+                return
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(f"{service} does not get ready: {self.log.read_text(errors='replace')}")
+                time.sleep(0.02)
+
+    def kill(self, service: str) -> None:
+        """kill -9 a service."""
+        process = self._processes.pop(service)
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+
+    def stop(self, service: str) -> None:
+        """SIGTERM a service; it must end by itself within three seconds."""
+        process = self._processes.pop(service)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(3) == 0, self.log.read_text(errors="replace")
+
+    def stop_all(self) -> None:
+        """Stop what still runs, the last started first; used when a test is over, however it went."""
+        for service in list(self._processes)[::-1]:
+            process = self._processes.pop(service)
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
