@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.buffers import open_log
 
 from lockgate.buffer import LogReader
 from lockgate.buffer.ledger import read_ledger
+from tests.support.buffers import open_log
 
 WRITER = """
 import asyncio, sys

@@ -7,12 +7,12 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tests.support.buffers import SINKS, batch, open_log
 
 from lockgate.buffer import Cursor, LogReader
 from lockgate.buffer import cursor as cursors
 from lockgate.buffer.ledger import DeliveryBook, IntakeBook, read_ledger
 from lockgate.buffer.segments import list_segments
+from tests.support.buffers import SINKS, batch, open_log
 
 
 async def test_settling_moves_and_counts_in_one_step_and_survives_a_restart(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.buffers import SINKS, batch, config, open_log
 
 from lockgate.buffer import Cursor, DamagedSegment, Log, LogReader, PacketRecord, Quarantined
 from lockgate.buffer.ledger import read_ledger
 from lockgate.buffer.segments import list_segments, segment_path
 from lockgate.sqlite import FolderInUse
+from tests.support.buffers import SINKS, batch, config, open_log
 
 KILOBYTE = b"x" * 1000
 

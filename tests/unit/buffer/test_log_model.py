@@ -9,11 +9,11 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.buffers import SINKS, batch, open_log
 
 from lockgate.buffer import Cursor, Log, LogReader
 from lockgate.buffer.ledger import read_ledger
 from lockgate.buffer.segments import list_segments
+from tests.support.buffers import SINKS, batch, open_log
 
 CLASSES = SINKS["cloud"]
 KILLED: list[object] = []
