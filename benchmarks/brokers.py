@@ -94,7 +94,7 @@ def running(program: Program) -> Iterator[Running]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd=folder,
-            preexec_fn=lambda: os.sched_setaffinity(0, {BROKER_CORE}),  # noqa: PLW1509
+            preexec_fn=lambda: os.sched_setaffinity(0, {BROKER_CORE}),
         )
         try:
             ready = _wait(port, process) - started

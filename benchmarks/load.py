@@ -1,7 +1,7 @@
-"""A load generator that costs less than the brokers it drives: raw sockets, frames made once, packets counted by length.
+"""A load generator that costs less than the brokers it drives: raw sockets, frames made once, packets only counted.
 
-All frames of a run have one size on each side, so that thousands of packets in one read are taken apart by slices with a
-step and never one by one; only QoS 2, whose streams mix packets, is walked through.
+All frames of a run have one size on each side, so that thousands of packets in one read are taken apart by slices with
+a step and never one by one; only QoS 2, whose streams mix packets, is walked through.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def run(scenario: Scenario, port: int) -> Result:
 
 
 def run_at_rate(port: int, rate: float, seconds: float, pairs: int = 10, qos: int = 0) -> Result:
-    """Publish at a fixed rate over some pairs and measure each message's way, from before its send to after its recv."""
+    """Publish at a fixed rate over some pairs and measure each message's way, from before send to after recv."""
     scenario = Scenario("pairs", pairs, pairs, qos, False, seconds, payload_bytes=8)
     subscribers = [_Subscriber(connect(port, f"s{n}"), scenario) for n in range(pairs)]
     for number, subscriber in enumerate(subscribers):
@@ -265,7 +265,7 @@ def run_at_rate(port: int, rate: float, seconds: float, pairs: int = 10, qos: in
         now = time.perf_counter()
         due = started + sent / rate
         if sent < total and now >= due:
-            # The time that counts is the one at which the message was due: a slow broker cannot hide behind a slow sender.
+            # The time that counts is the one at which the message was due: a slow broker cannot hide behind the sender.
             publishers[sent % pairs].sendall(heads[sent % pairs] + int(due * 1e9).to_bytes(8, "big"))
             sent += 1
             continue

@@ -1,4 +1,4 @@
-"""Fan-in, fan-out and pairs at each QoS, batched and one send per message: rates, and what a message costs the broker."""
+"""Fan-in, fan-out and pairs at each QoS, batched and one send per message: rates, and the broker's cost per message."""
 
 from __future__ import annotations
 

@@ -155,8 +155,8 @@ class Connection:
                         self._dispatch(broker, session, packet, now)
                 else:  # the decoder lets only CONNECT through
                     handshake.handle_connect(broker, self, cast(Connect, packet), now)
-        except UnsupportedVersion as error:
-            handshake.refuse_version(self, error)
+        except UnsupportedVersion as refused:  # a name of its own: compiled, a name keeps the type it had first
+            handshake.refuse_version(self, refused)
         except MqttError as error:
             self.close_with(error.reason_code, error.detail)
 

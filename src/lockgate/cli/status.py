@@ -10,6 +10,11 @@ from lockgate.app import SERVICES
 from lockgate.cli.common import add_config_argument, load_config, table
 from lockgate.telemetry import health
 
+# What a person looks at first; --json has everything.
+_KEYS = """connections sessions publish_received publish_sent queued received logged refused quarantined duplicate
+delivered pending retried dropped dead_lettered"""
+KEYS = frozenset(_KEYS.split())
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_argument(parser)
@@ -39,10 +44,11 @@ def row(name: str, answer: Mapping[str, object] | None) -> tuple[str, ...]:
     return (name, "up", str(answer.get("pid", "")), spelled, numbers)
 
 
-def key_numbers(status: Mapping[str, object], above: str = "") -> Iterator[str]:
-    """The numbers of a status, those below a name as `name.number`; none that are 0."""
+def key_numbers(status: Mapping[str, object], above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The numbers in or below one of `KEYS`, as `name=3` or `name.below=3`; none that are 0."""
     for name, value in status.items():
+        path = (*above, name)
         if isinstance(value, Mapping):
-            yield from key_numbers(value, f"{above}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and value and name != "uptime_seconds":
-            yield f"{above}{name}={value}"
+            yield from key_numbers(value, path)
+        elif isinstance(value, int | float) and not isinstance(value, bool) and value and KEYS & set(path):
+            yield f"{'.'.join(path)}={value}"

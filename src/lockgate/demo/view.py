@@ -41,7 +41,7 @@ def hops(answers: Answers, ledger: Ledger | None, restarts: Mapping[str, int]) -
     def state(name: str) -> str:
         if answers.get(name) is None:
             return "down"
-        return f"up, {restarts[name]} restarts" if restarts.get(name) else "up"
+        return f"up, restarted {restarts[name]}×" if restarts.get(name) else "up"
 
     away = f", back in {_number(cloud, 'changes_in_seconds')} s" if cloud and not cloud["open"] else ""
     return [
@@ -104,7 +104,7 @@ def screen(rows: list[Hop], answers: Answers, log_path: str) -> RenderableType:
     return Group(
         table,
         Text("Arrived in the cloud, the latest first:", style="bold"),
-        Text(arrived or "  nothing yet: the first averages come after ten seconds"),
+        Text(arrived or "  nothing yet: the first averages come after ten seconds", no_wrap=True, overflow="ellipsis"),
         Text.assemble("Join in:  ", (JOIN, "bold green"), "  (above 90 is an alarm, and goes first)"),
         Text(
             f"The broker lets in everybody who reaches port 1883. Log: {log_path}. Ctrl-C stops everything.",

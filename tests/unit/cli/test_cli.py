@@ -78,7 +78,11 @@ def test_check_compiles_the_rules(toml: Path, capsys: pytest.CaptureFixture[str]
 async def test_status_shows_who_is_up(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import asyncio
 
-    said = {"pid": 7, "uptime_seconds": 3661.0, "status": {"connections": 2, "dropped": {"expired": 1, "slow": 0}}}
+    said = {
+        "pid": 7,
+        "uptime_seconds": 3661.0,
+        "status": {"connections": 2, "bytes": 9, "dropped": {"expired": 1, "slow": 0}},
+    }
     async with health.StatusServer(toml.parent / "data" / "run" / "broker.sock", lambda: said):
         assert await asyncio.to_thread(cli.main, ["status", "-c", str(toml)]) == 1
         lines = capsys.readouterr().out.splitlines()

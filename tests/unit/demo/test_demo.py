@@ -107,7 +107,7 @@ def test_the_table_has_a_row_for_each_hop() -> None:
     assert rows == [
         view.Hop("devices", "up", 1000, 1, 999),
         view.Hop("broker", "up", 1001, 3, 998),
-        view.Hop("processor", "up, 2 restarts", 998, None, 990, None, "close"),
+        view.Hop("processor", "up, restarted 2×", 998, None, 990, None, "close"),
         view.Hop("buffer", "", 100, 10, 90, None, "close"),
         view.Hop("forwarder", "down", 100, 10, 90, 4, "close"),
         view.Hop("cloud", "away, back in 12 s", 92, None, 90, 2),
