@@ -42,6 +42,9 @@ def mqtt_source(config: ProcessorConfig, on_connected: Callable[[bool], None]) -
         session_expiry_seconds=config.session_expiry_seconds,
         receive_maximum=config.receive_maximum,
         manual_ack=True,
+        # The gateway's own broker: one client more does not burden it, and what arrives there meanwhile waits for us.
+        retry_min_seconds=0.1,
+        retry_max_seconds=2.0,
         on_connected=on_connected,
     )
 
