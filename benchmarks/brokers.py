@@ -37,7 +37,7 @@ class Program:
 def lockgate() -> Program:
     """Give our own broker, as installed."""
     return Program(
-        "lockgate", (sys.executable, "-m", "lockgate", "run", "broker", "--config", "{folder}/lockgate.toml")
+        "lockgate", (sys.executable, "-m", "lockgate", "run", "--config", "{folder}/lockgate.toml", "broker")
     )
 
 
@@ -45,6 +45,15 @@ def mosquitto() -> Program | None:
     """Give Debian's mosquitto, where it is installed."""
     path = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     return Program("mosquitto", (path, "-c", "{folder}/mosquitto.conf")) if path else None
+
+
+def both() -> list[Program]:
+    """Give our broker and the peer, as far as it is installed; without it there is nothing to compare with."""
+    peer = mosquitto()
+    if peer is None:
+        print("mosquitto is not installed (Debian: apt-get install mosquitto): no comparison")
+        return [lockgate()]
+    return [lockgate(), peer]
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class Running:
         return total / 1e9
 
     def resident_bytes(self) -> int:
-        """Give the memory it holds, counting what it shares with others in part (PSS needs root, so RSS)."""
+        """Give its resident memory (VmRSS)."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024

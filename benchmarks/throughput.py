@@ -14,7 +14,7 @@ SHAPES = (("fan-out", 1, 100), ("fan-in", 100, 1), ("pairs", 100, 100))
 def main(seconds: float = 2.0, rounds: int = 1) -> None:
     """Run every scenario on both brokers in turn and print one line for each, with our cost over theirs."""
     os.sched_setaffinity(0, {brokers.LOAD_CORE})
-    programs = [program for program in (brokers.lockgate(), brokers.mosquitto()) if program is not None]
+    programs = brokers.both()
     print(describe())
     print(
         f"{'scenario':<26}"

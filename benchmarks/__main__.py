@@ -1,0 +1,11 @@
+"""All benchmarks, one after the other: `make bench`."""
+
+from __future__ import annotations
+
+from benchmarks import footprint, latency, throughput
+
+throughput.main()
+print()
+latency.main()
+print()
+footprint.main()
