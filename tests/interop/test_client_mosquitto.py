@@ -190,9 +190,7 @@ async def test_v5_an_assigned_client_identifier_is_kept(mosquitto: Mosquitto) ->
 @BOTH
 async def test_bad_credentials_are_told_at_once(tmp_path: Path, version: Version) -> None:
     passwords = tmp_path / "passwords"
-    subprocess.run(
-        [program("mosquitto_passwd"), "-b", "-c", str(passwords), "ann", "se:cr@t"], check=True
-    )
+    subprocess.run([program("mosquitto_passwd"), "-b", "-c", str(passwords), "ann", "se:cr@t"], check=True)
     peer = Mosquitto(tmp_path, [f"password_file {passwords}"], anonymous=False)
     try:
         good = f"mqtt://ann:se%3Acr%40t@127.0.0.1:{peer.port}"
