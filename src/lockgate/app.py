@@ -134,7 +134,7 @@ class _Host:
         if on_signal:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, lambda: self._stop_by(time.monotonic() + STOP_SECONDS))
-            self._loop.add_signal_handler(signal.SIGHUP, _ignore_hangup)
+            self._loop.add_signal_handler(signal.SIGHUP, ignore_hangup)
         service = self._build(self._config)
         ready = asyncio.Event()
         path = self._config.gateway.sockets_dir / f"{self.name}.sock"
@@ -187,7 +187,7 @@ def _run_many(hosts: Sequence[_Host]) -> int:
     events: queue.SimpleQueue[_Host | None] = queue.SimpleQueue()  # a host that is ready or has ended; None: stop
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: events.put(None))
-    signal.signal(signal.SIGHUP, lambda *_: _ignore_hangup())
+    signal.signal(signal.SIGHUP, lambda *_: ignore_hangup())
     threads: list[threading.Thread] = []
     try:
         for host in hosts:
@@ -223,8 +223,9 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def _ignore_hangup() -> None:
-    log.warning("SIGHUP ignored: reloading the configuration is not there yet; restart the service instead")
+def ignore_hangup() -> None:
+    """Say what SIGHUP does not do yet."""
+    log.warning("SIGHUP ignored: reloading the configuration is not there yet; restart instead")
 
 
 def _explain(error: OSError) -> str:

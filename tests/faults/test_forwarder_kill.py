@@ -12,10 +12,10 @@ from collections import Counter
 from pathlib import Path
 
 from aiohttp import web
-from tests.support.buffers import batch, open_log
-from tests.support.peers import free_port
 
 from lockgate.buffer.ledger import read_ledger
+from tests.support.buffers import batch, open_log
+from tests.support.peers import free_port
 
 FORWARDER = """
 import asyncio, sys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from typing import Any
 
 import paho.mqtt.client as paho
 import pytest
@@ -39,9 +40,9 @@ class Talker:
             connect["clean_start"] = clean
         self.client.connect("127.0.0.1", broker.port, 30, **connect)  # type: ignore[arg-type]
         self.client.loop_start()
-        self.flags, self.reason = self.expect("connect")  # type: ignore[misc]
+        self.flags, self.reason = self.expect("connect")
 
-    def expect(self, name: str) -> object:
+    def expect(self, name: str) -> Any:
         kind, value = self.events.get(timeout=WAIT)
         assert kind == name
         return value

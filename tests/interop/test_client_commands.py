@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.support.peers import Mosquitto, free_port, program
 
 pytestmark = pytest.mark.peers

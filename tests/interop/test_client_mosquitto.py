@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from tests.support.peers import Mosquitto, free_port, program
 
 from lockgate.client import Client, ConnectionRefused, Message, PublishRefused
 from lockgate.config.model import ConnectionConfig
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.packets import SubscriptionRequest, Will
 from lockgate.mqtt.properties import Properties
+from tests.support.peers import Mosquitto, free_port, program
 
 pytestmark = pytest.mark.peers
 Version = Literal["3.1.1", "5"]
@@ -75,7 +75,7 @@ async def test_mosquittos_own_clients_hear_and_are_heard(mosquitto: Mosquitto, v
     async with Client(to(mosquitto, version)) as client:
         await client.subscribe([(f"{topic}/to-us", 2)])
         arguments = ["-h", "127.0.0.1", "-p", str(mosquitto.port), "-V", flag, "-q", "2"]
-        subscriber = subprocess.Popen(  # noqa: ASYNC220
+        subscriber = subprocess.Popen(
             [program("mosquitto_sub"), *arguments, "-t", f"{topic}/#", "-C", "2", "-W", "10"], stdout=subprocess.PIPE
         )
         await asyncio.to_thread(
@@ -190,9 +190,7 @@ async def test_v5_an_assigned_client_identifier_is_kept(mosquitto: Mosquitto) ->
 @BOTH
 async def test_bad_credentials_are_told_at_once(tmp_path: Path, version: Version) -> None:
     passwords = tmp_path / "passwords"
-    subprocess.run(  # noqa: ASYNC221
-        [program("mosquitto_passwd"), "-b", "-c", str(passwords), "ann", "se:cr@t"], check=True
-    )
+    subprocess.run([program("mosquitto_passwd"), "-b", "-c", str(passwords), "ann", "se:cr@t"], check=True)
     peer = Mosquitto(tmp_path, [f"password_file {passwords}"], anonymous=False)
     try:
         good = f"mqtt://ann:se%3Acr%40t@127.0.0.1:{peer.port}"

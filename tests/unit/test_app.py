@@ -150,9 +150,7 @@ def test_a_hangup_is_survived_and_said(start) -> None:  # type: ignore[no-untype
     process = start("alone")
     process.wait_for("alone is ready")
     os.kill(process.pid, signal.SIGHUP)
-    process.wait_for(
-        "Warning: SIGHUP ignored: reloading the configuration is not there yet; restart the service instead"
-    )
+    process.wait_for("Warning: SIGHUP ignored: reloading the configuration is not there yet; restart instead")
     os.kill(process.pid, signal.SIGTERM)
     assert process.end()[0] == 0
 

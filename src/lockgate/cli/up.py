@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lockgate import app
 from lockgate.cli.common import add_config_argument, load_config
+from lockgate.config.errors import ConfigError
 from lockgate.config.model import LogConfig
 from lockgate.supervisor import Supervisor, run_command
 from lockgate.telemetry import logs
@@ -25,8 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     if arguments.demo:
-        from lockgate.demo.run import run_demo
-
+        try:
+            from lockgate.demo.run import run_demo
+        except ModuleNotFoundError as error:
+            if error.name not in ("psutil", "rich"):
+                raise
+            raise ConfigError(f"the demo needs {error.name}: pip install 'lockgate[demo]'") from None
         return run_demo(arguments.dir)
     config = load_config(arguments)
     logs.configure(LogConfig())
@@ -46,7 +51,7 @@ async def run_until_signal(supervisor: Supervisor) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    loop.add_signal_handler(signal.SIGHUP, app.ignore_hangup)
     await supervisor.run(stop)
 
 

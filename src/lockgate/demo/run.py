@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 import sys
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,11 +35,15 @@ def run_demo(folder: Path) -> int:
     console = Console()
     log_path = folder / "lockgate.log"
     live = console.is_terminal
+    troubles: dict[str, str] = {}  # the last error of each service, shown while it is down
     logs.configure(LogConfig(destinations=(f"file {log_path}" if live else "stderr",)))
     with log_path.open("a", buffering=1) as log_file:
 
         def write(name: str, line: str) -> None:
             log_file.write(f"{name:<12}| {line}\n")
+            _, error, text = line.partition("Error: ")
+            if error:
+                troubles[name] = text
 
         supervisor = Supervisor(
             STAGES,
@@ -51,14 +56,13 @@ def run_demo(folder: Path) -> int:
             f"Warning: the demo's broker lets in everybody who reaches port {ports} of this machine.", file=sys.stderr
         )
         print(f"Join in:  {view.JOIN}", file=sys.stderr, flush=True)
-        asyncio.run(_run(supervisor, config, console if live else None, str(log_path)))
+        show = _show_table(supervisor, config, console, troubles, log_path) if live else _show_lines(supervisor, config)
+        asyncio.run(_run(supervisor, show))
     return 0
 
 
-async def _run(supervisor: Supervisor, config: Config, console: Console | None, log_path: str) -> None:
-    showing = asyncio.create_task(
-        _show_table(supervisor, config, console, log_path) if console else _show_lines(supervisor, config)
-    )
+async def _run(supervisor: Supervisor, show: Coroutine[None, None, None]) -> None:
+    showing = asyncio.create_task(show)
     try:
         await run_until_signal(supervisor)
     finally:
@@ -67,12 +71,14 @@ async def _run(supervisor: Supervisor, config: Config, console: Console | None, 
             await showing
 
 
-async def _show_table(supervisor: Supervisor, config: Config, console: Console, log_path: str) -> None:
+async def _show_table(
+    supervisor: Supervisor, config: Config, console: Console, troubles: Mapping[str, str], log_path: Path
+) -> None:
     with Live(console=console, auto_refresh=False, screen=False) as live:
         while True:
             answers, ledger = await asyncio.to_thread(_look, config)
             rows = view.hops(answers, ledger, supervisor.restarts())
-            live.update(view.screen(rows, answers, log_path), refresh=True)
+            live.update(view.screen(rows, answers, troubles, str(log_path)), refresh=True)
             await asyncio.sleep(1.0)
 
 

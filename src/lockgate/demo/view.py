@@ -86,8 +86,8 @@ def hops(answers: Answers, ledger: Ledger | None, restarts: Mapping[str, int]) -
     ]
 
 
-def screen(rows: list[Hop], answers: Answers, log_path: str) -> RenderableType:
-    """The live table, the latest messages in the cloud, and how to join in."""
+def screen(rows: list[Hop], answers: Answers, troubles: Mapping[str, str], log_path: str) -> RenderableType:
+    """The live table, why a service is down, the latest messages in the cloud, and how to join in."""
     table = Table(title="Lockgate: from the device to the cloud", title_style="bold", expand=False)
     table.add_column("hop")
     table.add_column("state")
@@ -101,8 +101,10 @@ def screen(rows: list[Hop], answers: Answers, log_path: str) -> RenderableType:
             row.name, row.state, *("" if one is None else f"{one:,}" for one in numbers), row.books, style=style
         )
     arrived = "\n".join(f"  {message}" for message in reversed(recent(answers)))
+    down = [Text(f"{name}: {text}", style="red") for name, text in troubles.items() if answers.get(name) is None]
     return Group(
         table,
+        *down,
         Text("Arrived in the cloud, the latest first:", style="bold"),
         Text(arrived or "  nothing yet: the first averages come after ten seconds", no_wrap=True, overflow="ellipsis"),
         Text.assemble("Join in:  ", (JOIN, "bold green"), "  (above 90 is an alarm, and goes first)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -46,7 +47,11 @@ def test_version_names_the_build(capsys: pytest.CaptureFixture[str]) -> None:
     assert ("(compiled)" in said) is compiled
 
 
-def test_every_command_has_help() -> None:
+def test_every_command_has_a_module_and_help() -> None:
+    for name in cli.COMMANDS:
+        module = importlib.import_module(f"lockgate.cli.{name}")
+        assert callable(module.add_arguments)
+        assert callable(module.main)
     out = subprocess.run(
         [sys.executable, "-m", "lockgate", "--help"], capture_output=True, text=True, check=True
     ).stdout

@@ -113,11 +113,13 @@ def test_the_table_has_a_row_for_each_hop() -> None:
         view.Hop("cloud", "away, back in 12 s", 92, None, 90, 2),
     ]
     console = Console(file=io.StringIO(), width=140)
-    console.print(view.screen(rows, ANSWERS, "x.log"))
+    console.print(view.screen(rows, ANSWERS, {"forwarder": "no route", "broker": "old"}, "x.log"))
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
     assert view.JOIN in shown
     assert "998" in shown
+    assert "forwarder: no route" in shown
+    assert "old" not in shown  # it runs again
     lines = [text.rstrip() for text in shown.splitlines()]
     assert lines.index("  b") + 1 == lines.index("  a")  # the latest first
     assert "cloud (away, back in 12 s): accepted 92, delivered 90" in view.line(rows)

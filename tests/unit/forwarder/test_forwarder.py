@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from tests.support.buffers import batch, open_log
-from tests.support.peers import Mosquitto, free_port
 
 from lockgate.buffer import Log
 from lockgate.buffer.ledger import Ledger, read_ledger
@@ -28,6 +26,8 @@ from lockgate.config.model import (
     MqttSinkConfig,
 )
 from lockgate.forwarder.service import Forwarder
+from tests.support.buffers import batch, open_log
+from tests.support.peers import Mosquitto, free_port
 
 CLASSES = ("alarm", "telemetry")
 
