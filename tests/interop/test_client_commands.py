@@ -23,7 +23,7 @@ def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
     folder = tmp_path_factory.mktemp("mosquitto")
     passwords = folder / "passwords"
     subprocess.run([program("mosquitto_passwd"), "-b", "-c", str(passwords), "ann", "se:cr@t é"], check=True)
-    peer = Mosquitto(folder, [f"password_file {passwords}"])
+    peer = Mosquitto(folder, [f"password_file {passwords}", "queue_qos0_messages true"])
     yield peer
     peer.stop()
 
@@ -40,21 +40,17 @@ def lockgate(
 @pytest.mark.parametrize("version", ["mqttv311", "mqttv5"])
 @pytest.mark.parametrize("qos", ["0", "1", "2"])
 def test_lines_arrive_at_mosquittos_subscriber_in_order(mosquitto: Mosquitto, version: str, qos: str) -> None:
-    topic = uuid.uuid4().hex
-    subscriber = subprocess.Popen(
-        [program("mosquitto_sub"), "-p", str(mosquitto.port), "-V", version, "-q", qos, "-t", topic, "-C", "250", "-d"],
-        stdout=subprocess.PIPE,
-    )
-    assert subscriber.stdout is not None
-    while b"SUBACK" not in subscriber.stdout.readline():
-        assert subscriber.poll() is None
-    lines = b"".join(b"line %d\n" % number for number in range(250))
+    topic, client_id = uuid.uuid4().hex, uuid.uuid4().hex
+    subscribe = [program("mosquitto_sub"), "-p", str(mosquitto.port), "-V", version, "-q", qos, "-t", topic]
+    subscribe += ["-i", client_id, "-c", *(["-x", "60"] if version == "mqttv5" else [])]
+    subprocess.run([*subscribe, "-E"], check=True, timeout=10)
+    # Mosquitto 2.0.11's broker and subscriber fall out over more than 20 queued QoS 2 messages of version 5.
+    count = 20 if (version, qos) == ("mqttv5", "2") else 250
+    lines = b"".join(b"line %d\n" % number for number in range(count))
     sent = lockgate("pub", mosquitto.port, "-t", topic, "-q", qos, "-V", version, "-l", stdin=lines)
     assert (sent.returncode, sent.stderr) == (0, b"")
-    output, _ = subscriber.communicate(timeout=20)
-    assert [line for line in output.splitlines(keepends=True) if line.startswith(b"line ")] == lines.splitlines(
-        keepends=True
-    )
+    got = subprocess.run([*subscribe, "-C", str(count), "-W", "10"], stdout=subprocess.PIPE, timeout=20)
+    assert got.stdout == lines
 
 
 def test_a_retained_message_is_printed_with_its_topic_and_counted(mosquitto: Mosquitto, tmp_path: Path) -> None:

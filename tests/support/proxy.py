@@ -97,4 +97,5 @@ class Proxy:
                 writer.write(data)
                 self.passed[direction] += len(data)
                 await writer.drain()
+        await self._flowing.wait()
         writer.close()

@@ -137,6 +137,8 @@ class Session:
         if connack.session_present:
             if not self.number:
                 self.number = 1
+            # §4.9 would let us send this many more; Mosquitto counts what it holds of us, and drops beyond its limit.
+            self._quota -= len(self._released)
             for packet_id in self._released:
                 self._output.append(encode_acknowledgement(PUBREL, packet_id, 0, self.version))
             again = list(self._in_flight.values())

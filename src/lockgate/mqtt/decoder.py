@@ -324,9 +324,10 @@ class Decoder:
         code = body.byte("Reason Code")
         if self.version != V5:
             return ConnAck(code, flags == 1)
+        if body.at == body.end:  # a Server that does not speak version 5 refuses with a CONNACK of version 3
+            code = reason_codes.CONNACK_V5.get(code, code)
         if code not in reason_codes.CONNACK_CODES:
             raise ProtocolError(f"CONNACK with Reason Code 0x{code:02X}")
-        # A Server that does not speak version 5 refuses with the two bytes of a version 3 CONNACK's end.
         properties = body.properties(1 << CONNACK) if body.at < body.end else None
         return ConnAck(code, flags == 1, properties)
 
