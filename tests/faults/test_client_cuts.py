@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Literal
 
 import pytest
-from tests.support.peers import Mosquitto
-from tests.support.proxy import Proxy
 
 from lockgate.client import Client, Message
 from lockgate.config.model import ConnectionConfig
+from tests.support.peers import Mosquitto
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.peers
 BOTH = pytest.mark.parametrize("version", ["3.1.1", "5"])

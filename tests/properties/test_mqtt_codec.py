@@ -6,14 +6,14 @@ import contextlib
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.packets import BAD, GOOD
-from tests.support.strategies import VERSIONS, packets, small_filters, small_names
 
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.errors import MqttError
 from lockgate.mqtt.packets import V5, Connect, Packet
 from lockgate.mqtt.topics import matches
+from tests.support.packets import BAD, GOOD
+from tests.support.strategies import VERSIONS, packets, small_filters, small_names
 
 streams = VERSIONS.flatmap(
     lambda version: st.tuples(st.just(version), st.lists(packets(version), min_size=1, max_size=5))

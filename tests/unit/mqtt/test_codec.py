@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.support.packets import BAD, EVERY_PROPERTY, GOOD, TOO_LARGE, Bad, Good
 
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.errors import PacketTooLarge
 from lockgate.mqtt.packets import V5, Publish
 from lockgate.mqtt.properties import KINDS
+from tests.support.packets import BAD, EVERY_PROPERTY, GOOD, TOO_LARGE, Bad, Good
 
 
 @pytest.mark.parametrize("case", GOOD, ids=lambda case: case.name)
