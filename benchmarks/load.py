@@ -210,9 +210,10 @@ def run(scenario: Scenario, port: int) -> Result:
     publishers = [_Publisher(connect(port, f"p{n}"), scenario, n) for n in range(scenario.publishers)]
     by_fd: dict[int, _Subscriber | _Publisher] = {}
     poll = select.epoll()
-    for peer in (*subscribers, *publishers):
-        by_fd[peer.sock.fileno()] = peer
-        poll.register(peer.sock.fileno(), select.EPOLLIN)
+    by_fd.update((peer.sock.fileno(), peer) for peer in subscribers)
+    by_fd.update((peer.sock.fileno(), peer) for peer in publishers)
+    for fd in by_fd:
+        poll.register(fd, select.EPOLLIN)
     # What may be under way: enough to keep the broker busy, little enough to stay inside every buffer.
     limit = max(4 * _TURN * scenario.publishers, 64 * _TURN) * scenario.receivers_each
     sent = 0

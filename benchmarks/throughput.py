@@ -54,4 +54,4 @@ def _best(program: brokers.Program, scenario: load.Scenario, rounds: int) -> loa
 
 
 if __name__ == "__main__":
-    main(*(float(argument) for argument in sys.argv[1:2]))
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 2.0)

@@ -113,6 +113,7 @@ class _Host:
             with asyncio.Runner(loop_factory=_new_loop) as runner:
                 runner.run(self._serve(on_ready, on_signal))
         except ConfigError as error:
+            error.path = error.path or self._config.path  # a service knows the line of its rule, not the file
             self._fail(str(error), MISCONFIGURED)
         except OSError as error:
             self._fail(_explain(error), FAILED)

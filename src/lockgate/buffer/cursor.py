@@ -17,7 +17,7 @@ import orjson
 
 from lockgate.buffer.reader import LogReader
 from lockgate.buffer.rows import Row
-from lockgate.sqlite import CommitFailed, Damage, Schema, Writer, open_database, open_readonly
+from lockgate.sqlite import CommitFailed, Damage, FolderLock, Schema, Writer, open_database, open_readonly
 
 DEAD_LETTERS_KEPT: Final = 10_000  # the oldest go first; all stay counted
 DEAD_LETTER_BYTES_KEPT: Final = 64 * 1024 * 1024
@@ -73,15 +73,17 @@ class Cursor:
         self.sink = sink
         self.damage: Damage | None = None  # found when it was opened
         self._path = cursor_path(folder, sink)
+        self._lock = FolderLock(folder, f"cursor-{sink}.lock")
         self._positions: dict[str, Position] = {}
         self._writer = Writer(self._open_file, name=f"cursor {sink}")
 
     @classmethod
     async def open(cls, folder: Path, sink: str, classes: Sequence[str], reader: LogReader) -> Cursor:
-        """Open or create the file; raises OSError where that is impossible."""
+        """Open or create the file; raises FolderInUse while another forwarder has it, OSError where it is unusable."""
         folder.mkdir(parents=True, exist_ok=True)
         self = cls(folder, sink)
         try:
+            self._lock.acquire()
             await self._writer.write(lambda connection: self._begin(connection, classes, reader))
         except BaseException as error:
             await self.close()
@@ -92,6 +94,7 @@ class Cursor:
 
     async def close(self) -> None:
         await asyncio.to_thread(self._writer.close)
+        self._lock.release()
 
     def position(self, message_class: str) -> Position:
         return self._positions[message_class]

@@ -102,6 +102,12 @@ SECTIONS: tuple[Section, ...] = (
             Key("url", values.url("mqtt"), "the broker: mqtt://[USER[:PASSWORD]@]HOST[:PORT]"),
             *_CONNECTION,
             Key("receive_maximum", values.whole_number(1, 65535), "unacknowledged messages taken at once"),
+            Key(
+                "session_expiry",
+                values.whole_seconds(60, 366 * 86400),
+                "how long the broker keeps messages for a processor that is away (MQTT 5)",
+                field="session_expiry_seconds",
+            ),
         ),
         ProcessorConfig,
     ),
@@ -117,6 +123,17 @@ SECTIONS: tuple[Section, ...] = (
                 field="limit_bytes",
             ),
             Key("classes", values.NAMES, "classes of messages, in the order in which a sink drains them"),
+            Key(
+                "quarantine_messages",
+                values.whole_number(1, 1_000_000),
+                "messages kept aside because no schema or rule could take them; the oldest go first",
+            ),
+            Key(
+                "quarantine",
+                values.size(64 * 1024, 1024**4),
+                "size of the payloads kept aside",
+                field="quarantine_bytes",
+            ),
         ),
         BufferConfig,
     ),
@@ -144,6 +161,12 @@ SECTIONS: tuple[Section, ...] = (
                 "length of the tumbling window; without it the rule runs for each message",
                 field="every_seconds",
                 default="none",
+            ),
+            Key(
+                "budget",
+                values.duration(0.001, 3600),
+                "longest time one run may take; a message that makes it longer is quarantined",
+                field="budget_seconds",
             ),
             Key(
                 "topic",

@@ -150,6 +150,18 @@ def duration(low: float, high: float) -> Kind:
     return Kind(f'{spell_duration(low)} to {spell_duration(high)}, as "500ms", "10s", "5m", "1h" or seconds', read)
 
 
+def whole_seconds(low: int, high: int) -> Kind:
+    seconds = duration(low, high)
+
+    def read(value: object) -> int:
+        count = seconds.read(value)
+        if not isinstance(count, float) or not count.is_integer():
+            raise BadValue
+        return int(count)
+
+    return Kind(f"{seconds.accepted}, without fractions", read)
+
+
 def size(low: int, high: int) -> Kind:
     def read(value: object) -> int:
         count = _number_with_unit(value, _SIZES)

@@ -12,6 +12,7 @@ from lockgate.buffer import Cursor, LogReader
 from lockgate.buffer import cursor as cursors
 from lockgate.buffer.ledger import DeliveryBook, IntakeBook, read_ledger
 from lockgate.buffer.segments import list_segments
+from lockgate.sqlite import FolderInUse
 from tests.support.buffers import SINKS, batch, open_log
 
 
@@ -153,3 +154,16 @@ async def test_a_lost_row_the_writer_does_not_know_of_shows_in_the_book(tmp_path
         connection.execute("DELETE FROM log WHERE seq = 5")
     book = read_ledger(tmp_path).deliveries[1]
     assert (book.closes, book.difference) == (False, 1)
+
+
+async def test_a_second_forwarder_does_not_move_the_same_cursor(tmp_path: Path) -> None:
+    log = await open_log(tmp_path)
+    reader = LogReader(tmp_path)
+    first = await Cursor.open(tmp_path, "cloud", SINKS["cloud"], reader)
+    with pytest.raises(FolderInUse, match="one writer at a time"):
+        await Cursor.open(tmp_path, "cloud", SINKS["cloud"], reader)
+    await first.close()
+    second = await Cursor.open(tmp_path, "cloud", SINKS["cloud"], reader)
+    await second.close()
+    reader.close()
+    await log.close()
