@@ -184,7 +184,16 @@ _UNSUPPORTED = (UnsupportedVersion, rc.UNSUPPORTED_PROTOCOL_VERSION)
 
 BAD = [
     Bad("the first packet is no CONNECT", 0, h("c0 00"), *_P),
+    Bad("CONNECT with flags", 0, h("11 0d 0004 4d515454 04 02 003c 0001 61")),
     Bad("packet type 0", V3_1_1, h("00 00")),
+    Bad("a filter with # behind letters", V5, h("82 08 0001 00 0002 6123 00")),
+    Bad("a filter with # before the end", V5, h("82 0b 0001 00 0005 612f232f62 00")),
+    Bad("a filter with + beside letters", V5, h("82 08 0001 00 0002 612b 00")),
+    Bad("a wildcard in a share name", V5, h("82 10 0001 00 000a 2473686172652f2b2f74 00"), *_P),
+    Bad("a Topic Name with U+0000", V3_1_1, h("30 05 0003 610062")),
+    Bad("a Topic Name with a surrogate", V3_1_1, h("30 05 0003 eda080")),
+    Bad("a content type twice", V5, h("30 0c 0001 61 08 03 0001 78 03 0001 78"), *_P),
+    Bad("a property length longer than needed", V5, h("30 05 0001 61 80 00")),
     Bad("AUTH before version 5", V3_1_1, h("f0 00")),
     Bad("a Remaining Length of five bytes", V5, h("30 ffffffff01")),
     Bad("version 5: a Remaining Length longer than needed", V5, h("c0 8000")),

@@ -14,15 +14,18 @@ WILL: Final = 2  # subject: the client id
 class Deadlines:
     """Points in time, in seconds of the broker's clock, each with a kind and a subject."""
 
-    __slots__ = ("_added", "_heap")
+    __slots__ = ("_added", "_heap", "moved")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, int, str]] = []
         self._added = 0
+        self.moved = False  # the earliest point in time has come nearer; whoever set a timer by it clears this
 
     def add(self, at: float, kind: int, subject: str) -> None:
         """Note that a subject has to be looked at; whether it is still due is decided then."""
         self._added += 1
+        if not self._heap or at < self._heap[0][0]:
+            self.moved = True
         heapq.heappush(self._heap, (at, self._added, kind, subject))
 
     def next(self) -> float | None:

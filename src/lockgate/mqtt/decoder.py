@@ -146,7 +146,7 @@ class Decoder:
                     break
                 shift += 7
         first = data[start]
-        if self.version == 0 and first != CONNECT << 4:
+        if self.version == 0 and first >> 4 != CONNECT:
             raise ProtocolError(f"the first packet must be CONNECT, not {TYPE_NAMES[first >> 4]}")
         end = at + remaining
         limit = self.maximum_packet_size
@@ -165,6 +165,7 @@ class Decoder:
 
     def _publish(self, data: bytes, start: int, at: int, end: int) -> Publish:
         first = data[start]
+        is_padded = data[at - 1] == 0  # a Remaining Length with more bytes than it needs, which is not passed on
         qos = first >> 1 & 3
         if qos == 3:
             raise MalformedPacket("PUBLISH with QoS 3")
@@ -202,6 +203,7 @@ class Decoder:
         if (
             self.keep_frames
             and first == 0x30
+            and not is_padded
             and (properties is None or (properties.topic_alias is None and properties.message_expiry_interval is None))
         ):
             frame = data[start:end]

@@ -66,6 +66,7 @@ class BrokerService:
         self._store = open_store(self._committed, self._loaded)
         self.broker = Broker(limits, self._store, _Log(), lambda: f"auto-{str(uuid.uuid4()).upper()}")
         self.listeners = [Listener(listener, config.allow_anonymous, self) for listener in config.listeners]
+        self._deadlines = self.broker.deadlines
         self._streams: dict[int, Stream] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -139,6 +140,8 @@ class BrokerService:
     def flush(self) -> None:
         """End a turn: let the store answer, then write for every touched connection."""
         self._store.settle()
+        if self._deadlines.moved:
+            self._watch()
         streams = self._streams
         for connection in self.broker.take_touched():
             stream = streams.get(connection.number)
@@ -147,7 +150,8 @@ class BrokerService:
 
     def _watch(self) -> None:
         """Set the one timer to the broker's next deadline."""
-        at = self.broker.next_deadline()
+        self._deadlines.moved = False
+        at = self._deadlines.next()
         if at is None or (self._timer is not None and self._timer_at <= at):
             return
         if self._timer is not None:

@@ -73,3 +73,11 @@ def test_a_frame_is_kept_only_where_every_receiver_could_get_it() -> None:
     assert isinstance(first, Publish)
     assert isinstance(second, Publish)
     assert (first.frame, second.frame) == (plain, b"")
+
+
+def test_a_frame_whose_length_is_padded_is_not_passed_on() -> None:
+    decoder = Decoder(4, keep_frames=True)
+    decoder.feed(b"\x30\x84\x00\x00\x01ab")
+    packet = decoder.next_packet()
+    assert isinstance(packet, Publish)
+    assert (packet.payload, packet.frame) == (b"b", b"")

@@ -1,0 +1,246 @@
+"""The broker behind real sockets, on asyncio's own loop and on uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from lockgate.config.model import BrokerConfig, ListenerConfig
+from lockgate.mqtt import reason_codes
+from lockgate.mqtt.decoder import Decoder
+from lockgate.mqtt.encoder import encode
+from lockgate.mqtt.packets import (
+    V3_1_1,
+    V5,
+    ConnAck,
+    Connect,
+    Disconnect,
+    Packet,
+    PubAck,
+    Publish,
+    SubAck,
+    Subscribe,
+    SubscriptionRequest,
+    Will,
+)
+from lockgate.net.listener import PortInUse
+from lockgate.net.service import BrokerService
+from lockgate.storage.memory import MemoryStore
+
+
+@contextlib.asynccontextmanager
+async def serving(**options: int) -> AsyncIterator[BrokerService]:
+    """A broker on a free port of the loopback; `options` are its listener's."""
+    listener = ListenerConfig(port=0, address="127.0.0.1", **options)  # type: ignore[arg-type]
+    service = BrokerService(BrokerConfig(listeners=(listener,), allow_anonymous=True), MemoryStore)
+    ready = asyncio.Event()
+    running = asyncio.create_task(service.run(ready.set))
+    await ready.wait()
+    try:
+        yield service
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+
+class Wire:
+    """A socket and the packets on it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, version: int) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.version = version
+        self._decoder = Decoder(version)
+
+    @classmethod
+    async def open(cls, service: BrokerService, version: int = V5) -> Wire:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)  # so that not reading is soon felt
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", service.listeners[0].port))
+        reader, writer = await asyncio.open_connection(sock=sock)
+        return cls(reader, writer, version)
+
+    @classmethod
+    async def client(
+        cls, service: BrokerService, client_id: str, version: int = V5, keep_alive: int = 0, will: Will | None = None
+    ) -> Wire:
+        wire = await cls.open(service, version)
+        wire.send(Connect(client_id, version, keep_alive=keep_alive, will=will))
+        assert isinstance(await wire.receive(), ConnAck)
+        return wire
+
+    async def subscribe(self, topic_filter: str, qos: int = 0) -> None:
+        self.send(Subscribe(1, [SubscriptionRequest(topic_filter, qos)]))
+        assert isinstance(await self.receive(), SubAck)
+
+    def send(self, *packets: Packet) -> None:
+        self.writer.write(b"".join(encode(packet, self.version) for packet in packets))
+
+    async def receive(self) -> Packet | None:
+        """Give the next packet, or None when the broker closed."""
+        while (packet := self._decoder.next_packet()) is None:
+            try:
+                data = await self.reader.read(65536)
+            except ConnectionResetError:
+                return None
+            if not data:
+                return None
+            self._decoder.feed(data)
+        return packet
+
+
+async def test_bytes_may_arrive_one_by_one() -> None:
+    async with serving() as service:
+        subscriber = await Wire.client(service, "s")
+        await subscriber.subscribe("t")
+        wire = await Wire.open(service)
+        for byte in encode(Connect("p"), V5) + encode(Publish("t", b"x"), V5):
+            wire.writer.write(bytes((byte,)))
+            await wire.writer.drain()
+        assert await subscriber.receive() == Publish("t", b"x")
+
+
+async def test_bad_bytes_close_one_connection_with_its_reason_and_no_other() -> None:
+    async with serving() as service:
+        other, bad = await Wire.client(service, "other"), await Wire.client(service, "bad")
+        await other.subscribe("t")
+        bad.writer.write(b"\x36\x00")
+        assert await bad.receive() == Disconnect(reason_codes.MALFORMED_PACKET)
+        assert await bad.receive() is None
+        other.send(Publish("t", b"x"))
+        assert await other.receive() == Publish("t", b"x")
+
+
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"\x00" * 50])
+async def test_bytes_that_are_not_mqtt_are_closed_at_once(data: bytes) -> None:
+    async with serving() as service:
+        wire = await Wire.open(service)
+        wire.writer.write(data)
+        assert await wire.receive() is None
+
+
+async def test_a_first_packet_that_is_too_large_is_refused_before_it_arrives() -> None:
+    async with serving() as service:
+        wire = await Wire.open(service)
+        wire.writer.write(b"\x10\xff\xff\xff\x7f")
+        assert await wire.receive() is None
+
+
+async def test_max_connections_holds_on_its_listener() -> None:
+    async with serving(max_connections=1) as service:
+        first = await Wire.client(service, "first")
+        second = await Wire.open(service)
+        second.send(Connect("second"))
+        assert await second.receive() is None
+        first.writer.close()
+        await first.writer.wait_closed()
+        while service.listeners[0].is_full():
+            await asyncio.sleep(0)
+        await Wire.client(service, "third")
+
+
+async def test_a_takeover_closes_the_old_socket() -> None:
+    async with serving() as service:
+        old = await Wire.client(service, "same")
+        await Wire.client(service, "same")
+        assert await old.receive() == Disconnect(reason_codes.SESSION_TAKEN_OVER)
+        assert await old.receive() is None
+
+
+async def test_silence_ends_a_connection_and_publishes_its_will() -> None:
+    async with serving() as service:
+        watcher = await Wire.client(service, "watcher")
+        await watcher.subscribe("will")
+        silent = await Wire.client(service, "silent", keep_alive=1, will=Will("will", b"gone"))
+        assert await silent.receive() is None
+        assert await watcher.receive() == Publish("will", b"gone")
+
+
+async def test_a_subscriber_that_does_not_read_costs_a_bounded_amount_and_nobody_else() -> None:
+    async with serving() as service:
+        stalled, reading = await Wire.client(service, "stalled", V3_1_1), await Wire.client(service, "reading", V3_1_1)
+        for wire in (stalled, reading):
+            await wire.subscribe("t")
+        publisher = await Wire.client(service, "p", V3_1_1)
+        stalled.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        total, payload = 400, b"x" * 50_000
+        for _number in range(total):
+            publisher.send(Publish("t", payload))
+            await publisher.writer.drain()
+            assert isinstance(await reading.receive(), Publish)
+        statistics = service.broker.statistics
+        connection = service.broker.sessions["stalled"].connection
+        assert connection is not None
+        assert statistics.dropped_slow > 0
+        assert connection.output_bytes < service.broker.limits.output_bytes + 100_000
+        stalled.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for _number in range(total - statistics.dropped_slow):
+            assert isinstance(await stalled.receive(), Publish)
+        publisher.send(Publish("t", b"last"))
+        assert await stalled.receive() == Publish("t", b"last")
+
+
+async def test_a_publisher_that_reads_no_acknowledgements_is_not_read_for_ever() -> None:
+    async with serving() as service:
+        publisher = await Wire.client(service, "p", V3_1_1)
+        publisher.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        batch = encode(Publish("t", b"", 1, packet_id=1), V3_1_1) * 20_000
+        connection = service.broker.sessions["p"].connection
+        assert connection is not None
+        for _round in range(200):
+            publisher.writer.write(batch)
+            try:
+                await asyncio.wait_for(publisher.writer.drain(), 1)
+            except TimeoutError:
+                break
+        else:
+            pytest.fail("the broker never stopped reading")
+        assert connection.output_bytes < service.broker.limits.output_bytes + 500_000
+        publisher.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for _number in range(1000):
+            assert await publisher.receive() == PubAck(1)
+        publisher.writer.transport.abort()
+
+
+async def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        listener = ListenerConfig(port=port, address="127.0.0.1")
+        service = BrokerService(BrokerConfig(listeners=(listener,)), MemoryStore)
+        with pytest.raises(PortInUse, match=f"port {port} on 127.0.0.1 is in use"):
+            await service.run(lambda: None)
+
+
+async def test_an_address_that_cannot_be_resolved_is_named() -> None:
+    service = BrokerService(
+        BrokerConfig(listeners=(ListenerConfig(port=0, address="no.such.host.invalid"),)), MemoryStore
+    )
+    with pytest.raises(OSError, match=r"no\.such\.host\.invalid.*cannot be resolved"):
+        await service.run(lambda: None)
+
+
+async def test_stopping_publishes_wills_and_closes_everybody() -> None:
+    async with serving() as service:
+        watcher = await Wire.client(service, "watcher")
+        await watcher.subscribe("will")
+        await Wire.client(service, "dying", will=Will("will", b"gone"))
+    assert await watcher.receive() == Publish("will", b"gone")
+    assert await watcher.receive() is None
+
+
+async def test_the_status_counts_what_happened() -> None:
+    async with serving() as service:
+        subscriber = await Wire.client(service, "s")
+        await subscriber.subscribe("t", 1)
+        publisher = await Wire.client(service, "p")
+        publisher.send(Publish("t", b"x", 1, packet_id=1))
+        assert await publisher.receive() == PubAck(1)
+        status = service.status()
+        assert (status["connections"], status["sessions"], status["subscriptions"]) == (2, 2, 1)
+        assert (status["publish_received"], status["publish_sent"], status["queued"]) == (1, 1, 1)
