@@ -151,7 +151,7 @@ class BrokerService:
     def _watch(self) -> None:
         """Set the one timer to the broker's next deadline."""
         self._deadlines.moved = False
-        at = self._deadlines.next()
+        at = self.broker.next_deadline()
         if at is None or (self._timer is not None and self._timer_at <= at):
             return
         if self._timer is not None:
