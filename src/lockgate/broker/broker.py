@@ -36,11 +36,11 @@ class Broker:
     """
 
     __slots__ = (
-        "_change_number",
         "_connections_made",
         "committed_number",
         "connections",
         "deadlines",
+        "last_change",
         "limits",
         "log",
         "new_client_id",
@@ -72,12 +72,12 @@ class Broker:
         self.topic_names = TopicNames()
         self.touched: list[Connection] = []
         self.waiting: list[Connection] = []  # connections that hold packets back until a commit
+        self.last_change = 0  # commit number of the youngest change
         self.committed_number = 0
         self.no_subscribers_code = 0  # of the message routed last
         # QoS 2 messages of one client between PUBREC and PUBREL
         window = limits.max_inflight_messages or 65535
         self.received_limit = min(65535, window + (limits.max_queued_messages or 65535))
-        self._change_number = 0
         self._connections_made = 0
 
     # --- connections ---------------------------------------------------------------------------------------------
@@ -189,8 +189,8 @@ class Broker:
 
     def change(self) -> int:
         """Give the commit number of the next change."""
-        self._change_number += 1
-        return self._change_number
+        self.last_change += 1
+        return self.last_change
 
     def committed(self, number: int, now: float) -> None:
         """Say that every change up to this number is safe; what waited for it leaves now."""

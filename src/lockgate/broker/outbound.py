@@ -295,11 +295,14 @@ def resume(broker: Broker, connection: Connection, session: Session, now: float)
     unacknowledged = list(session.in_flight.values())
     session.in_flight.clear()
     session.in_flight_bytes = 0
+    # A PUBREL that the earlier connection held back may be uncommitted still.
+    commit = broker.last_change if session.durable else 0
     again: list[Delivery] = []
     for delivery in unacknowledged:
         if delivery.state == AWAITING_PUBCOMP:
             session.in_flight[delivery.packet_id] = delivery
-            connection.deliver(encode_acknowledgement(PUBREL, delivery.packet_id, 0, connection.version), 0)
+            session.in_flight_bytes += delivery.message.size()
+            connection.deliver(encode_acknowledgement(PUBREL, delivery.packet_id, 0, connection.version), commit)
         else:
             delivery.state = QUEUED
             again.append(delivery)

@@ -160,3 +160,34 @@ def test_an_answer_for_a_session_that_ended_is_ignored() -> None:
     server.client("s", V3_1_1, clean_start=True)
     server.settle()
     assert server.broker.sessions["s"].queued_count == 0
+
+
+def test_a_release_that_was_held_back_waits_on_the_next_connection_too() -> None:
+    server = Server(slow_store=True)
+    subscriber = durable(server)
+    server.client("p").send(Publish("t", b"1", 2, packet_id=1), PubRel(1))
+    server.settle()
+    [message] = subscriber.publishes()
+    subscriber.send(PubRec(message.packet_id))
+    subscriber.lose()
+    back = server.client("s", V3_1_1, clean_start=False)
+    assert back.received() == []
+    server.settle()
+    assert back.one() == PubRel(message.packet_id)
+    back.send(PubComp(message.packet_id))
+    assert server.broker.sessions["s"].in_flight_bytes == 0
+
+
+def test_pubcomp_and_unsuback_for_what_is_gone_already_wait_until_it_is_safely_gone() -> None:
+    server = Server(slow_store=True)
+    client = durable(server, "c")
+    client.send(Publish("u", b"1", 2, packet_id=7))
+    server.settle()
+    client.expect(PubRec)
+    client.send(PubRel(7), Unsubscribe(2, ["t"]))
+    client.lose()  # both answers were held back
+    client = server.client("c", V3_1_1, clean_start=False)
+    client.send(PubRel(7), Unsubscribe(2, ["t"]))
+    assert client.received() == []
+    server.settle()
+    assert client.received() == [PubComp(7), UnsubAck(2, [])]
