@@ -36,11 +36,11 @@ class Broker:
     """
 
     __slots__ = (
-        "_change_number",
         "_connections_made",
         "committed_number",
         "connections",
         "deadlines",
+        "last_change",
         "limits",
         "log",
         "new_client_id",
@@ -49,6 +49,7 @@ class Broker:
         "retained",
         "router",
         "sessions",
+        "spent_position",
         "statistics",
         "store",
         "topic_names",
@@ -72,12 +73,13 @@ class Broker:
         self.topic_names = TopicNames()
         self.touched: list[Connection] = []
         self.waiting: list[Connection] = []  # connections that hold packets back until a commit
+        self.last_change = 0  # commit number of the youngest change
         self.committed_number = 0
+        self.spent_position = 0  # of deliveries in queues that were dropped; a new Session begins behind it
         self.no_subscribers_code = 0  # of the message routed last
         # QoS 2 messages of one client between PUBREC and PUBREL
         window = limits.max_inflight_messages or 65535
         self.received_limit = min(65535, window + (limits.max_queued_messages or 65535))
-        self._change_number = 0
         self._connections_made = 0
 
     # --- connections ---------------------------------------------------------------------------------------------
@@ -165,18 +167,9 @@ class Broker:
         if pending is not None:
             self._publish_will(session.client_id, pending[0], now)
 
-    def make_transient(self, session: Session) -> None:
-        """Let a durable Session end with its connection: what is stored of it goes, what is in memory stays."""
-        session.durable = False
-        self._forget(session)
-        if session.queue is not None:  # what only the store held is gone with it
-            session.queued_count = len(session.queue)
-            session.queued_bytes = sum([delivery.message.size() for delivery in session.queue])
-        else:
-            session.queued_count = session.queued_bytes = 0
-        session.head_position = session.last_position
-
     def _forget(self, session: Session) -> None:
+        # A late answer to the old Session's `Store.want` must find none of its positions in a new one of the same name.
+        self.spent_position = max(self.spent_position, session.last_position)
         key = (session.client_id,)
         number = self.change()
         self.store.delete(number, SESSIONS, key)
@@ -189,8 +182,8 @@ class Broker:
 
     def change(self) -> int:
         """Give the commit number of the next change."""
-        self._change_number += 1
-        return self._change_number
+        self.last_change += 1
+        return self.last_change
 
     def committed(self, number: int, now: float) -> None:
         """Say that every change up to this number is safe; what waited for it leaves now."""

@@ -118,13 +118,12 @@ def _open_session(
         old = None
     if old is None:
         session = Session(client_id, expiry_interval, packet.username)
+        if session.durable:
+            session.head_position = session.last_position = broker.spent_position
         broker.sessions[client_id] = session
         return session, False
     broker.wills.pop(client_id, None)  # the client returned before its Will Delay had passed [MQTT-3.1.3-9]
     old.expiry_interval = expiry_interval
-    if old.durable and expiry_interval == 0:
-        broker.make_transient(old)
-    old.durable = expiry_interval > 0
     old.expires_at = NEVER
     old.username = packet.username
     return old, True
@@ -178,8 +177,6 @@ def handle_disconnect(broker: Broker, connection: Connection, session: Session, 
         if session.expiry_interval == 0 and properties.session_expiry_interval:  # [MQTT-3.14.2.2.2]
             raise ProtocolError("DISCONNECT sets a Session Expiry Interval that CONNECT left at 0")
         session.expiry_interval = properties.session_expiry_interval
-        if session.durable and session.expiry_interval == 0:
-            broker.make_transient(session)
     if packet.reason_code != reason_codes.DISCONNECT_WITH_WILL_MESSAGE:
         connection.will = None
         if session.durable:

@@ -94,8 +94,10 @@ def handle_pubrel(
     """Route a QoS 2 message, exactly once, and answer PUBCOMP (§4.3.3)."""
     packet_id = packet.packet_id
     if packet_id not in session.received:
+        # The PUBREL may repeat one whose PUBCOMP was held back when the connection broke: its change goes first.
+        commit = broker.last_change if session.durable else 0
         code = reason_codes.PACKET_IDENTIFIER_NOT_FOUND
-        connection.acknowledge(encode_acknowledgement(PUBCOMP, packet_id, code, connection.version), 0)
+        connection.acknowledge(encode_acknowledgement(PUBCOMP, packet_id, code, connection.version), commit)
         return
     message = session.received.pop(packet_id)
     commit = 0

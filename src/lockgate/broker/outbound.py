@@ -60,12 +60,12 @@ def _send_qos_0(
     if not _has_room(broker, connection):
         broker.statistics.dropped_slow += 1
         return
+    if message.expires_at != NEVER and message.expires_at <= now:
+        broker.statistics.dropped_expired += 1
+        return
     version = connection.version
     if version == V5 and (identifier or message.expires_at != NEVER or connection.topic_alias_maximum):
         frame, _tail = _encode_for(connection, message, 0, retain, identifier, now)
-        if not frame:
-            broker.statistics.dropped_expired += 1
-            return
     elif retain:
         frame, _tail = message.parts(version, 0, True)
     else:
@@ -83,7 +83,7 @@ def _send_qos_0(
 def _encode_for(
     connection: Connection, message: Message, qos: int, retain: bool, identifier: int, now: float
 ) -> tuple[bytes, bytes]:
-    """Encode a PUBLISH that is this version 5 receiver's own; both parts are empty when the message has expired.
+    """Encode a PUBLISH that is this version 5 receiver's own.
 
     Topic Aliases are set up by QoS 0 alone: a QoS 1 or 2 packet may be held back or sent again.
     """
@@ -96,10 +96,8 @@ def _encode_for(
         own.correlation_data = source.correlation_data
         own.user_properties = source.user_properties
     if message.expires_at != NEVER:
-        left = message.expires_at - now
-        if left <= 0:
-            return b"", b""
-        own.message_expiry_interval = int(left + 0.999)  # [MQTT-3.3.2-6]
+        left = message.expires_at - now  # below 0 where it is sent again
+        own.message_expiry_interval = int(left + 0.999) if left > 0 else 0  # [MQTT-3.3.2-6]
     if identifier:
         own.subscription_identifiers = (identifier,)
     topic = message.topic.encode("utf-8")
@@ -176,17 +174,14 @@ def _send(broker: Broker, connection: Connection, session: Session, delivery: De
     message = delivery.message
     qos = delivery.qos
     version = connection.version
+    # What was sent once does not expire any more [MQTT-4.3.3-7]: its identifier is known to the client.
+    if message.expires_at != NEVER and message.expires_at <= now and not delivery.packet_id:
+        broker.statistics.dropped_expired += 1
+        _done(broker, session, delivery)
+        return
     if version == V5 and (delivery.identifier or message.expires_at != NEVER or connection.aliases_out is not None):
         head, tail = _encode_for(connection, message, qos, delivery.retain, delivery.identifier, now)
-        if not head:
-            broker.statistics.dropped_expired += 1
-            _done(broker, session, delivery)
-            return
     else:
-        if message.expires_at != NEVER and message.expires_at <= now:
-            broker.statistics.dropped_expired += 1
-            _done(broker, session, delivery)
-            return
         head, tail = message.parts(version, qos, delivery.retain)
     if connection.maximum_packet_size and len(head) + 2 + len(tail) > connection.maximum_packet_size:
         broker.statistics.dropped_too_large += 1  # [MQTT-3.1.2-25]
@@ -295,11 +290,14 @@ def resume(broker: Broker, connection: Connection, session: Session, now: float)
     unacknowledged = list(session.in_flight.values())
     session.in_flight.clear()
     session.in_flight_bytes = 0
+    # A PUBREL that the earlier connection held back may be uncommitted still.
+    commit = broker.last_change if session.durable else 0
     again: list[Delivery] = []
     for delivery in unacknowledged:
         if delivery.state == AWAITING_PUBCOMP:
             session.in_flight[delivery.packet_id] = delivery
-            connection.deliver(encode_acknowledgement(PUBREL, delivery.packet_id, 0, connection.version), 0)
+            session.in_flight_bytes += delivery.message.size()
+            connection.deliver(encode_acknowledgement(PUBREL, delivery.packet_id, 0, connection.version), commit)
         else:
             delivery.state = QUEUED
             again.append(delivery)

@@ -80,6 +80,7 @@ class Session:
         self.client_id = client_id
         self.username = username
         self.expiry_interval = expiry_interval  # seconds; 0 ends the Session with its connection
+        # It lies in the store, until it ends: a client that returns without an interval still gets what waited for it.
         self.durable = expiry_interval > 0
         self.expires_at = NEVER  # set while it is not connected
         self.connection: Connection | None = None

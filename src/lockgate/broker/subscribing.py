@@ -79,7 +79,6 @@ def _take_retained(broker: Broker, connection: Connection, subscription: Subscri
 def handle_unsubscribe(broker: Broker, connection: Connection, session: Session, packet: Unsubscribe) -> None:
     """Remove Subscriptions and answer UNSUBACK (§3.10.4)."""
     codes: list[int] = []
-    commit = 0
     for topic_filter in packet.topic_filters:
         subscription = session.subscriptions.pop(topic_filter, None)
         if subscription is None:
@@ -88,6 +87,7 @@ def handle_unsubscribe(broker: Broker, connection: Connection, session: Session,
         codes.append(reason_codes.SUCCESS)
         broker.router.remove(subscription)
         if session.durable:
-            commit = broker.change()
-            broker.store.delete(commit, SUBSCRIPTIONS, (session.client_id, topic_filter))
+            broker.store.delete(broker.change(), SUBSCRIPTIONS, (session.client_id, topic_filter))
+    # A filter that is gone already may have gone with a change whose UNSUBACK the client never saw.
+    commit = broker.last_change if session.durable else 0
     connection.acknowledge(encode(UnsubAck(packet.packet_id, codes), connection.version), commit)

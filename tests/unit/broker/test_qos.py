@@ -231,6 +231,21 @@ def test_message_expiry_is_shortened_by_waiting_and_ends_the_message() -> None:
     assert server.broker.statistics.dropped_expired == 1
 
 
+@pytest.mark.parametrize("qos", [1, 2])
+def test_what_was_sent_once_does_not_expire(qos: int) -> None:
+    server = Server()
+    subscriber = server.client("s", session_expiry_interval=1000)
+    subscriber.subscribe("t", qos)
+    properties = Properties(message_expiry_interval=5)
+    server.client("p").send(Publish("t", b"1", qos, packet_id=1, properties=properties), PubRel(1))
+    [first] = subscriber.publishes()
+    subscriber.lose()
+    server.advance(10)
+    [again] = server.client("s", clean_start=False, session_expiry_interval=1000).publishes()
+    expired = Properties(message_expiry_interval=0)
+    assert again == Publish("t", b"1", qos, dup=True, packet_id=first.packet_id, properties=expired)
+
+
 def test_properties_travel_between_version_5_clients_in_order() -> None:
     server = Server()
     subscriber = server.client("s")

@@ -6,7 +6,7 @@ import pytest
 
 from lockgate.broker.limits import Limits
 from lockgate.mqtt import reason_codes
-from lockgate.mqtt.packets import V3_1_1, V5, Disconnect, PubAck, Publish, Subscribe, SubscriptionRequest, Will
+from lockgate.mqtt.packets import V3_1_1, V5, Disconnect, PingReq, PubAck, Publish, Subscribe, SubscriptionRequest, Will
 from lockgate.mqtt.properties import Properties
 from tests.support.server import Server
 
@@ -108,6 +108,20 @@ def test_a_retained_message_expires() -> None:
     late = server.client("late")
     late.subscribe("t")
     assert late.received() == []
+
+
+@pytest.mark.parametrize("version", [V3_1_1, V5])
+def test_a_retained_message_expires_while_it_waits_for_a_slow_reader(version: int) -> None:
+    server = Server(Limits(output_bytes=10))
+    server.client("p").send(Publish("t", b"1", retain=True, properties=Properties(message_expiry_interval=10)))
+    reader = server.client("s", version)
+    reader.stop_reading()
+    for _number in range(6):
+        reader.send(PingReq())
+    reader.send(Subscribe(1, [SubscriptionRequest("t")]))
+    server.advance(11)
+    reader.read_again()
+    assert [packet for packet in reader.received() if isinstance(packet, Publish)] == []
 
 
 def test_no_local_keeps_a_client_s_own_messages_from_it() -> None:

@@ -160,3 +160,87 @@ def test_an_answer_for_a_session_that_ended_is_ignored() -> None:
     server.client("s", V3_1_1, clean_start=True)
     server.settle()
     assert server.broker.sessions["s"].queued_count == 0
+
+
+def test_a_release_that_was_held_back_waits_on_the_next_connection_too() -> None:
+    server = Server(slow_store=True)
+    subscriber = durable(server)
+    server.client("p").send(Publish("t", b"1", 2, packet_id=1), PubRel(1))
+    server.settle()
+    [message] = subscriber.publishes()
+    subscriber.send(PubRec(message.packet_id))
+    subscriber.lose()
+    back = server.client("s", V3_1_1, clean_start=False)
+    assert back.received() == []
+    server.settle()
+    assert back.one() == PubRel(message.packet_id)
+    back.send(PubComp(message.packet_id))
+    assert server.broker.sessions["s"].in_flight_bytes == 0
+
+
+def test_pubcomp_and_unsuback_for_what_is_gone_already_wait_until_it_is_safely_gone() -> None:
+    server = Server(slow_store=True)
+    client = durable(server, "c")
+    client.send(Publish("u", b"1", 2, packet_id=7))
+    server.settle()
+    client.expect(PubRec)
+    client.send(PubRel(7), Unsubscribe(2, ["t"]))
+    client.lose()  # both answers were held back
+    client = server.client("c", V3_1_1, clean_start=False)
+    client.send(PubRel(7), Unsubscribe(2, ["t"]))
+    assert client.received() == []
+    server.settle()
+    assert client.received() == [PubComp(7), UnsubAck(2, [])]
+
+
+def test_an_answer_for_a_session_that_ended_leaves_no_gap_in_its_successor() -> None:
+    server = Server(Limits(max_queued_messages=0, queue_head=2, max_inflight_messages=1), slow_store=True)
+    publisher = server.client("p", V3_1_1)
+    durable(server, qos=1).lose()
+    for _ in range(20):
+        publisher.send(Publish("t", b"old", 1, packet_id=1))
+    back = server.client("s", V3_1_1, clean_start=False)
+    for _ in range(8):
+        server.settle()
+        back.send(PubAck(back.publishes()[0].packet_id))
+    assert server.broker.sessions["s"].loading  # the store was asked and has not answered
+    server.client("s", V3_1_1, clean_start=True)
+    back = server.client("s", V3_1_1, clean_start=False)
+    back.send(Subscribe(1, [SubscriptionRequest("t", 1)]))
+    back.lose()
+    sent = [b"%d" % number for number in range(20)]
+    for payload in sent:
+        publisher.send(Publish("t", payload, 1, packet_id=1))
+    server.settle()  # answers the question of the Session that ended, too
+    assert take_all(server, server.client("s", V3_1_1, clean_start=False)) == sent
+
+
+def test_a_session_that_will_end_with_its_connection_still_gets_its_whole_queue() -> None:
+    server = Server(Limits(max_queued_messages=0, queue_head=2, max_inflight_messages=1), slow_store=True)
+    first = server.client("s", V5, session_expiry_interval=100)
+    first.send(Subscribe(1, [SubscriptionRequest("t", 1)]))
+    first.lose()
+    sent = [b"%d" % number for number in range(8)]
+    for payload in sent:
+        server.client("p").send(Publish("t", payload, 1, packet_id=1))
+    server.settle()
+    back = server.client("s", V5, clean_start=False)
+    assert back.connack.session_present
+    assert take_all(server, back) == sent
+    back.lose()
+    assert "s" not in server.broker.sessions
+
+
+def take_all(server: Server, peer: Peer) -> list[bytes]:
+    """Acknowledge everything that arrives until nothing more does; give the payloads."""
+    seen: list[bytes] = []
+    while True:
+        waiting = peer.publishes()
+        if not waiting:
+            server.settle()
+            waiting = peer.publishes()
+            if not waiting:
+                return seen
+        for message in waiting:
+            seen.append(message.payload)
+            peer.send(PubAck(message.packet_id))
