@@ -95,7 +95,7 @@ def run(config: Config, names: Sequence[str], registry: Mapping[str, Build]) -> 
 
 
 class _Host:
-    """One service with its loop and its status socket. `ended` and `failure` tell how it went."""
+    """One service with its loop and its status socket. `exit_code` tells how it went."""
 
     def __init__(self, name: str, build: Build, config: Config) -> None:
         self.name = name
@@ -122,7 +122,8 @@ class _Host:
             self.exit_code = FAILED
 
     def request_stop(self, deadline: float) -> None:
-        """Ask for a clean stop until `deadline` (time.monotonic). Any thread may."""
+        """Ask for a clean stop until `deadline` (time.monotonic). Any thread may, even before the loop is there."""
+        self._deadline = deadline
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop_by, deadline)
 
@@ -132,6 +133,8 @@ class _Host:
 
     async def _serve(self, on_ready: Callable[[], None], on_signal: bool) -> None:
         self._loop = asyncio.get_running_loop()
+        if self._deadline:  # asked to stop before there was a loop
+            return
         if on_signal:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, lambda: self._stop_by(time.monotonic() + STOP_SECONDS))
@@ -185,7 +188,9 @@ def _run_one(host: _Host) -> int:
 
 
 def _run_many(hosts: Sequence[_Host]) -> int:
-    events: queue.SimpleQueue[_Host | None] = queue.SimpleQueue()  # a host that is ready or has ended; None: stop
+    events: queue.SimpleQueue[_Host | None] = (
+        queue.SimpleQueue()
+    )  # a host that is ready; None: a signal, or one has ended
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: events.put(None))
     signal.signal(signal.SIGHUP, lambda *_: ignore_hangup())
@@ -194,10 +199,10 @@ def _run_many(hosts: Sequence[_Host]) -> int:
         for host in hosts:
             threads.append(threading.Thread(target=_run_thread, args=(host, events), name=host.name, daemon=True))
             threads[-1].start()
-            if events.get() is None or not threads[-1].is_alive():
+            if events.get() is None:
                 break
         else:
-            events.get()  # a signal, or the end of one of them
+            events.get()
     finally:
         deadline = time.monotonic() + STOP_SECONDS
         for host, thread in reversed(list(zip(hosts, threads, strict=False))):
@@ -213,7 +218,7 @@ def _run_thread(host: _Host, events: queue.SimpleQueue[_Host | None]) -> None:
     try:
         host.run(lambda: events.put(host))
     finally:
-        events.put(host)
+        events.put(None)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
@@ -238,4 +243,6 @@ def _explain(error: OSError) -> str:
         owner = who_listens(port)
         holder = f"held by {owner}" if owner else "by which program cannot be seen from here; try as root"
         return f"{error.strerror}, {holder}"
-    return error.strerror or str(error) if error.filename is None else str(error)
+    if error.filename is not None and error.strerror:
+        return f"{os.fspath(error.filename)}: {error.strerror}"
+    return error.strerror or str(error)

@@ -43,14 +43,17 @@ class Child:
         failures = 0
         while not self._stopping.is_set():
             started = time.monotonic()
-            code = await self._run_once()
+            try:
+                ending = _how(await self._run_once())
+            except OSError as error:  # no process, no memory for one
+                ending = f"it could not be started: {error}"
             if self._stopping.is_set():
                 return
             if time.monotonic() - started > STABLE_SECONDS:
                 failures = 0
             pause = BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)]
             failures += 1
-            log.warning("%s ended (%s); starting it again in %g s", self.name, _how(code), pause)
+            log.warning("%s ended (%s); starting it again in %g s", self.name, ending, pause)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
             self.restarts += 1
@@ -99,10 +102,15 @@ class Child:
         while chunk := await process.stdout.read(65536):  # not by lines: one may be longer than any limit
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                self._write(self.name, line.decode(errors="replace"))
+                self._show(line)
         if rest:
-            self._write(self.name, rest.decode(errors="replace"))
+            self._show(rest)
         return await process.wait()
+
+    def _show(self, line: bytes) -> None:
+        # Its reader has gone, the disk is full: the words are lost, the child must not be.
+        with suppress(OSError):
+            self._write(self.name, line.decode(errors="replace"))
 
 
 class Supervisor:
@@ -156,7 +164,8 @@ async def _all_ready(children: Sequence[Child]) -> None:
 def run_command(config_path: Path | None, name: str) -> list[str]:
     """The command line that hosts the service `name` alone."""
     configured = ["-c", str(config_path)] if config_path is not None else []
-    return [sys.executable, "-m", "lockgate", "run", *configured, name]
+    # -P: nothing is imported from the folder that we happen to be started in.
+    return [sys.executable, "-P", "-m", "lockgate", "run", *configured, name]
 
 
 def _how(code: int) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lockgate import app
+from lockgate.config.model import BrokerConfig, BufferConfig, Config, ForwarderConfig, GatewayConfig, ProcessorConfig
 from lockgate.telemetry import health
 
 SCRIPT = """
@@ -33,7 +35,7 @@ class Service:
                 error = OSError(errno.EADDRINUSE, "port 1 on x is in use"); error.port = 1
                 raise error
             if self.name == "crashing": raise ZeroDivisionError
-            ready()
+            if self.name != "never-ready": ready()
             if self.name == "ending": return
             if self.name == "failing": await asyncio.sleep(0.05); raise ValueError("broken")
             await asyncio.Event().wait()
@@ -144,6 +146,36 @@ def test_a_service_that_fails_ends_the_process_and_the_others_stop_cleanly(  # t
     assert exit_code == code
     assert says in "\n".join(lines)
     assert all(f"{other} has stopped" in lines for other in others)
+
+
+def test_a_service_that_fails_while_the_next_one_starts_ends_the_process(start) -> None:  # type: ignore[no-untyped-def]
+    code, lines = start("failing", "never-ready").end()
+    assert code == 1
+    assert "never-ready has stopped" in lines
+
+
+def test_a_host_asked_to_stop_before_it_runs_never_builds_its_service(tmp_path: Path) -> None:
+    def build(_config: Config) -> app.Service:
+        raise AssertionError("built")
+
+    config = Config(
+        path=None,
+        gateway=GatewayConfig(id="g", data_dir=tmp_path),
+        broker=BrokerConfig(),
+        processor=ProcessorConfig(),
+        buffer=BufferConfig(),
+        forwarder=ForwarderConfig(),
+    )
+    host = app._Host("a", build, config)
+    host.request_stop(time.monotonic() + 1)
+    host.run(lambda: None)
+    assert host.exit_code == 0
+
+
+def test_an_error_of_the_system_is_told_with_its_file_and_without_its_number() -> None:
+    assert app._explain(PermissionError(13, "Permission denied", "/x/y")) == "/x/y: Permission denied"
+    assert app._explain(OSError(98, "port 1 on x is in use")) == "port 1 on x is in use"
+    assert app._explain(OSError("no number")) == "no number"
 
 
 def test_a_hangup_is_survived_and_said(start) -> None:  # type: ignore[no-untyped-def]

@@ -117,6 +117,50 @@ async def test_pauses_grow_until_a_child_has_been_stable(
     await asyncio.wait_for(running, 10)
 
 
+async def test_output_that_cannot_be_written_does_not_cost_the_child(tmp_path: Path) -> None:
+    output, stop = Output(), asyncio.Event()
+
+    def write(name: str, line: str) -> None:
+        output.write(name, line)
+        raise BrokenPipeError
+
+    script = "import sys; [print(n, flush=True) for n in range(3)]; import time; time.sleep(60)"
+    watched = Supervisor([["a"]], lambda _: [sys.executable, "-c", script], tmp_path, write)
+    running = asyncio.create_task(watched.run(stop))
+    await output.wait_for(lambda lines: lines == [("a", "0"), ("a", "1"), ("a", "2")])
+    stop.set()
+    await asyncio.wait_for(running, 10)
+    assert watched.restarts() == {"a": 0}
+
+
+async def test_a_child_that_cannot_be_started_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "BACKOFF_SECONDS", (0.01,))
+    output, stop = Output(), asyncio.Event()
+    program = tmp_path / "program"
+    watched = Supervisor([["a"]], lambda _: [str(program)], tmp_path, output.write)
+    running = asyncio.create_task(watched.run(stop))
+    async with asyncio.timeout(10):
+        while not watched.restarts()["a"]:
+            await asyncio.sleep(0.01)
+    program.write_text("#!/bin/sh\necho here\n")
+    program.chmod(0o755)
+    await output.wait_for(lambda lines: ("a", "here") in lines)
+    assert "a ended (it could not be started: " in caplog.text
+    stop.set()
+    await asyncio.wait_for(running, 10)
+
+
+def test_children_do_not_import_from_the_folder_they_are_started_in(tmp_path: Path) -> None:
+    (tmp_path / "ssl.py").write_text("raise SystemExit('shadowed')")
+    (tmp_path / "argparse.py").write_text("raise SystemExit('shadowed')")
+    command = supervisor.run_command(None, "--help")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "usage: lockgate run" in done.stdout
+
+
 async def test_a_child_that_ignores_sigterm_is_killed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "STOP_SECONDS", 0.5)
     output, stop = Output(), asyncio.Event()

@@ -14,7 +14,7 @@ class FolderInUse(OSError):
 
     def __init__(self, folder: Path, pid: int | None) -> None:
         holder = f"process {pid}{_command(pid)}" if pid else "another process"
-        super().__init__(errno.EAGAIN, f"{folder} is written by {holder}; one writer at a time", str(folder))
+        super().__init__(errno.EAGAIN, f"{folder} is written by {holder}; one writer at a time")
         self.pid = pid
 
     def __str__(self) -> str:
@@ -54,4 +54,4 @@ def _command(pid: int) -> str:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return ""
-    return f" ({b' '.join(words[:4]).decode(errors='replace').strip()})"
+    return f" ({b' '.join(words[:5]).decode(errors='replace').strip()})"
