@@ -38,6 +38,7 @@ def test_a_broker_alone_loads_none_of_what_others_need(toml: Path) -> None:
         assert process.stdout is not None
         assert any("broker is ready" in line for line in process.stdout)
         os.kill(process.pid, signal.SIGTERM)
+        process.stdout.read()  # or its last words would find nobody
     assert process.returncode == 0
     loaded = set(modules.read_text().split())
     assert "lockgate.net.service" in loaded

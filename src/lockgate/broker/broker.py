@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-from lockgate.broker import outbound, routing
+from lockgate.broker import inbound, outbound, routing
 from lockgate.broker.connection import AWAITING_CONNECT, CONNECTED, Connection
 from lockgate.broker.deadlines import CONNECTION, SESSION, WILL, Deadlines
+from lockgate.broker.handshake import printable
 from lockgate.broker.limits import Limits, ListenerLimits
 from lockgate.broker.ports import (
     NEVER,
@@ -105,7 +106,7 @@ class Broker:
         self.connections.pop(connection.number, None)
         reason = connection.closing_reason
         if connection.state != AWAITING_CONNECT and connection.session is not None:
-            client_id = connection.session.client_id
+            client_id = printable(connection.session.client_id)
             told = f": {reason}" if reason else ""
             self.log.notice(f"Client {client_id} [{connection.peer}] disconnected{told}.")
         elif reason:
@@ -150,7 +151,8 @@ class Broker:
         properties = will.properties
         if properties is not None and properties.message_expiry_interval is not None:
             will.expires_at = now + properties.message_expiry_interval
-        routing.publish(self, will, now)
+        if inbound.may_publish(will.topic):
+            routing.publish(self, will, now)
         self.store.delete(self.change(), WILLS, (client_id,))
 
     # --- sessions ------------------------------------------------------------------------------------------------

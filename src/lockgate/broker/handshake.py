@@ -92,9 +92,9 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
         properties = answer
     # MQTT 3.1 has no Session Present flag
     connection.send(encode(ConnAck(0, session_present and version != V3_1, properties), version))
-    user = f", u'{_printable(packet.username)}'" if packet.username is not None else ""
+    user = f", u'{printable(packet.username)}'" if packet.username is not None else ""
     broker.log.notice(
-        f"New client connected from {connection.peer} as {_printable(client_id)} "
+        f"New client connected from {connection.peer} as {printable(client_id)} "
         f"(p{version}, c{int(packet.clean_start)}, k{packet.keep_alive}{user})."
     )
     outbound.resume(broker, connection, session, now)
@@ -184,6 +184,6 @@ def handle_disconnect(broker: Broker, connection: Connection, session: Session, 
     connection.close("")
 
 
-def _printable(text: str | None) -> str:
-    """Give a name as one line of a log may show it."""
-    return "" if text is None else text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
+def printable(name: str) -> str:
+    """Give a name that a peer chose as a line of the log may show it."""
+    return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from lockgate.broker.session import Session
 
 
+def may_publish(topic: str) -> bool:
+    """Whether a client may publish to a topic, by PUBLISH or as its Will: `$SYS` is the server's own."""
+    return not topic.startswith("$SYS/")
+
+
 def handle_publish(broker: Broker, connection: Connection, session: Session, packet: Publish, now: float) -> None:
     """Take a message over: route it at once at QoS 0 and 1, keep it until PUBREL at QoS 2 (§4.3)."""
     broker.statistics.publish_received += 1
@@ -34,7 +39,7 @@ def handle_publish(broker: Broker, connection: Connection, session: Session, pac
             properties.topic_alias = None  # it belongs to this connection, not to the message
         if properties.message_expiry_interval is not None:
             expires_at = now + properties.message_expiry_interval
-    refusal = reason_codes.NOT_AUTHORIZED if topic.startswith("$SYS/") else 0
+    refusal = 0 if may_publish(topic) else reason_codes.NOT_AUTHORIZED
     message = Message(
         topic,
         packet.payload,

@@ -240,3 +240,12 @@ def test_stopping_publishes_every_will() -> None:
     server.broker.stop(server.now)
     server.flush()
     assert sorted(watcher.messages()) == [("will/a", b""), ("will/b", b"")]
+
+
+def test_a_will_never_writes_below_sys() -> None:
+    server = Server()
+    watcher = server.client("w")
+    watcher.subscribe("$SYS/#")
+    server.client("a", will=Will("$SYS/broker/version", b"mine", 0, True)).lose()
+    assert watcher.received() == []
+    assert server.broker.retained.count == 0

@@ -303,3 +303,10 @@ def test_a_client_never_writes_below_sys() -> None:
     peer = server.client("a")
     peer.send(Publish("$SYS/broker/version", b"x", 1, packet_id=1))
     assert peer.one() == PubAck(1, reason_codes.NOT_AUTHORIZED)
+
+
+def test_names_that_peers_choose_are_escaped_in_the_log() -> None:
+    server = Server()
+    server.client("a\n1700000000: Error: forged", username="x\ty").lose()
+    assert [line for line in server.log.lines if "\n" in line or "\t" in line] == []
+    assert "a\\n1700000000: Error: forged [192.0.2.1:5000] disconnected" in server.log.lines[-1]
