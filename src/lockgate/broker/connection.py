@@ -36,7 +36,7 @@ from lockgate.mqtt.packets import (
 
 if TYPE_CHECKING:
     from lockgate.broker.broker import Broker
-    from lockgate.broker.session import Session, Subscription
+    from lockgate.broker.session import Session
 
 AWAITING_CONNECT: Final = 0
 CONNECTED: Final = 1
@@ -116,7 +116,7 @@ class Connection:
         self.topic_alias_maximum = 0  # aliases we may set up towards the client
         self.aliases_in: dict[int, str] | None = None
         self.aliases_out: dict[str, int] | None = None
-        self.backlog: deque[tuple[Message, Subscription]] | None = None  # retained messages still to be sent
+        self.backlog: deque[tuple[Message, str]] | None = None  # retained messages still to be sent, for which filter
         self.output: list[bytes] = []
         self.output_bytes = 0
         self.touched = False

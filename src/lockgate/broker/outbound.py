@@ -259,7 +259,8 @@ def _pump_backlog(broker: Broker, connection: Connection, session: Session, now:
     """Send retained messages to new Subscriptions; one replaced since then was delivered as it came."""
     backlog = connection.backlog
     while backlog and _has_room(broker, connection) and not connection.acknowledgements_wait:
-        message, subscription = backlog[0]
+        message, topic_filter = backlog[0]
+        subscription = session.subscriptions[topic_filter]
         qos = message.qos if message.qos < subscription.qos else subscription.qos
         current = broker.retained.get(message.topic) is message
         if qos and current and (session.queued_count or len(session.in_flight) >= connection.window):
@@ -279,7 +280,8 @@ def keep_backlog(broker: Broker, connection: Connection, session: Session, now: 
     connection.backlog = None
     if backlog is None or not session.durable:
         return
-    for message, subscription in backlog:
+    for message, topic_filter in backlog:
+        subscription = session.subscriptions[topic_filter]
         qos = message.qos if message.qos < subscription.qos else subscription.qos
         if qos and broker.retained.get(message.topic) is message:
             _enqueue(broker, session, message, qos, True, subscription.identifier, now)

@@ -66,14 +66,16 @@ def _subscribe(
 
 
 def _take_retained(broker: Broker, connection: Connection, subscription: Subscription, now: float) -> None:
-    messages = broker.retained.match(subscription.topic_filter, now)
-    if not messages:
-        return
-    if connection.backlog is None:
-        connection.backlog = deque()
-    for message in messages:
+    topic_filter = subscription.requested_filter
+    backlog = connection.backlog
+    if backlog:  # what an earlier SUBSCRIBE to this filter left there comes again now
+        backlog = deque([waiting for waiting in backlog if waiting[1] != topic_filter])
+    for message in broker.retained.match(subscription.topic_filter, now):
         if not (subscription.no_local and message.publisher == subscription.session.client_id):
-            connection.backlog.append((message, subscription))
+            if backlog is None:
+                backlog = deque()
+            backlog.append((message, topic_filter))
+    connection.backlog = backlog
 
 
 def handle_unsubscribe(broker: Broker, connection: Connection, session: Session, packet: Unsubscribe) -> None:
@@ -86,6 +88,8 @@ def handle_unsubscribe(broker: Broker, connection: Connection, session: Session,
             continue
         codes.append(reason_codes.SUCCESS)
         broker.router.remove(subscription)
+        if connection.backlog:
+            connection.backlog = deque([waiting for waiting in connection.backlog if waiting[1] != topic_filter])
         if session.durable:
             broker.store.delete(broker.change(), SUBSCRIPTIONS, (session.client_id, topic_filter))
     # A filter that is gone already may have gone with a change whose UNSUBACK the client never saw.

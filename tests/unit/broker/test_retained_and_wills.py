@@ -6,7 +6,19 @@ import pytest
 
 from lockgate.broker.limits import Limits
 from lockgate.mqtt import reason_codes
-from lockgate.mqtt.packets import V3_1_1, V5, Disconnect, PingReq, PubAck, Publish, Subscribe, SubscriptionRequest, Will
+from lockgate.mqtt.packets import (
+    V3_1_1,
+    V5,
+    Disconnect,
+    PingReq,
+    PubAck,
+    Publish,
+    Subscribe,
+    SubscriptionRequest,
+    UnsubAck,
+    Unsubscribe,
+    Will,
+)
 from lockgate.mqtt.properties import Properties
 from tests.support.server import Server
 
@@ -94,6 +106,38 @@ def test_a_retained_message_that_waits_is_not_sent_after_a_newer_one() -> None:
     publisher.publish(waiting, b"new", 1, retain=True)
     subscriber.send(PubAck(first.packet_id))
     assert subscriber.messages() == [(waiting, b"new")]
+
+
+def test_a_subscription_that_is_removed_takes_along_what_waits_for_it() -> None:
+    server = Server(Limits(max_inflight_messages=1))
+    for topic in ("a/1", "a/2", "b/1", "b/2"):
+        server.client("p").publish(topic, b"x", 1, retain=True)
+    subscriber = server.client("s")
+    subscriber.subscribe("a/+", 1)
+    [first] = subscriber.publishes()
+    subscriber.subscribe("b/+", 1)
+    subscriber.send(Unsubscribe(2, ["a/+"]))
+    subscriber.expect(UnsubAck)
+    subscriber.subscribe("b/+", 1)  # all over again: each comes once
+    topics = []
+    subscriber.send(PubAck(first.packet_id))
+    while waiting := subscriber.publishes():
+        topics += [message.topic for message in waiting]
+        subscriber.send(PubAck(waiting[-1].packet_id))
+    assert sorted(topics) == ["b/1", "b/2"]
+
+
+def test_a_new_qos_holds_for_retained_messages_that_still_wait() -> None:
+    server = Server(Limits(max_inflight_messages=1))
+    for topic in ("a/1", "a/2"):
+        server.client("p").publish(topic, b"x", 1, retain=True)
+    subscriber = server.client("s")
+    subscriber.subscribe("a/+", 1)
+    [first] = subscriber.publishes()
+    subscriber.subscribe("a/+", 0, retain_handling=1)
+    subscriber.send(PubAck(first.packet_id))
+    [second] = subscriber.publishes()
+    assert (second.topic != first.topic, second.qos) == (True, 0)
 
 
 def test_a_retained_message_expires() -> None:
