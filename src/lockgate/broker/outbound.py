@@ -132,6 +132,12 @@ def _enqueue(
     )
     if not sendable and _is_full(broker, session, message):
         broker.statistics.dropped_queue_full += 1
+        if not session.dropping:
+            session.dropping = True
+            broker.log.warning(
+                f"Outgoing messages are being dropped for client {session.client_id}: its queue is full"
+                " (max_queued_messages, max_queued_bytes)."
+            )
         return 0
     delivery = Delivery(message, qos, retain, identifier, 0)
     commit = 0
@@ -142,6 +148,7 @@ def _enqueue(
         broker.store.append(commit, session.client_id, delivery)
     if sendable and connection is not None:
         session.head_position = delivery.position
+        session.dropping = False
         _send(broker, connection, session, delivery, now)
         return commit
     session.queued_count += 1

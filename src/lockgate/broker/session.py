@@ -59,6 +59,7 @@ class Session:
     __slots__ = (
         "client_id",
         "connection",
+        "dropping",
         "durable",
         "expires_at",
         "expiry_interval",
@@ -95,6 +96,7 @@ class Session:
         self.queue: deque[Delivery] | None = None
         self.queued_count = 0  # waiting in all, in the head and in the store
         self.queued_bytes = 0
+        self.dropping = False  # the queue has been full since the client last kept up
         self.last_position = 0  # of the youngest delivery
         self.head_position = 0  # of the youngest delivery that was ever in the head
         self.loading = False  # the store was asked for more

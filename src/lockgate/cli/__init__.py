@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -42,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 3
     except BrokenPipeError:  # `lockgate status | head`
         sys.stderr.close()
+        return 1
+    except OSError as error:  # a folder or a log file that cannot be written
+        place = f"{os.fspath(error.filename)}: " if error.filename is not None else ""
+        print(f"Error: {place}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

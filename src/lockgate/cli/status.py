@@ -14,6 +14,7 @@ from lockgate.telemetry import health
 _KEYS = """connections sessions publish_received publish_sent queued received logged refused quarantined duplicate
 delivered pending retried dropped dead_lettered"""
 KEYS = frozenset(_KEYS.split())
+PROBLEMS = frozenset({"error", "last_error", "waiting", "purge_blocked"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,9 @@ def main(arguments: argparse.Namespace) -> int:
     else:
         rows = [row(name, answer) for name, answer in answers.items()]
         print(table(("service", "state", "pid", "uptime", "key numbers"), rows))
+        for name, answer in answers.items():
+            for problem in problems(answer.get("status") if answer else None):
+                print(f"{name}: {problem}")
     return 0 if all(answers.values()) else 1
 
 
@@ -42,6 +46,14 @@ def row(name: str, answer: Mapping[str, object] | None) -> tuple[str, ...]:
     status = answer.get("status")
     numbers = "  ".join(key_numbers(status)) if isinstance(status, dict) else ""
     return (name, "up", str(answer.get("pid", "")), spelled, numbers)
+
+
+def problems(status: object, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """What is said in or below one of `PROBLEMS`, as `sinks.cloud.error: HTTP 500`."""
+    for name, value in status.items() if isinstance(status, Mapping) else ():
+        if isinstance(value, str) and name in PROBLEMS:
+            yield f"{'.'.join((*above, name))}: {value}"
+        yield from problems(value, (*above, name))
 
 
 def key_numbers(status: Mapping[str, object], above: tuple[str, ...] = ()) -> Iterator[str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from lockgate import app
 from lockgate.cli.common import add_config_argument, load_config
 from lockgate.config.errors import ConfigError
-from lockgate.config.model import LogConfig
+from lockgate.config.model import Config, LogConfig
+from lockgate.sqlite import FolderInUse, FolderLock
 from lockgate.supervisor import Supervisor, run_command
 from lockgate.telemetry import logs
 
@@ -41,8 +44,26 @@ def main(arguments: argparse.Namespace) -> int:
         config.gateway.sockets_dir,
         write_prefixed,
     )
-    asyncio.run(run_until_signal(supervisor))
+    with alone(config):
+        asyncio.run(run_until_signal(supervisor))
     return 0
+
+
+@contextlib.contextmanager
+def alone(config: Config) -> Iterator[None]:
+    """Hold the gateway against a second `lockgate up`, whose children would fight with ours; raises ConfigError."""
+    folder = config.gateway.sockets_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(folder, "up.lock")
+    try:
+        lock.acquire()
+    except FolderInUse as error:
+        holder = f"process {error.pid}" if error.pid else "another process"
+        raise ConfigError(f"this gateway is already running: lockgate up, {holder}", path=config.path) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 async def run_until_signal(supervisor: Supervisor) -> None:

@@ -242,6 +242,7 @@ class _Reading:
     environment: Mapping[str, str]
     errors: list[ConfigError] = field(default_factory=list)
     lines: dict[tuple[str, ...], int] = field(default_factory=dict)
+    variables: dict[tuple[str, ...], str] = field(default_factory=dict)  # keys that the environment has overridden
 
     def config(self) -> Config:
         document = self._document()
@@ -307,12 +308,14 @@ class _Reading:
                 continue
             rest = variable.removeprefix(f"LOCKGATE_{section.upper()}_")
             table = document.setdefault(section, {})
+            where: tuple[str, ...] = (section,)
             keys = PLAIN[section].keys if section in PLAIN else ()
             if section not in PLAIN and isinstance(table, dict):
                 # LOCKGATE_SINKS_CLOUD_URL: the longest name that is in the file
                 for name in sorted(table, key=len, reverse=True):
                     if rest.startswith(f"{_shout(name)}_") and isinstance(table[name], dict):
                         rest, table = rest.removeprefix(f"{_shout(name)}_"), table[name]
+                        where = (section, name)
                         variants = SINKS.values() if section == "sinks" else (NAMED[section],)
                         keys = tuple(key for one in variants for key in one.keys)
                         break
@@ -322,6 +325,7 @@ class _Reading:
                 problem = f"overrides nothing that lockgate.toml knows.{did_you_mean(variable, known)}"
                 self.errors.append(ConfigError(problem, key=variable))
                 continue
+            self.variables[*where, key.name] = variable
             table[key.name] = text if key.kind.text else _toml_value(text)
 
     def _tables(self, document: dict[str, Any], section: str) -> list[tuple[str, object]]:
@@ -418,6 +422,9 @@ class _Reading:
             self._wrong(where, problem, ", ".join(classes))
 
     def _wrong(self, where: tuple[str, ...], problem: str, accepted: str | None = None) -> None:
+        if where in self.variables:
+            self.errors.append(ConfigError(problem, key=self.variables[where], accepted=accepted))
+            return
         self.errors.append(
             ConfigError(problem, path=self.path, line=self._line(*where), key=".".join(where), accepted=accepted)
         )

@@ -10,6 +10,10 @@ MOSQUITTO_CONF = """\
 # The demo's broker: open to everybody who can reach this machine.
 listener 1883
 allow_anonymous true
+
+# What waits for the processor while it is away is bounded by its size; Mosquitto's bound is 1000 messages.
+max_queued_messages 0
+max_queued_bytes 100000000
 """
 
 LOCKGATE_TOML = f"""\

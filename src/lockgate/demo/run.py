@@ -15,7 +15,7 @@ from rich.live import Live
 
 from lockgate import app
 from lockgate.buffer.ledger import Ledger, read_ledger
-from lockgate.cli.up import run_until_signal, write_prefixed
+from lockgate.cli.up import alone, run_until_signal, write_prefixed
 from lockgate.config import lockgate_toml
 from lockgate.config.model import Config, LogConfig
 from lockgate.demo import view
@@ -37,7 +37,7 @@ def run_demo(folder: Path) -> int:
     live = console.is_terminal
     troubles: dict[str, str] = {}  # the last error of each service, shown while it is down
     logs.configure(LogConfig(destinations=(f"file {log_path}" if live else "stderr",)))
-    with log_path.open("a", buffering=1) as log_file:
+    with alone(config), log_path.open("a", buffering=1) as log_file:
 
         def write(name: str, line: str) -> None:
             log_file.write(f"{name:<12}| {line}\n")

@@ -103,7 +103,10 @@ class Worker:
             self.opened.set()
         if cursor.damage is not None:
             log.error(
-                "sink %s: its cursor was damaged and is repaired as far as it can be: %s", self.name, cursor.damage
+                "sink %s: its cursor was damaged (%s) and is set aside as %s; what it had delivered may be sent again",
+                self.name,
+                cursor.damage.finding,
+                cursor.damage.path,
             )
         return cursor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 NO_RULE: Final = "(no rule)"  # under this name messages are counted filtered whose schema no rule reads
 _READ_ROWS: Final = 1000
+_TURN_SECONDS: Final = 0.2  # of rules in one go, and what the last of them takes
 _RECEIVE_MAXIMUM_V3: Final = 65_535  # MQTT 3.1.1 has no Receive Maximum
 
 
@@ -71,8 +73,12 @@ class Runner:
             await self._fill(rule)
         await self.close_windows()
 
-    async def process(self, messages: Sequence[Message | SessionLost]) -> None:
-        """Commit all that these messages give rise to. They may be acknowledged when it returns, duplicates too."""
+    async def process(self, messages: Sequence[Message | SessionLost]) -> int:
+        """Commit what these messages give rise to; gives how many, from the first on, that was.
+
+        Those may be acknowledged then, duplicates too. It is less than all where the rules are slow: the loop has
+        others to serve.
+        """
         batch = Batch(moment=self._buffer.clock.now())
         for rule in self._rules.windows:
             if rule.open is not None and rule.open != rule.key(batch.moment.boot_id, batch.moment.boottime_ns):
@@ -81,7 +87,12 @@ class Runner:
         received_at = batch.moment.wall_ns // 1_000_000
         inputs: list[tuple[int, Schema, list[Value]]] = []  # place among the entries
         session = _Session(self._buffer, self._resend_window)
+        give_up = time.monotonic() + _TURN_SECONDS
+        taken = 0
         for message in messages:
+            if taken and time.monotonic() > give_up:
+                break
+            taken += 1
             if isinstance(message, SessionLost):
                 session.lose()
                 continue
@@ -99,6 +110,7 @@ class Runner:
         for place, schema, values in inputs:
             for rule in self._rules.by_window[schema.name]:
                 rule.add(rule.key(boot_id, boottime_ns), first_seq + place, values)
+        return taken
 
     async def close_windows(self) -> None:
         """Settle the windows that are over."""

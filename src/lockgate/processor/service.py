@@ -147,20 +147,22 @@ class Processor:
             self._arrived.set()
 
     async def _work(self, runner: Runner, source: Source) -> None:
-        """Everything that waits is one commit, and is acknowledged after it."""
+        """Everything that waits is one commit if the rules are quick enough, and is acknowledged after it."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), runner.seconds_to_window_end())
             self._arrived.clear()
-            messages = list(self._queue)
-            self._queue.clear()
-            self._queued_bytes = 0
-            self._room.set()
-            if messages:
-                await runner.process(messages)
-                for message in messages:
-                    if not isinstance(message, SessionLost) and message.qos:
+            if self._queue:
+                for _ in range(await runner.process(list(self._queue))):
+                    message = self._queue.popleft()
+                    if isinstance(message, SessionLost):
+                        continue
+                    self._queued_bytes -= len(message.payload)
+                    if message.qos:
                         source.acknowledge(message)
+                self._room.set()
+                if self._queue:
+                    self._arrived.set()
             await runner.close_windows()
 
     def _on_connected(self, session_present: bool) -> None:

@@ -113,7 +113,7 @@ def find_damage(path: Path, check_limit_bytes: int = CHECK_LIMIT_BYTES, *, thoro
             return None
         check = "integrity_check" if thorough else "quick_check"
         finding: str = connection.execute(f"PRAGMA {check}(1)").fetchone()[0]
-        return None if finding == "ok" else finding
+        return None if finding == "ok" else " ".join(finding.split())
     except sqlite3.Error as error:
         if is_damage(error):
             return str(error)

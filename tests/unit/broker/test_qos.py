@@ -151,6 +151,7 @@ def test_a_full_queue_drops_the_newest_and_counts_it(limits: Limits) -> None:
     for number in range(4):
         publisher.publish("t", b"%d" % number, 1)
     assert server.broker.statistics.dropped_queue_full == 2
+    assert sum("being dropped for client s:" in line for line in server.log.lines) == 1
     back = server.client("s", V3_1_1, clean_start=False)
     assert back.connack.session_present
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from lockgate import __version__, cli
 from lockgate.buffer.ledger import DeliveryBook, IntakeBook, Ledger
 from lockgate.cli import ledger as ledger_command
 from lockgate.cli import status as status_command
+from lockgate.cli import up
 from lockgate.cli.common import table
+from lockgate.config import lockgate_toml
 from lockgate.telemetry import health
 
 GOOD = """\
@@ -95,6 +98,27 @@ async def test_status_shows_who_is_up(toml: Path, capsys: pytest.CaptureFixture[
         assert lines[2].split() == ["processor", "down"]
         await asyncio.to_thread(cli.main, ["status", "--json", "-c", str(toml)])
         assert json.loads(capsys.readouterr().out) == {"broker": said, "processor": None, "forwarder": None}
+
+
+def test_status_tells_what_is_wrong() -> None:
+    status = {"waiting": 3, "sinks": {"a": {"error": "HTTP 500", "pending": {"alarm": 1}}, "b": {"error": None}}}
+    assert list(status_command.problems(status)) == ["sinks.a.error: HTTP 500"]
+    assert list(status_command.problems({"buffer": {"waiting": "full"}})) == ["buffer.waiting: full"]
+    assert list(status_command.problems(None)) == []
+
+
+def test_a_second_up_of_a_gateway_is_refused(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with up.alone(lockgate_toml.load(toml, {})):
+        assert cli.main(["up", "-c", str(toml)]) == 3
+    assert f"{toml}: this gateway is already running: lockgate up, process {os.getpid()}" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_said_without_a_traceback(
+    tmp_path: Path, toml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").write_text("in the way")
+    assert cli.main(["up", "-c", str(toml)]) == 1
+    assert capsys.readouterr().err == f"Error: {tmp_path / 'data' / 'run'}: Not a directory\n"
 
 
 def test_status_of_an_answer_without_numbers() -> None:

@@ -211,6 +211,13 @@ def test_an_override_that_fits_nothing_is_a_mistake(tmp_path: Path) -> None:
     assert "overrides nothing" in refused(tmp_path, WHOLE, LOCKGATE_SINKS_CLOUDS_URL="http://x")
 
 
+def test_a_value_of_the_environment_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    said = refused(tmp_path, "[buffer]\nlimit = '1GiB'\n", LOCKGATE_BUFFER_LIMIT="3")
+    assert said.startswith("LOCKGATE_BUFFER_LIMIT: 3 cannot be used (accepted: 1MiB to ")
+    said = refused(tmp_path, RULE, LOCKGATE_RULES_R_CLASS="alram")
+    assert said.startswith("LOCKGATE_RULES_R_CLASS: 'alram' is not among buffer.classes. Did you mean alarm?")
+
+
 SCHEMA = '[schemas.s]\ntopics = ["a"]\nfields = {v = "real"}\n'
 RULE = SCHEMA + '[rules.r]\nschema = "s"\nclass = "alarm"\nsql = "SELECT 1"\n'
 SINK = '[sinks.c]\ntype = "http"\nurl = "http://h/"\n'

@@ -249,6 +249,18 @@ async def test_a_sink_that_hangs_blocks_no_other(tmp_path: Path, log: Log, cloud
     assert cloud.payloads[:10] == [*range(10)]
 
 
+async def test_a_damaged_cursor_is_said_in_words_and_begins_again(
+    tmp_path: Path, log: Log, cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    await log.append(batch(*numbers(1, 2)))
+    (tmp_path / "buffer" / "cursor-cloud.sqlite").write_bytes(b"rubbish" * 1000)
+    async with forwarding(tmp_path, cloud.sink()) as forwarder:
+        await settled(tmp_path, forwarder)
+    [said] = [r.getMessage() for r in caplog.records if "its cursor was damaged" in r.getMessage()]
+    assert "(file is not a database) and is set aside as " in said
+    assert cloud.payloads == [1, 2]
+
+
 async def test_a_half_line_does_not_stay_in_the_file(tmp_path: Path, log: Log) -> None:
     path = tmp_path / "messages.jsonl"
     path.write_bytes(b'{"id": "gw/0"}\n{"id": "gw/1", "pay')

@@ -129,6 +129,16 @@ async def test_a_message_is_acknowledged_after_its_commit(tmp_path: Path) -> Non
     ]
 
 
+async def test_slow_rules_do_not_keep_the_loop_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lockgate.processor.runner._TURN_SECONDS", 0.0)
+    broker = ScriptedBroker(tmp_path)
+    async with running(processor(broker)):
+        broker.send(*(Publish(b'{"value": %d}' % number, number) for number in range(1, 6)))
+        await broker.acknowledgements(5)
+    assert broker.acknowledged == [1, 2, 3, 4, 5]
+    assert broker.committed_when_acknowledged == [1, 2, 3, 4, 5]
+
+
 async def test_a_window_ends_without_another_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     committed = asyncio.Event()
     append = Log.append

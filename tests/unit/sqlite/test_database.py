@@ -52,6 +52,7 @@ def test_damage_in_the_middle_costs_only_what_it_hit(path: Path, place: float) -
     assert saved[-1][0] == ROWS
     assert damage.path.exists()
     assert ".damaged-" in damage.path.name
+    assert "\n" not in damage.finding
     assert find_damage(path) is None
 
 
