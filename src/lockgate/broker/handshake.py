@@ -67,6 +67,7 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     connection.session = session
     session.connection = connection
     connection.state = states.CONNECTED
+    connection.client_name = _printable(client_id)
     connection.keep_alive_seconds = keep_alive
     _set_window(broker, connection, requested)
     connection.maximum_packet_size = requested.maximum_packet_size or 0
@@ -94,7 +95,7 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     connection.send(encode(ConnAck(0, session_present and version != V3_1, properties), version))
     user = f", u'{_printable(packet.username)}'" if packet.username is not None else ""
     broker.log.notice(
-        f"New client connected from {connection.peer} as {_printable(client_id)} "
+        f"New client connected from {connection.peer} as {connection.client_name} "
         f"(p{version}, c{int(packet.clean_start)}, k{packet.keep_alive}{user})."
     )
     outbound.resume(broker, connection, session, now)
