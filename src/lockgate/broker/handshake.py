@@ -123,7 +123,8 @@ def _open_session(
             session.head_position = session.last_position = broker.spent_position
         broker.sessions[client_id] = session
         return session, False
-    broker.wills.pop(client_id, None)  # the client returned before its Will Delay had passed [MQTT-3.1.3-9]
+    if broker.wills.pop(client_id, None) is not None:  # it returned before its Will Delay had passed [MQTT-3.1.3-9]
+        broker.store.delete(broker.change(), WILLS, (client_id,))
     old.expiry_interval = expiry_interval
     old.expires_at = NEVER
     old.username = packet.username
@@ -178,6 +179,9 @@ def handle_disconnect(broker: Broker, connection: Connection, session: Session, 
         if session.expiry_interval == 0 and properties.session_expiry_interval:  # [MQTT-3.14.2.2.2]
             raise ProtocolError("DISCONNECT sets a Session Expiry Interval that CONNECT left at 0")
         session.expiry_interval = properties.session_expiry_interval
+        if session.durable:  # one that never expires is not stored again when its connection is gone
+            stored = StoredSession(session.expiry_interval, NEVER, session.username)
+            broker.store.set(broker.change(), SESSIONS, (session.client_id,), stored)
     if packet.reason_code != reason_codes.DISCONNECT_WITH_WILL_MESSAGE:
         connection.will = None
         if session.durable:
