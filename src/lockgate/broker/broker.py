@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from lockgate.broker import outbound, routing
+from lockgate.broker import inbound, outbound, routing
 from lockgate.broker.connection import CONNECTED, Connection
 from lockgate.broker.deadlines import CONNECTION, SESSION, WILL, Deadlines
 from lockgate.broker.limits import Limits, ListenerLimits
@@ -149,7 +149,8 @@ class Broker:
         properties = will.properties
         if properties is not None and properties.message_expiry_interval is not None:
             will.expires_at = now + properties.message_expiry_interval
-        routing.publish(self, will, now)
+        if not will.topic.startswith(inbound.OWN_TOPICS):
+            routing.publish(self, will, now)
         self.store.delete(self.change(), WILLS, (client_id,))
 
     # --- sessions ------------------------------------------------------------------------------------------------

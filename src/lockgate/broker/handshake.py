@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lockgate.broker import connection as states
 from lockgate.broker import outbound
+from lockgate.broker.limits import LARGEST_PACKET_BYTES
 from lockgate.broker.ports import NEVER, SESSIONS, WILLS, Message, StoredSession, StoredWill
 from lockgate.broker.session import NEVER_EXPIRES, Session
 from lockgate.mqtt import reason_codes
@@ -24,7 +25,9 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     version = packet.version
     connection.version = version
     connection.decoder.version = version
-    connection.decoder.maximum_packet_size = broker.limits.max_packet_size
+    connection.decoder.maximum_packet_size = min(
+        broker.limits.max_packet_size or LARGEST_PACKET_BYTES, LARGEST_PACKET_BYTES
+    )
     requested = packet.properties if packet.properties is not None else _NOTHING
     answer = Properties()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lockgate.broker import routing
 from lockgate.broker.ports import NEVER, RECEIVED, Message
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from lockgate.broker.broker import Broker
     from lockgate.broker.connection import Connection
     from lockgate.broker.session import Session
+
+OWN_TOPICS: Final = "$SYS/"  # only the broker itself publishes below this
 
 
 def handle_publish(broker: Broker, connection: Connection, session: Session, packet: Publish, now: float) -> None:
@@ -34,7 +36,7 @@ def handle_publish(broker: Broker, connection: Connection, session: Session, pac
             properties.topic_alias = None  # it belongs to this connection, not to the message
         if properties.message_expiry_interval is not None:
             expires_at = now + properties.message_expiry_interval
-    refusal = reason_codes.NOT_AUTHORIZED if topic.startswith("$SYS/") else 0
+    refusal = reason_codes.NOT_AUTHORIZED if topic.startswith(OWN_TOPICS) else 0
     message = Message(
         topic,
         packet.payload,

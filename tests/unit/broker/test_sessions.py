@@ -23,6 +23,7 @@ from lockgate.mqtt.packets import (
     PubRec,
     PubRel,
     Unsubscribe,
+    Will,
 )
 from lockgate.mqtt.properties import Properties
 from tests.support.server import Server
@@ -331,3 +332,18 @@ def test_the_log_shows_a_client_id_on_one_line() -> None:
     server.client("a\u2028b", session_expiry_interval=10)
     assert len(server.log.lines) == 5
     assert all("a\\u2028b" in line and line.isprintable() for line in server.log.lines)
+
+
+def test_a_will_below_sys_is_never_published() -> None:
+    server = Server()
+    watcher = server.client("w")
+    watcher.subscribe("$SYS/#")
+    server.client("a", will=Will("$SYS/broker/version", b"mine", 0, True)).lose()
+    assert watcher.received() == []
+    assert server.broker.retained.count == 0
+
+
+def test_without_max_packet_size_a_packet_still_has_to_fit_with_what_receivers_add() -> None:
+    peer = Server(Limits(max_packet_size=0)).client("a")
+    peer.send_bytes(b"\x30\xff\xff\xff\x7f")
+    assert peer.one() == Disconnect(reason_codes.PACKET_TOO_LARGE)
