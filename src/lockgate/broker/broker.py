@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import final
 
 from lockgate.broker import inbound, outbound, routing
-from lockgate.broker.connection import AWAITING_CONNECT, CONNECTED, Connection
+from lockgate.broker.connection import CONNECTED, Connection
 from lockgate.broker.deadlines import CONNECTION, SESSION, WILL, Deadlines
-from lockgate.broker.handshake import printable
 from lockgate.broker.limits import Limits, ListenerLimits
 from lockgate.broker.ports import (
     NEVER,
@@ -105,10 +104,9 @@ class Broker:
         """Say that the socket of a connection is closed, by whomever."""
         self.connections.pop(connection.number, None)
         reason = connection.closing_reason
-        if connection.state != AWAITING_CONNECT and connection.session is not None:
-            client_id = printable(connection.session.client_id)
+        if connection.client_name:
             told = f": {reason}" if reason else ""
-            self.log.notice(f"Client {client_id} [{connection.peer}] disconnected{told}.")
+            self.log.notice(f"Client {connection.client_name} [{connection.peer}] disconnected{told}.")
         elif reason:
             self.log.notice(f"Client [{connection.peer}] disconnected: {reason}.")
         connection.close("")
@@ -241,6 +239,7 @@ class Broker:
             self.watch(connection)
             return
         connection.close("exceeded timeout" if connection.state == CONNECTED else "no CONNECT in time")
+        self.detach(connection, now, False)
 
     def stop(self, now: float) -> None:
         """End in order: every Will is published at once, delays ignored, as Mosquitto does."""

@@ -74,6 +74,7 @@ class Connection:
         "aliases_out",
         "backlog",
         "broker",
+        "client_name",
         "closing_reason",
         "decoder",
         "keep_alive_seconds",
@@ -100,6 +101,7 @@ class Connection:
         self.broker = broker
         self.number = number
         self.peer = peer  # address, as it is logged
+        self.client_name = ""  # client id as it is logged, once it is let in
         self.limits = limits
         self.state = AWAITING_CONNECT
         self.version = 0
@@ -159,6 +161,8 @@ class Connection:
             handshake.refuse_version(self, refused)
         except MqttError as error:
             self.close_with(error.reason_code, error.detail)
+        # The Session does not wait for the socket: nothing more is sent here [MQTT-3.14.4-1], others may get it.
+        broker.detach(self, now, False)
 
     def _dispatch(self, broker: Broker, session: Session, packet: Packet, now: float) -> None:
         packet_type = packet.type

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lockgate.broker import connection as states
 from lockgate.broker import outbound
+from lockgate.broker.limits import LARGEST_PACKET_BYTES
 from lockgate.broker.ports import NEVER, SESSIONS, WILLS, Message, StoredSession, StoredWill
 from lockgate.broker.session import NEVER_EXPIRES, Session
 from lockgate.mqtt import reason_codes
@@ -24,7 +25,9 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     version = packet.version
     connection.version = version
     connection.decoder.version = version
-    connection.decoder.maximum_packet_size = broker.limits.max_packet_size
+    connection.decoder.maximum_packet_size = min(
+        broker.limits.max_packet_size or LARGEST_PACKET_BYTES, LARGEST_PACKET_BYTES
+    )
     requested = packet.properties if packet.properties is not None else _NOTHING
     answer = Properties()
 
@@ -67,6 +70,7 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     connection.session = session
     session.connection = connection
     connection.state = states.CONNECTED
+    connection.client_name = printable(client_id)
     connection.keep_alive_seconds = keep_alive
     _set_window(broker, connection, requested)
     connection.maximum_packet_size = requested.maximum_packet_size or 0
@@ -94,7 +98,7 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     connection.send(encode(ConnAck(0, session_present and version != V3_1, properties), version))
     user = f", u'{printable(packet.username)}'" if packet.username is not None else ""
     broker.log.notice(
-        f"New client connected from {connection.peer} as {printable(client_id)} "
+        f"New client connected from {connection.peer} as {connection.client_name} "
         f"(p{version}, c{int(packet.clean_start)}, k{packet.keep_alive}{user})."
     )
     outbound.resume(broker, connection, session, now)
@@ -122,7 +126,8 @@ def _open_session(
             session.head_position = session.last_position = broker.spent_position
         broker.sessions[client_id] = session
         return session, False
-    broker.wills.pop(client_id, None)  # the client returned before its Will Delay had passed [MQTT-3.1.3-9]
+    if broker.wills.pop(client_id, None) is not None:  # it returned before its Will Delay had passed [MQTT-3.1.3-9]
+        broker.store.delete(broker.change(), WILLS, (client_id,))
     old.expiry_interval = expiry_interval
     old.expires_at = NEVER
     old.username = packet.username
@@ -177,6 +182,9 @@ def handle_disconnect(broker: Broker, connection: Connection, session: Session, 
         if session.expiry_interval == 0 and properties.session_expiry_interval:  # [MQTT-3.14.2.2.2]
             raise ProtocolError("DISCONNECT sets a Session Expiry Interval that CONNECT left at 0")
         session.expiry_interval = properties.session_expiry_interval
+        if session.durable:  # one that never expires is not stored again when its connection is gone
+            stored = StoredSession(session.expiry_interval, NEVER, session.username)
+            broker.store.set(broker.change(), SESSIONS, (session.client_id,), stored)
     if packet.reason_code != reason_codes.DISCONNECT_WITH_WILL_MESSAGE:
         connection.will = None
         if session.durable:

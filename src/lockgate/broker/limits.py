@@ -7,6 +7,8 @@ from typing import Final
 
 # The first packet of a connection may have at most this size, before anybody is known (Mosquitto's figure).
 CONNECT_PACKET_BYTES: Final = 100_000
+# No packet is accepted beyond this: what an alias hid or a receiver's options add must still fit into MQTT's 256 MiB.
+LARGEST_PACKET_BYTES: Final = 268_300_000
 
 
 @dataclass(frozen=True)

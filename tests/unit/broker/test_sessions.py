@@ -6,6 +6,7 @@ import pytest
 
 from lockgate.broker.limits import Limits, ListenerLimits
 from lockgate.mqtt import reason_codes
+from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
     V3_1,
     V3_1_1,
@@ -310,3 +311,36 @@ def test_names_that_peers_choose_are_escaped_in_the_log() -> None:
     server.client("a\n1700000000: Error: forged", username="x\ty").lose()
     assert [line for line in server.log.lines if "\n" in line or "\t" in line] == []
     assert "a\\n1700000000: Error: forged [192.0.2.1:5000] disconnected" in server.log.lines[-1]
+
+
+@pytest.mark.parametrize("farewell", [b"\xe0\x00", b"\xf0\x00", b"\xc0\x01\x00"])
+def test_a_client_that_left_gets_nothing_more_though_its_socket_is_still_open(farewell: bytes) -> None:
+    server = Server()
+    leaving = server.client("a", V5)
+    leaving.subscribe("t", 1)
+    leaving.subscribe("$share/group/t", 1)
+    server.client("b").subscribe("$share/group/t", 1)
+    staying = server.peers[2]
+    publisher = server.client("p")
+    leaving.connection.receive(farewell, server.now)
+    assert leaving.connection.is_closing
+    for _ in range(3):
+        publisher.connection.receive(encode(Publish("t", b"", 1, packet_id=1), V5), server.now)
+    server.flush()
+    assert all(isinstance(packet, Disconnect) for packet in leaving.received())
+    assert len(staying.received()) == 3
+
+
+def test_the_log_shows_a_client_id_on_one_line() -> None:
+    server = Server()
+    server.client("a\u2028b", session_expiry_interval=10).lose()
+    server.client("a\u2028b", session_expiry_interval=10)
+    server.client("a\u2028b", session_expiry_interval=10)
+    assert len(server.log.lines) == 5
+    assert all("a\\u2028b" in line and line.isprintable() for line in server.log.lines)
+
+
+def test_without_max_packet_size_a_packet_still_has_to_fit_with_what_receivers_add() -> None:
+    peer = Server(Limits(max_packet_size=0)).client("a")
+    peer.send_bytes(b"\x30\xff\xff\xff\x7f")
+    assert peer.one() == Disconnect(reason_codes.PACKET_TOO_LARGE)

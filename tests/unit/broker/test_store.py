@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lockgate.broker.limits import Limits
+from lockgate.broker.ports import WILLS, StoredSession
+from lockgate.broker.session import NEVER_EXPIRES
 from lockgate.mqtt.packets import (
     V3_1_1,
     V5,
+    Disconnect,
     PingReq,
     PingResp,
     PubAck,
@@ -18,7 +23,9 @@ from lockgate.mqtt.packets import (
     SubscriptionRequest,
     UnsubAck,
     Unsubscribe,
+    Will,
 )
+from lockgate.mqtt.properties import Properties
 from tests.support.server import Peer, Server
 
 
@@ -244,3 +251,22 @@ def take_all(server: Server, peer: Peer) -> list[bytes]:
         for message in waiting:
             seen.append(message.payload)
             peer.send(PubAck(message.packet_id))
+
+
+def test_a_client_that_returns_in_time_leaves_no_will_in_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server()
+    will = Will("will", b"gone", properties=Properties(will_delay_interval=10))
+    server.client("a", session_expiry_interval=100, will=will).lose()
+    deleted: list[tuple[str, tuple[str, ...]]] = []
+    monkeypatch.setattr(server.store, "delete", lambda _commit, table, key: deleted.append((table, key)))
+    server.client("a", clean_start=False, session_expiry_interval=100)
+    assert deleted == [(WILLS, ("a",))]
+
+
+def test_an_expiry_interval_that_disconnect_sets_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server()
+    peer = server.client("a", session_expiry_interval=100)
+    stored: list[object] = []
+    monkeypatch.setattr(server.store, "set", lambda _commit, _table, _key, value: stored.append(value))
+    peer.send(Disconnect(0, Properties(session_expiry_interval=NEVER_EXPIRES)))
+    assert [row.expiry_interval for row in stored if isinstance(row, StoredSession)] == [NEVER_EXPIRES]
