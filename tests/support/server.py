@@ -145,6 +145,8 @@ class Peer:
         """Take what the broker has written, and learn whether it closed."""
         if self.connection.output and (self.reading or self.connection.is_closing):
             self._decoder.feed(self.connection.take_output())
+            if self.connection.backlog and self.connection.writable:
+                self.connection.set_writable(True, self.server.now)
             while (packet := self._decoder.next_packet()) is not None:
                 self._packets.append(packet)
         if self.connection.is_closing and not self.closed:

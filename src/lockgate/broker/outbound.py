@@ -263,9 +263,13 @@ def take_loaded(broker: Broker, session: Session, deliveries: list[Delivery], no
 
 
 def _pump_backlog(broker: Broker, connection: Connection, session: Session, now: float) -> None:
-    """Send retained messages to new Subscriptions; one replaced since then was delivered as it came."""
+    """Send retained messages to new Subscriptions; one replaced since then was delivered as it came.
+
+    They leave in pieces of `Limits.output_bytes`: the shell asks for the next one when a piece is written.
+    """
     backlog = connection.backlog
-    while backlog and _has_room(broker, connection) and not connection.acknowledgements_wait:
+    limit = broker.limits.output_bytes
+    while backlog and connection.output_bytes <= limit and not connection.acknowledgements_wait:
         message, topic_filter = backlog[0]
         subscription = session.subscriptions[topic_filter]
         qos = message.qos if message.qos < subscription.qos else subscription.qos

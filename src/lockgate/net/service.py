@@ -143,10 +143,13 @@ class BrokerService:
         if self._deadlines.moved:
             self._watch()
         streams = self._streams
-        for connection in self.broker.take_touched():
-            stream = streams.get(connection.number)
-            if stream is not None:
-                stream.write()
+        touched = self.broker.take_touched()
+        while touched:
+            for connection in touched:
+                stream = streams.get(connection.number)
+                if stream is not None:
+                    stream.write()
+            touched = self.broker.take_touched()
 
     def _watch(self) -> None:
         """Set the one timer to the broker's next deadline."""

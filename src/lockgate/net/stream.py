@@ -80,6 +80,8 @@ class Stream(asyncio.Protocol):
         if connection.output:
             if connection.writable or connection.is_closing:
                 self._write(connection.take_output())
+                if connection.backlog and connection.writable:
+                    connection.set_writable(True, self._clock())  # the next piece of the retained messages
             elif connection.is_full and self._reading:
                 self._reading = False
                 self._transport.pause_reading()

@@ -29,6 +29,7 @@ from lockgate.mqtt.packets import (
 )
 from lockgate.net.listener import PortInUse
 from lockgate.net.service import BrokerService
+from lockgate.net.stream import Stream
 from lockgate.storage.memory import MemoryStore
 
 
@@ -244,3 +245,30 @@ async def test_the_status_counts_what_happened() -> None:
         status = service.status()
         assert (status["connections"], status["sessions"], status["subscriptions"]) == (2, 2, 1)
         assert (status["publish_received"], status["publish_sent"], status["queued"]) == (1, 1, 1)
+
+
+async def test_a_flood_of_retained_messages_arrives_whole_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as service:
+        publisher = await Wire.client(service, "p")
+        count = 600
+        for number in range(count):
+            publisher.send(Publish(f"t/{number}", b"x" * 10_000, 0, True))
+        publisher.send(Publish("end", b"", 1, packet_id=1))
+        assert isinstance(await publisher.receive(), PubAck)
+        written: list[int] = []
+        write = Stream._write
+
+        def measured(stream: Stream, data: bytes) -> None:
+            written.append(len(data))
+            write(stream, data)
+
+        monkeypatch.setattr(Stream, "_write", measured)
+        subscriber = await Wire.client(service, "s")
+        await subscriber.subscribe("t/#")
+        topics = set()
+        for _number in range(count):
+            packet = await subscriber.receive()
+            assert isinstance(packet, Publish)
+            topics.add(packet.topic)
+        assert len(topics) == count
+        assert max(written) <= service.broker.limits.output_bytes + 20_000
