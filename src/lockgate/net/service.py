@@ -165,9 +165,11 @@ class BrokerService:
 
     def _expire(self) -> None:
         self._timer = None
-        self.broker.expire(self.clock())
-        self.flush()
-        self._watch()
+        try:
+            self.broker.expire(self.clock())
+            self.flush()
+        finally:  # whatever went wrong with one deadline, the next ones have to come
+            self._watch()
 
     def _committed(self, number: int) -> None:
         self.broker.committed(number, self.clock())
