@@ -38,6 +38,13 @@ def _any_text(value: object) -> str:
     return value
 
 
+def _path(value: object) -> Path:
+    text = _text(value)
+    if "\0" in text:
+        raise BadValue("a path holds no NUL")
+    return Path(text)
+
+
 def _number_with_unit(value: object, units: dict[str, float] | dict[str, int]) -> float:
     if isinstance(value, bool):
         raise BadValue
@@ -197,7 +204,7 @@ def spell_size(count: int) -> str:
 
 TEXT = Kind("text that is not empty", _text, text=True)
 ANY_TEXT = Kind("text", _any_text, text=True)
-PATH = Kind("a path, from the folder of lockgate.toml if it is relative", lambda value: Path(_text(value)), text=True)
+PATH = Kind("a path, from the folder of lockgate.toml if it is relative", _path, text=True)
 NAMES = Kind("a list of names, each once", _some_names)
 NAMES_OR_NONE = Kind("a list of names, each once", lambda value: frozenset(_names(value)))
 TOPIC_FILTERS = Kind('a list of Topic Filters, as ["sensors/#"]', _topic_filters)

@@ -211,6 +211,12 @@ def test_an_override_that_fits_nothing_is_a_mistake(tmp_path: Path) -> None:
     assert "overrides nothing" in refused(tmp_path, WHOLE, LOCKGATE_SINKS_CLOUDS_URL="http://x")
 
 
+def test_a_path_with_a_nul_is_a_mistake(tmp_path: Path) -> None:
+    assert "gateway.data_dir: 'a\\x00b' cannot be used: a path holds no NUL" in refused(
+        tmp_path, '[gateway]\ndata_dir = "a\\u0000b"\n'
+    )
+
+
 def test_a_value_of_the_environment_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     said = refused(tmp_path, "[buffer]\nlimit = '1GiB'\n", LOCKGATE_BUFFER_LIMIT="3")
     assert said.startswith("LOCKGATE_BUFFER_LIMIT: 3 cannot be used (accepted: 1MiB to ")
