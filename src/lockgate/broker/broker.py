@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 from lockgate.broker import inbound, outbound, routing
@@ -15,7 +16,6 @@ from lockgate.broker.ports import (
     SUBSCRIPTIONS,
     WILLS,
     Delivery,
-    Identifiers,
     Log,
     Message,
     Store,
@@ -58,7 +58,7 @@ class Broker:
         "wills",
     )
 
-    def __init__(self, limits: Limits, store: Store, log: Log, new_client_id: Identifiers) -> None:
+    def __init__(self, limits: Limits, store: Store, log: Log, new_client_id: Callable[[], str]) -> None:
         self.limits = limits
         self.store = store
         self.log = log

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lockgate.broker import connection as states
 from lockgate.broker import outbound
 from lockgate.broker.limits import LARGEST_PACKET_BYTES
-from lockgate.broker.ports import NEVER, SESSIONS, WILLS, Message, StoredSession, StoredWill
+from lockgate.broker.ports import NEVER, SESSIONS, WILLS, Message, StoredSession, StoredWill, printable
 from lockgate.broker.session import NEVER_EXPIRES, Session
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode
@@ -41,11 +41,10 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
             return
         client_id = broker.new_client_id()
         answer.assigned_client_identifier = client_id
-    if packet.username is None and not connection.limits.allow_anonymous:
-        refuse(connection, reason_codes.NOT_AUTHORIZED, "anonymous clients are not allowed")
-        return
-    if packet.username is not None and not connection.limits.allow_anonymous:
-        refuse(connection, reason_codes.NOT_AUTHORIZED, "no authority knows any user")
+    if not connection.limits.allow_anonymous:
+        anonymous = packet.username is None
+        detail = "anonymous clients are not allowed" if anonymous else "no authority knows any user"
+        refuse(connection, reason_codes.NOT_AUTHORIZED, detail)
         return
     keep_alive = packet.keep_alive
     longest = broker.limits.max_keepalive
@@ -190,8 +189,3 @@ def handle_disconnect(broker: Broker, connection: Connection, session: Session, 
         if session.durable:
             broker.store.delete(broker.change(), WILLS, (session.client_id,))
     connection.close("")
-
-
-def printable(name: str) -> str:
-    """Give a name that a peer chose as a line of the log may show it."""
-    return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")

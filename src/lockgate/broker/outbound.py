@@ -14,6 +14,7 @@ from lockgate.broker.ports import (
     QUEUED,
     Delivery,
     Message,
+    printable,
 )
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode_acknowledgement, encode_packet_id, encode_publish_parts
@@ -135,7 +136,7 @@ def _enqueue(
         if not session.dropping:
             session.dropping = True
             broker.log.warning(
-                f"Outgoing messages are being dropped for client {session.client_id}: its queue is full"
+                f"Outgoing messages are being dropped for client {printable(session.client_id)}: its queue is full"
                 " (max_queued_messages, max_queued_bytes)."
             )
         return 0

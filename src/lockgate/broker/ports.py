@@ -200,6 +200,11 @@ class Store(Protocol):
         """Ask for at most `limit` queued deliveries after a position; the answer is `Broker.loaded`."""
 
 
+def printable(name: str) -> str:
+    """Give a name that a peer chose as a line of the log may show it."""
+    return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
+
+
 class Log(Protocol):
     """Where the broker tells what happened, in Mosquitto's log types."""
 
@@ -208,10 +213,3 @@ class Log(Protocol):
 
     def warning(self, text: str) -> None:
         """Say what a peer did wrong."""
-
-
-class Identifiers(Protocol):
-    """Invents client identifiers."""
-
-    def __call__(self) -> str:
-        """Give an identifier that nobody else has."""

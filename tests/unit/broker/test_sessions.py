@@ -313,6 +313,18 @@ def test_names_that_peers_choose_are_escaped_in_the_log() -> None:
     assert "a\\n1700000000: Error: forged [192.0.2.1:5000] disconnected" in server.log.lines[-1]
 
 
+def test_a_full_queue_is_told_of_with_an_escaped_name() -> None:
+    server = Server(Limits(max_queued_messages=1))
+    server.client("a\nb", V3_1_1, clean_start=False).subscribe("t", 1)
+    server.peers[1].lose()
+    publisher = server.client("p")
+    for number in range(2):
+        publisher.publish("t", b"%d" % number, 1)
+    [line] = [line for line in server.log.lines if "being dropped" in line]
+    assert "a\\nb" in line
+    assert line.isprintable()
+
+
 @pytest.mark.parametrize("farewell", [b"\xe0\x00", b"\xf0\x00", b"\xc0\x01\x00"])
 def test_a_client_that_left_gets_nothing_more_though_its_socket_is_still_open(farewell: bytes) -> None:
     server = Server()
