@@ -109,9 +109,9 @@ def packets(version: int) -> st.SearchStrategy[Packet]:
         st.builds(Publish, topic_names, binaries, st.just(0), st.booleans(), st.just(False), st.just(0), p(3)),
         st.builds(Publish, topic_names, binaries, st.integers(1, 2), st.booleans(), st.booleans(), packet_ids, p(3)),
         st.builds(PubAck, packet_ids, codes(rc.PUBACK_CODES), p(4)),
-        st.builds(PubRec, packet_ids, codes(rc.PUBREC_CODES), p(5)),
+        st.builds(PubRec, packet_ids, codes(rc.PUBACK_CODES), p(5)),
         st.builds(PubRel, packet_ids, codes(rc.PUBREL_CODES), p(6)),
-        st.builds(PubComp, packet_ids, codes(rc.PUBCOMP_CODES), p(7)),
+        st.builds(PubComp, packet_ids, codes(rc.PUBREL_CODES), p(7)),
         st.builds(Subscribe, packet_ids, st.lists(_requests(v5), min_size=1, max_size=3), p(8)),
         st.builds(
             SubAck,

@@ -193,9 +193,7 @@ class Connection:
         """Append one packet to what leaves with the next write."""
         self.output.append(frame)
         self.output_bytes += len(frame)
-        if not self.touched:
-            self.touched = True
-            self.broker.touched.append(self)
+        self.touch()
 
     def touch(self) -> None:
         """Ask the shell to look at this connection even if it has no output: it may be closing."""
@@ -205,31 +203,22 @@ class Connection:
 
     def acknowledge(self, frame: bytes, commit: int) -> None:
         """Send PUBACK, PUBREC, PUBCOMP, SUBACK or UNSUBACK once a change is committed, in the order of arrival."""
-        gate = self._acknowledgements
-        if commit <= self.broker.committed_number and (gate is None or not gate.held):
+        if self._may_leave(self._acknowledgements, commit):
             self.send(frame)
-            return
-        if gate is None:
-            gate = self._acknowledgements = Gate()
-        gate.held.append((commit, frame))
-        self._wait()
+        else:
+            self._acknowledgements = self._hold(self._acknowledgements, frame, commit)
 
     def deliver(self, frame: bytes, commit: int) -> None:
         """Send a QoS 1 or 2 PUBLISH or a PUBREL once a change is committed, behind all deliveries before it."""
-        gate = self._deliveries
-        if commit <= self.broker.committed_number and (gate is None or not gate.held):
+        if self._may_leave(self._deliveries, commit):
             self.send(frame)
-            return
-        if gate is None:
-            gate = self._deliveries = Gate()
-        gate.held.append((commit, frame))
-        self._wait()
+        else:
+            self._deliveries = self._hold(self._deliveries, frame, commit)
 
     def deliver_parts(self, head: bytes, packet_id: bytes, tail: bytes, commit: int) -> None:
         """Like `deliver`, for a PUBLISH in the three parts of which only the identifier is this receiver's own."""
-        gate = self._deliveries
-        if commit > self.broker.committed_number or (gate is not None and gate.held):
-            self.deliver(head + packet_id + tail, commit)
+        if not self._may_leave(self._deliveries, commit):
+            self._deliveries = self._hold(self._deliveries, head + packet_id + tail, commit)
             return
         output = self.output
         output.append(head)
@@ -244,10 +233,19 @@ class Connection:
         gate = self._acknowledgements
         return gate is not None and len(gate.held) > 0
 
-    def _wait(self) -> None:
+    def _may_leave(self, gate: Gate | None, commit: int) -> bool:
+        """Whether a packet has neither a commit to wait for nor another packet before it."""
+        return commit <= self.broker.committed_number and (gate is None or not gate.held)
+
+    def _hold(self, gate: Gate | None, frame: bytes, commit: int) -> Gate:
+        """Put a packet behind a gate, which most connections never need, and give the gate."""
+        if gate is None:
+            gate = Gate()
+        gate.held.append((commit, frame))
         if not self._waits:
             self._waits = True
             self.broker.waiting.append(self)
+        return gate
 
     def release(self, committed: int) -> bool:
         """Send what waited for this commit number; say whether anything still waits."""

@@ -70,7 +70,6 @@ class BrokerService:
         self._streams: dict[int, Stream] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._started_at = self.clock()
         self._busy = False
         self._reads = 0  # in this turn, counted while busy
         self._last_read_at = 0.0
@@ -185,7 +184,6 @@ class BrokerService:
         totals = broker.statistics
         queued = sum(session.queued_count + len(session.in_flight) for session in broker.sessions.values())
         return {
-            "uptime_seconds": round(self.clock() - self._started_at, 1),
             "ports": [listener.port for listener in self.listeners],
             "connections": len(broker.connections),
             "sessions": len(broker.sessions),
