@@ -26,9 +26,14 @@ EVENTS = st.one_of(
 
 
 async def kill(log: Log) -> None:
-    """Leave as a killed process does: no close and no checkpoint; only the lock goes with the process."""
+    """Leave as a killed process does: no close and no checkpoint; only the lock goes with the process.
+
+    A thread cannot be killed, and a rotation it still did would be a second writer's: what was begun is waited for.
+    `tests/faults` kills real processes in the middle of it.
+    """
     assert log._maintenance is not None
     log._maintenance.cancel()
+    await asyncio.wrap_future(log._writer.between(lambda _connection: None))
     KILLED.append(log._writer._connection)  # closing it would checkpoint
     log._lock.release()
 
