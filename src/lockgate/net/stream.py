@@ -55,14 +55,12 @@ class Stream(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Note that the peer reads too slowly."""
         self.connection.set_writable(False, self._clock())
+        self.connection.count_unsent(self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """Go on with what gathered meanwhile."""
         self.connection.set_writable(True, self._clock())
         self.connection.touch()
-        if not self._reading:
-            self._reading = True
-            self._transport.resume_reading()
         self._broker.flush()
 
     def eof_received(self) -> bool:
@@ -80,14 +78,20 @@ class Stream(asyncio.Protocol):
         if connection.output:
             if connection.writable or connection.is_closing:
                 self._write(connection.take_output())
-                if connection.backlog and connection.writable:
-                    connection.set_writable(True, self._clock())  # the next piece of the retained messages
-            elif connection.is_full and self._reading:
-                self._reading = False
+                if connection.has_more and connection.writable:
+                    connection.set_writable(True, self._clock())  # the next piece of what waits
+            if not connection.writable:
+                connection.count_unsent(self._transport.get_write_buffer_size())
+        if connection.is_closing:
+            if not self._transport.is_closing():
+                self._transport.close()
+                asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
+        elif connection.wants_input != self._reading:
+            self._reading = not self._reading
+            if self._reading:
+                self._transport.resume_reading()
+            else:
                 self._transport.pause_reading()
-        if connection.is_closing and not self._transport.is_closing():
-            self._transport.close()
-            asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
 
     def _write(self, data: bytes) -> None:
         """Write to the socket at once, and leave only what it does not take to the transport.
