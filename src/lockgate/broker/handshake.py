@@ -31,6 +31,15 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     requested = packet.properties if packet.properties is not None else _NOTHING
     answer = Properties()
 
+    if version not in connection.limits.protocol_versions:
+        refuse(connection, reason_codes.UNSUPPORTED_PROTOCOL_VERSION, "a version this listener does not accept")
+        return
+    if connection.limits.username_from_certificate:  # the certificate is the login: CONNECT's password is not looked at
+        if connection.identity is None:
+            refuse(connection, reason_codes.BAD_USER_NAME_OR_PASSWORD, "no certificate with a name in it")
+            return
+        packet.username = connection.identity
+        packet.password = None
     if requested.authentication_method is not None:
         refuse(connection, reason_codes.BAD_AUTHENTICATION_METHOD, "no Authentication Method is offered")
         return
@@ -41,7 +50,7 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
             return
         client_id = broker.new_client_id()
         answer.assigned_client_identifier = client_id
-    if not connection.limits.allow_anonymous:
+    if not connection.limits.allow_anonymous and connection.identity is None:
         anonymous = packet.username is None
         detail = "anonymous clients are not allowed" if anonymous else "no authority knows any user"
         refuse(connection, reason_codes.NOT_AUTHORIZED, detail)
