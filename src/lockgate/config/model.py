@@ -87,7 +87,7 @@ class ListenerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerConfig:
-    """What mosquitto.conf said, with Mosquitto's defaults."""
+    """What mosquitto.conf said, with Mosquitto's defaults, and [broker]: what Mosquitto has no word for."""
 
     path: Path | None = None  # the file, if there is one
     listeners: tuple[ListenerConfig, ...] = (
@@ -105,6 +105,7 @@ class BrokerConfig:
     websockets_headers_size: int = 4096  # bytes
     warnings: tuple[str, ...] = field(default=(), compare=False)  # to be logged at the start
     log: LogConfig = field(default_factory=LogConfig)
+    scram_file: Path | None = None  # users of enhanced authentication
 
 
 # --- lockgate.toml ------------------------------------------------------------------------------------------------
