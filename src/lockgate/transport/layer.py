@@ -25,9 +25,25 @@ class Layer(Protocol):
         """Like `send`, and say goodbye; the last call."""
 
     @property
+    def opening(self) -> str:
+        """What comes first, for the log: its handshake or header."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether that is over."""
+
+    @property
+    def identity(self) -> str | None:
+        """Who the client proved to be, as far as this layer is to know; set before bytes for the layer above."""
+
+    @property
     def has_output(self) -> bool:
         """Whether the layer has something to say itself."""
 
     @property
     def ended(self) -> bool:
         """Whether the peer said goodbye: nothing more will come."""
+
+    @property
+    def awaits_goodbye(self) -> bool:
+        """Whether after `finish` the peer has to answer before the socket is closed."""

@@ -53,16 +53,21 @@ class ProxyHeader:
 class ProxyProtocol:
     """Reads the header of one connection, of the version that the listener expects, in pieces of any size.
 
-    `header` is set once it has arrived; the layer has then nothing more to do and may be left out.
+    `header` is set once it has arrived; the layer has then nothing more to do and may be left out. What the proxy says
+    of TLS and of the client's certificate may be demanded.
     """
 
-    __slots__ = ("_buffer", "_version", "header")
+    __slots__ = ("_buffer", "_require_certificate", "_require_tls", "_version", "header")
 
+    opening = "PROXY header"
     has_output = False
     ended = False
+    awaits_goodbye = False
 
-    def __init__(self, version: int) -> None:
+    def __init__(self, version: int, require_tls: bool = False, require_certificate: bool = False) -> None:
         self._version = version
+        self._require_tls = require_tls
+        self._require_certificate = require_certificate
         self._buffer = b""
         self.header: ProxyHeader | None = None
 
@@ -76,8 +81,24 @@ class ProxyProtocol:
             self._buffer = data
             return b""
         self._buffer = b""
-        self.header = parse_v1(data[:size]) if self._version == 1 else parse_v2(data[:size])
+        header = parse_v1(data[:size]) if self._version == 1 else parse_v2(data[:size])
+        if self._require_tls and header.tls is None:
+            raise TransportError("the client spoke no TLS to the proxy (proxy_protocol_v2_require_tls)")
+        if self._require_certificate and (header.tls is None or not header.tls.certificate_verified):
+            raise TransportError("the client showed the proxy no good certificate (require_certificate)")
+        self.header = header
         return data[size:]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the header has arrived."""
+        return self.header is not None
+
+    @property
+    def identity(self) -> str | None:
+        """The CN of the certificate that the client showed the proxy."""
+        tls = self.header.tls if self.header is not None else None
+        return tls.common_name if tls is not None and tls.certificate_verified else None
 
     def send(self, data: bytes) -> bytes:
         """Give the bytes as they are: a server sends no header."""

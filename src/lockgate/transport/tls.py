@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from lockgate.config.errors import ConfigError, MosquittoConfError
 from lockgate.config.model import CertificateConfig, Place, TlsConfig
@@ -29,9 +29,10 @@ Certificate = Mapping[str, Any]  # as `ssl.SSLObject.getpeercert` gives it
 class TlsServer:
     """The certificates of one listener; `reload` renews them for the connections that come."""
 
-    def __init__(self, config: TlsConfig) -> None:
+    def __init__(self, config: TlsConfig, username_from: Literal["identity", "subject"] | None = None) -> None:
         """Read the files. Raises ConfigError, with option and line, for one that cannot be used."""
         self._config = config
+        self._name = {None: None, "identity": common_name, "subject": subject}[username_from]
         self._context = _context(config)
 
     def reload(self) -> None:
@@ -40,7 +41,7 @@ class TlsServer:
 
     def layer(self) -> Tls:
         """Give a layer for one connection."""
-        return Tls(self._context)
+        return Tls(self._context, self._name)
 
 
 def _context(config: TlsConfig) -> ssl.SSLContext:
@@ -159,16 +160,22 @@ def _holds_certificates(path: Path) -> bool:
 
 
 class Tls:
-    """The TLS of one connection; the handshake is over when `established`."""
+    """The TLS of one connection; the handshake is over when it `is_open`."""
 
-    __slots__ = ("_failed", "_incoming", "_object", "_outgoing", "ended", "established")
+    __slots__ = ("_failed", "_incoming", "_name", "_object", "_outgoing", "ended", "identity", "is_open")
 
-    def __init__(self, context: ssl.SSLContext) -> None:
+    opening = "TLS handshake"
+    awaits_goodbye = False
+
+    def __init__(self, context: ssl.SSLContext, name: Callable[[Certificate], str | None] | None = None) -> None:
+        """`name` gives the identity of a client from its certificate."""
+        self._name = name
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._failed = False
-        self.established = False
+        self.is_open = False
+        self.identity: str | None = None
         self.ended = False
 
     @property
@@ -180,11 +187,11 @@ class Tls:
         """Give what the records held; raises TransportError for a failed handshake or a broken record."""
         if self._failed or self.ended:
             return b""
-        if not self.established:
+        if not self.is_open:
             mistake = likely_mistake(data, TLS) if data[:1] != b"\x16" else None
             if mistake is not None:
                 self._failed = True
-                raise TransportError(mistake)
+                raise TransportError(f"heard {mistake}")
         pieces: list[bytes] = []
         try:
             for at in range(0, len(data), _RECORD_BYTES):
@@ -192,15 +199,18 @@ class Tls:
                 self._read(pieces)
         except ssl.SSLError as error:
             self._failed = True
-            raise TransportError(_explain(error, self.established)) from None
+            raise TransportError(_explain(error, self.is_open)) from None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _read(self, pieces: list[bytes]) -> None:
         tls = self._object
         try:
-            if not self.established:
+            if not self.is_open:
                 tls.do_handshake()
-                self.established = True
+                self.is_open = True
+                certificate = tls.getpeercert()
+                if certificate and self._name is not None:
+                    self.identity = self._name(certificate)
             while piece := tls.read(_RECORD_BYTES):
                 pieces.append(piece)
             self.ended = True
@@ -209,7 +219,7 @@ class Tls:
 
     def send(self, data: bytes) -> bytes:
         """Give the records for `data`, behind those of the handshake."""
-        if not data or not self.established or self._failed:
+        if not data or not self.is_open or self._failed:
             return self._outgoing.read()
         records: list[bytes] = []
         try:
@@ -224,15 +234,11 @@ class Tls:
     def finish(self, data: bytes) -> bytes:
         """Give the records for `data` and the alert close_notify, or the alert that says why the handshake failed."""
         records = self.send(data)
-        if self.established and not self._failed:
+        if self.is_open and not self._failed:
             with contextlib.suppress(ssl.SSLError):  # the peer has not said its own close_notify yet
                 self._object.unwrap()
             self._failed = True
         return records + self._outgoing.read()
-
-    def certificate(self) -> Certificate | None:
-        """Give the client's certificate, if it showed one and that was verified."""
-        return self._object.getpeercert() or None
 
 
 _ADVICE: Final = {

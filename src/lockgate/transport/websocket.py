@@ -53,6 +53,9 @@ class WebSocket:
         "ended",
     )
 
+    opening = "WebSocket handshake"
+    identity = None
+
     def __init__(self, origins: Sequence[str], head_bytes: int) -> None:
         """`origins`: those let in, empty for all. `head_bytes`: largest handshake request."""
         self._origins = origins
@@ -69,18 +72,30 @@ class WebSocket:
         self.ended = False
 
     @property
+    def is_open(self) -> bool:
+        """Whether the handshake was accepted."""
+        return self._opened
+
+    @property
+    def awaits_goodbye(self) -> bool:
+        """Whether the peer's Close frame has still to come (§7.1.1)."""
+        return self._opened and not self.ended
+
+    @property
     def has_output(self) -> bool:
         """Whether an answer to the handshake, a Pong or a Close waits to be sent."""
         return bool(self._answer or self._pong or self._echo)
 
     def receive(self, data: bytes) -> bytes:
         """Give the payload of binary frames; raises TransportError for a refused handshake or a broken frame."""
+        if self.ended:
+            return b""
         if self._rest:
             data = self._rest + data
             self._rest = b""
         if not self._opened:
             data = self._open(data)
-        return self._payloads(data) if data and not self.ended else b""
+        return self._payloads(data) if data else b""
 
     def send(self, data: bytes) -> bytes:
         """Give `data` as one binary frame, behind what the layer itself has to say."""
@@ -104,8 +119,10 @@ class WebSocket:
     def _open(self, data: bytes) -> bytes:
         """Answer the request once it is whole; give what came behind it."""
         if not data[:1].isupper():
-            mistake = likely_mistake(data, WEBSOCKET) or "bytes that are no HTTP request"
-            raise TransportError(f"this listener speaks WebSocket, and heard {mistake}")
+            mistake = (
+                likely_mistake(data, WEBSOCKET) or "bytes that are no HTTP request, but this listener speaks WebSocket"
+            )
+            raise TransportError(f"heard {mistake}")
         end = data.find(b"\r\n\r\n", 0, self._head_bytes) + 4
         if end < 4:
             if len(data) < self._head_bytes:
@@ -232,7 +249,8 @@ class WebSocket:
             raise self._broken("a Close frame whose reason is not UTF-8", _INVALID_DATA) from None
 
     def _broken(self, problem: str, code: int = _PROTOCOL_ERROR) -> TransportError:
-        """Have the Close frame say the code, unless it was sent already."""
+        """Have the Close frame say the code, unless it was sent already, and listen no more (§7.1.7)."""
+        self.ended = True
         if self._close_code:
             self._close_code = code
         return TransportError(f"WebSocket: {problem}")
