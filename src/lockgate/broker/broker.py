@@ -144,12 +144,13 @@ class Broker:
         self.memory.used += CONNECTION_BYTES
         self.watch(connection)
         if address:
-            self._count_address(connection, address, now)
+            self.count_address(connection, address, now)
         if self.limits.pending_logins and len(self.pending) > self.limits.pending_logins:
             next(iter(self.pending.values())).close("too many connections wait to be let in, and it is the oldest")
         return connection
 
-    def _count_address(self, connection: Connection, address: str, now: float) -> None:
+    def count_address(self, connection: Connection, address: str, now: float) -> None:
+        """Count a connection against the limits of its address, where that is known later than the connection."""
         limit = self.limits.connections_per_address
         if limit:
             count = self._addresses.get(address, 0)
