@@ -165,9 +165,12 @@ def refuse(connection: Connection, reason_code: int, detail: str) -> None:
 
 
 def refuse_version(connection: Connection, error: UnsupportedVersion) -> None:
-    """Answer a CONNECT whose version we do not speak, as Mosquitto does: it decides the form of the answer."""
+    """Answer a CONNECT whose version we do not speak.
+
+    A level below 5 asks for the return code of 3.1.1 [MQTT-3.1.2-2 of 3.1.1], one above for that of version 5.
+    """
     if error.known_protocol:
-        if error.protocol_name == "MQTT" and error.protocol_level & 0x7F not in (V3_1, V3_1_1):
+        if error.protocol_name == "MQTT" and error.protocol_level & 0x7F >= V5:
             connection.send(encode(ConnAck(reason_codes.UNSUPPORTED_PROTOCOL_VERSION), V5))
         else:
             connection.send(encode(ConnAck(reason_codes.UNACCEPTABLE_PROTOCOL_VERSION_V3), V3_1_1))
