@@ -40,6 +40,8 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
             refuse(connection, reason_codes.CLIENT_IDENTIFIER_NOT_VALID, "an empty Client Identifier")
             return
         client_id = broker.new_client_id()
+        while client_id in broker.sessions:  # somebody may have chosen that name [MQTT-3.2.2-16]
+            client_id = broker.new_client_id()
         answer.assigned_client_identifier = client_id
     if not connection.limits.allow_anonymous:
         anonymous = packet.username is None
