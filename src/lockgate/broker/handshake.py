@@ -180,7 +180,7 @@ def refuse_version(connection: Connection, error: UnsupportedVersion) -> None:
 
 
 def handle_disconnect(broker: Broker, connection: Connection, session: Session, packet: Disconnect) -> None:
-    """Let a client go; its Will is not published unless it asks for that (§3.14.4)."""
+    """Let a client go; only a normal disconnection discards its Will [MQTT-3.1.2-8], in version 5 by its code 0x00."""
     properties = packet.properties
     if properties is not None and properties.session_expiry_interval is not None:
         if session.expiry_interval == 0 and properties.session_expiry_interval:  # [MQTT-3.14.2.2.2]
@@ -189,7 +189,7 @@ def handle_disconnect(broker: Broker, connection: Connection, session: Session, 
         if session.durable:  # one that never expires is not stored again when its connection is gone
             stored = StoredSession(session.expiry_interval, NEVER, session.username)
             broker.store.set(broker.change(), SESSIONS, (session.client_id,), stored)
-    if packet.reason_code != reason_codes.DISCONNECT_WITH_WILL_MESSAGE:
+    if packet.reason_code == reason_codes.SUCCESS:
         connection.will = None
         if session.durable:
             broker.store.delete(broker.change(), WILLS, (session.client_id,))
