@@ -202,7 +202,12 @@ class Connection:
             self.broker.touched.append(self)
 
     def acknowledge(self, frame: bytes, commit: int) -> None:
-        """Send PUBACK, PUBREC, PUBCOMP, SUBACK or UNSUBACK once a change is committed, in the order of arrival."""
+        """Send PUBACK, PUBREC, PUBCOMP, SUBACK or UNSUBACK once a change is committed, in the order of arrival.
+
+        One that the client could not take is dropped [MQTT-3.1.2-25]: only SUBACK and UNSUBACK can grow so large.
+        """
+        if self.maximum_packet_size and len(frame) > self.maximum_packet_size:
+            return
         if self._may_leave(self._acknowledgements, commit):
             self.send(frame)
         else:
