@@ -157,6 +157,41 @@ def reserved_flags_end_the_connection(version: int, make: Callable[[int], bytes]
             assert_ended(peer)
 
 
+def flags_are_checked(version: int) -> None:
+    """Of every packet a client may send."""
+    for kind, right in ((0x40, 0), (0x50, 0), (0x60, 2), (0x70, 0)):
+        reserved_flags_end_the_connection(version, _acknowledgement_with_flags(kind), right)
+    reserved_flags_end_the_connection(version, lambda flags: raw.subscribe(version, b"t", first=0x80 | flags), 2)
+    reserved_flags_end_the_connection(version, lambda flags: raw.unsubscribe(version, b"t", 0xA0 | flags), 2)
+    for kind in (0xC0, 0xE0):
+        for flags in range(1, 16):
+            peer = Server().client("a", version)
+            peer.send_bytes(raw.packet(kind | flags))
+            assert_ended(peer)
+    for flags in range(1, 16):
+        fresh = Server().peer(version)
+        connect = raw.connect(version)
+        fresh.send_bytes(bytes((connect[0] | flags,)) + connect[1:])
+        assert_not_let_in(fresh)
+
+
+def _acknowledgement_with_flags(kind: int) -> Callable[[int], bytes]:
+    return lambda flags: raw.packet(kind | flags, raw.number(1))
+
+
+def what_the_server_sends_has_the_listed_flags(version: int) -> None:
+    server = Server()
+    peer = server.client("s", version)
+    peer.subscribe("t", 2)
+    publisher = server.client("p", version)
+    for qos in (1, 2):
+        publisher.publish("t", b"x", qos)
+    acknowledge_all(peer)
+    peer.send_bytes(raw.unsubscribe(version, b"t") + b"\xc0\x00")
+    assert first_bytes(peer.output) == [0x20, 0x90, 0x32, 0x34, 0x62, 0xB0, 0xD0]
+    assert first_bytes(publisher.output) == [0x20, 0x40, 0x50, 0x70]
+
+
 def byte_order_mark_is_kept(version: int) -> None:
     server = Server()
     subscriber = server.client("s", version)

@@ -25,33 +25,11 @@ def test_mqtt_1_5_3_3_a_byte_order_mark_is_part_of_its_string() -> None:
 
 
 def test_mqtt_2_2_2_1_what_the_server_sends_has_the_listed_flags() -> None:
-    server = Server()
-    peer = server.client("s", V3_1_1)
-    peer.subscribe("t", 2)
-    publisher = server.client("p", V3_1_1)
-    for qos in (1, 2):
-        publisher.publish("t", b"x", qos)
-    scenarios.acknowledge_all(peer)
-    peer.send_bytes(raw.unsubscribe(V3_1_1, b"t") + bytes((0xC0, 0)))
-    assert scenarios.first_bytes(peer.output) == [0x20, 0x90, 0x32, 0x34, 0x62, 0xB0, 0xD0]
-    assert scenarios.first_bytes(publisher.output) == [0x20, 0x40, 0x50, 0x70]
+    scenarios.what_the_server_sends_has_the_listed_flags(V3_1_1)
 
 
 def test_mqtt_2_2_2_2_wrong_flags_end_the_connection() -> None:
-    for kind, right in ((0x40, 0), (0x50, 0), (0x60, 2), (0x70, 0)):
-        scenarios.reserved_flags_end_the_connection(
-            V3_1_1, lambda flags, kind=kind: raw.packet(kind | flags, raw.number(1)), right
-        )
-    for kind in (0xC0, 0xE0):
-        for flags in range(1, 16):
-            peer = Server().client("a", V3_1_1)
-            peer.send_bytes(raw.packet(kind | flags))
-            scenarios.assert_ended(peer)
-    for flags in range(1, 16):
-        fresh = Server().peer(V3_1_1)
-        connect = raw.connect(V3_1_1)
-        fresh.send_bytes(bytes((connect[0] | flags,)) + connect[1:])
-        scenarios.assert_not_let_in(fresh)
+    scenarios.flags_are_checked(V3_1_1)
 
 
 def test_mqtt_2_3_1_1_an_identifier_of_zero_ends_the_connection() -> None:
