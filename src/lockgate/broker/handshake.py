@@ -25,6 +25,8 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     version = packet.version
     connection.version = version
     connection.decoder.version = version
+    if packet.properties is not None:
+        connection.maximum_packet_size = packet.properties.maximum_packet_size or 0
     if not packet.client_id:
         if version == V3_1 or (version == V3_1_1 and not packet.clean_start):  # [MQTT-3.1.3-8] of 3.1.1
             refuse(connection, reason_codes.CLIENT_IDENTIFIER_NOT_VALID, "an empty Client Identifier")
@@ -71,6 +73,12 @@ def let_in(
         expiry_interval = requested.session_expiry_interval or 0
     else:
         expiry_interval = 0 if packet.clean_start else NEVER_EXPIRES
+    properties = _connack_properties(broker, connection, answer) if version == V5 else None
+    if connection.maximum_packet_size and not connection.fits(
+        encode(ConnAck(0, False, properties), version)
+    ):  # [MQTT-3.1.2-24]
+        connection.close("its Maximum Packet Size leaves no room for CONNACK")
+        return
     session, session_present = _open_session(broker, client_id, username, packet.clean_start, expiry_interval, now)
     connection.decoder.maximum_packet_size = min(
         broker.limits.max_packet_size or LARGEST_PACKET_BYTES, LARGEST_PACKET_BYTES
@@ -81,25 +89,12 @@ def let_in(
     connection.client_name = printable(client_id)
     connection.keep_alive_seconds = keep_alive
     _set_window(broker, connection, requested)
-    connection.maximum_packet_size = requested.maximum_packet_size or 0
     connection.topic_alias_maximum = min(requested.topic_alias_maximum or 0, connection.limits.max_topic_alias_broker)
     broker.watch(connection)
     if session.durable:
         broker.store.set(broker.change(), SESSIONS, (client_id,), StoredSession(expiry_interval, NEVER, username))
     if will is not None:
         _keep_will(broker, connection, session, packet)
-
-    properties: Properties | None = None
-    if version == V5:
-        if connection.limits.max_topic_alias:
-            answer.topic_alias_maximum = connection.limits.max_topic_alias
-        if broker.limits.max_packet_size:
-            answer.maximum_packet_size = broker.limits.max_packet_size
-        if 0 < broker.limits.max_inflight_messages < 65535:
-            answer.receive_maximum = broker.limits.max_inflight_messages
-        if connection.limits.max_qos < 2:
-            answer.maximum_qos = connection.limits.max_qos
-        properties = answer
     # MQTT 3.1 has no Session Present flag
     connection.send(encode(ConnAck(0, session_present and version != V3_1, properties), version))
     user = f", u'{printable(username)}'" if username is not None else ""
@@ -111,6 +106,19 @@ def let_in(
 
 
 _NOTHING = Properties()
+
+
+def _connack_properties(broker: Broker, connection: Connection, answer: Properties) -> Properties:
+    """Add what this listener allows a client, where it is less than MQTT would (§3.2.2.3)."""
+    if connection.limits.max_topic_alias:
+        answer.topic_alias_maximum = connection.limits.max_topic_alias
+    if broker.limits.max_packet_size:
+        answer.maximum_packet_size = broker.limits.max_packet_size
+    if 0 < broker.limits.max_inflight_messages < 65535:
+        answer.receive_maximum = broker.limits.max_inflight_messages
+    if connection.limits.max_qos < 2:
+        answer.maximum_qos = connection.limits.max_qos
+    return answer
 
 
 def _open_session(
@@ -163,12 +171,19 @@ def _keep_will(broker: Broker, connection: Connection, session: Session, packet:
 def refuse(connection: Connection, reason_code: int, detail: str) -> None:
     """Answer CONNECT with a refusal and close; versions before 5 have a code for few reasons and else just close."""
     if connection.version == V5:
-        connection.send(encode(ConnAck(reason_code), V5))
+        send_refusal(connection, reason_code)
     else:
         code = reason_codes.CONNACK_V3.get(reason_code)
         if code is not None:
             connection.send(encode(ConnAck(code), connection.version))
     connection.close(f"refused, {reason_codes.NAMES[reason_code]}: {detail}")
+
+
+def send_refusal(connection: Connection, reason_code: int) -> None:
+    """Send the CONNACK of a refusal to a version 5 client, if it takes packets of that size."""
+    frame = encode(ConnAck(reason_code), V5)
+    if connection.fits(frame):
+        connection.send(frame)
 
 
 def refuse_version(connection: Connection, error: UnsupportedVersion) -> None:

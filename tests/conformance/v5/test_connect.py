@@ -262,6 +262,14 @@ def test_mqtt_3_1_2_24_a_client_that_cannot_take_connack_is_closed_without_a_wor
     assert len(peer.output) == 16
 
 
+def test_mqtt_3_1_2_24_a_client_that_cannot_take_a_refusal_is_closed_without_a_word() -> None:
+    for maximum, answer in ((4, ""), (5, "2003008700")):
+        peer = Server(listener=ListenerLimits(allow_anonymous=False)).peer()
+        peer.send(Connect("a", properties=Properties(maximum_packet_size=maximum)))
+        assert peer.closed
+        assert peer.output == bytes.fromhex(answer)
+
+
 def test_mqtt_3_1_2_24_a_suback_that_is_too_large_is_not_sent() -> None:
     server = Server()
     peer = server.client("s", maximum_packet_size=20)
