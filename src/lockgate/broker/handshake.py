@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from lockgate.broker import authentication, outbound
 from lockgate.broker import connection as states
 from lockgate.broker.limits import LARGEST_PACKET_BYTES
+from lockgate.broker.memory import SESSION_BYTES
 from lockgate.broker.ports import NEVER, SESSIONS, WILLS, Message, StoredSession, StoredWill, printable
 from lockgate.broker.session import NEVER_EXPIRES, Session
 from lockgate.mqtt import reason_codes
@@ -27,6 +28,15 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     connection.decoder.version = version
     if packet.properties is not None:
         connection.maximum_packet_size = packet.properties.maximum_packet_size or 0
+    if version not in connection.limits.protocol_versions:
+        refuse(connection, reason_codes.UNSUPPORTED_PROTOCOL_VERSION, "a version this listener does not accept")
+        return
+    if connection.limits.username_from_certificate:  # the certificate is the login: CONNECT's password is not looked at
+        if connection.identity is None:
+            refuse(connection, reason_codes.BAD_USER_NAME_OR_PASSWORD, "no certificate with a name in it")
+            return
+        packet.username = connection.identity
+        packet.password = None
     if not packet.client_id:
         if version == V3_1 or (version == V3_1_1 and not packet.clean_start):  # [MQTT-3.1.3-8] of 3.1.1
             refuse(connection, reason_codes.CLIENT_IDENTIFIER_NOT_VALID, "an empty Client Identifier")
@@ -34,7 +44,7 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     if packet.properties is not None and packet.properties.authentication_method is not None:
         authentication.begin(broker, connection, packet, packet.properties, now)
         return
-    if not connection.limits.allow_anonymous:
+    if not connection.limits.allow_anonymous and connection.identity is None:
         anonymous = packet.username is None
         detail = "anonymous clients are not allowed" if anonymous else "no authority knows any user"
         refuse(connection, reason_codes.NOT_AUTHORIZED, detail)
@@ -54,6 +64,8 @@ def let_in(
         while client_id in broker.sessions:  # somebody may have chosen that name [MQTT-3.2.2-16]
             client_id = broker.new_client_id()
         answer.assigned_client_identifier = client_id
+    if _is_too_much(broker, connection, client_id, now):
+        return
     keep_alive = packet.keep_alive
     longest = broker.limits.max_keepalive
     if longest and (keep_alive == 0 or keep_alive > longest):
@@ -73,7 +85,7 @@ def let_in(
         expiry_interval = requested.session_expiry_interval or 0
     else:
         expiry_interval = 0 if packet.clean_start else NEVER_EXPIRES
-    properties = _connack_properties(broker, connection, answer) if version == V5 else None
+    properties = _connack_properties(broker, connection, requested, answer) if version == V5 else None
     if connection.maximum_packet_size and not connection.fits(
         encode(ConnAck(0, False, properties), version)
     ):  # [MQTT-3.1.2-24]
@@ -83,6 +95,7 @@ def let_in(
     connection.decoder.maximum_packet_size = min(
         broker.limits.max_packet_size or LARGEST_PACKET_BYTES, LARGEST_PACKET_BYTES
     )
+    broker.pending.pop(connection.number, None)
     connection.session = session
     session.connection = connection
     connection.state = states.CONNECTED
@@ -108,7 +121,9 @@ def let_in(
 _NOTHING = Properties()
 
 
-def _connack_properties(broker: Broker, connection: Connection, answer: Properties) -> Properties:
+def _connack_properties(
+    broker: Broker, connection: Connection, requested: Properties, answer: Properties
+) -> Properties:
     """Add what this listener allows a client, where it is less than MQTT would (§3.2.2.3)."""
     if connection.limits.max_topic_alias:
         answer.topic_alias_maximum = connection.limits.max_topic_alias
@@ -118,7 +133,34 @@ def _connack_properties(broker: Broker, connection: Connection, answer: Properti
         answer.receive_maximum = broker.limits.max_inflight_messages
     if connection.limits.max_qos < 2:
         answer.maximum_qos = connection.limits.max_qos
+    if requested.request_response_information and broker.information.response_information:
+        answer.response_information = broker.information.response_information  # [MQTT-3.1.2-28]
     return answer
+
+
+def _is_too_much(broker: Broker, connection: Connection, client_id: str, now: float) -> bool:
+    """Refuse a client that the limits leave no room for; say whether that happened."""
+    limits = broker.limits
+    held_off = broker.flapping.held_off(client_id, now)
+    if held_off:
+        code = reason_codes.CONNECTION_RATE_EXCEEDED
+        refuse(connection, code, f"{printable(client_id)} connects too often, held off for {held_off:.0f} s")
+        return True
+    if not broker.connect_rate.allows(client_id, now):
+        refuse(connection, reason_codes.CONNECTION_RATE_EXCEEDED, f"{printable(client_id)} is above connect_rate")
+        return True
+    session = broker.sessions.get(client_id)
+    connected = session is not None and session.connection is not None
+    if limits.connections and not connected and len(broker.connections) - len(broker.pending) >= limits.connections:
+        refuse(connection, reason_codes.SERVER_BUSY, f"{limits.connections} clients are connected")
+        return True
+    if limits.sessions and session is None and len(broker.sessions) >= limits.sessions:
+        refuse(connection, reason_codes.QUOTA_EXCEEDED, f"there are {limits.sessions} sessions")
+        return True
+    if session is None and broker.memory.is_exhausted():
+        refuse(connection, reason_codes.SERVER_BUSY, "the memory budget is spent")
+        return True
+    return False
 
 
 def _open_session(
@@ -132,15 +174,18 @@ def _open_session(
         broker.detach(predecessor, now, clean_start)
         old = broker.sessions.get(client_id)  # a Session without expiry ended just now
     if old is not None and clean_start:
-        broker.end_session(old, now)
+        broker.end_session(old, now, "the client started clean")
         old = None
     if old is None:
         session = Session(client_id, expiry_interval, username)
         if session.durable:
             session.head_position = session.last_position = broker.spent_position
         broker.sessions[client_id] = session
+        broker.memory.used += SESSION_BYTES
         return session, False
-    if broker.wills.pop(client_id, None) is not None:  # it returned before its Will Delay had passed [MQTT-3.1.3-9]
+    will = broker.wills.pop(client_id, None)
+    if will is not None:  # it returned before its Will Delay had passed [MQTT-3.1.3-9]
+        broker.memory.release(will[0])
         broker.store.delete(broker.change(), WILLS, (client_id,))
     old.expiry_interval = expiry_interval
     old.expires_at = NEVER
@@ -164,6 +209,7 @@ def _keep_will(broker: Broker, connection: Connection, session: Session, packet:
         properties.will_delay_interval = None  # it is not part of the message
     connection.will = Message(will.topic, will.payload, will.qos, will.retain, properties, NEVER, session.client_id)
     connection.will_delay = delay
+    broker.memory.hold(connection.will)
     if session.durable:
         broker.store.set(broker.change(), WILLS, (session.client_id,), StoredWill(connection.will, delay))
 
@@ -171,7 +217,12 @@ def _keep_will(broker: Broker, connection: Connection, session: Session, packet:
 def refuse(connection: Connection, reason_code: int, detail: str) -> None:
     """Answer CONNECT with a refusal and close; versions before 5 have a code for few reasons and else just close."""
     if connection.version == V5:
-        send_refusal(connection, reason_code)
+        properties: Properties | None = None
+        information = connection.broker.information
+        if reason_code == reason_codes.SERVER_BUSY and information.reference:
+            reason_code = reason_codes.SERVER_MOVED if information.moved else reason_codes.USE_ANOTHER_SERVER
+            properties = Properties(server_reference=information.reference)
+        send_refusal(connection, reason_code, properties)
     else:
         code = reason_codes.CONNACK_V3.get(reason_code)
         if code is not None:
@@ -179,9 +230,11 @@ def refuse(connection: Connection, reason_code: int, detail: str) -> None:
     connection.close(f"refused, {reason_codes.NAMES[reason_code]}: {detail}")
 
 
-def send_refusal(connection: Connection, reason_code: int) -> None:
-    """Send the CONNACK of a refusal to a version 5 client, if it takes packets of that size."""
-    frame = encode(ConnAck(reason_code), V5)
+def send_refusal(connection: Connection, reason_code: int, properties: Properties | None = None) -> None:
+    """Send the CONNACK of a refusal to a version 5 client, or as much of it as the client takes."""
+    frame = encode(ConnAck(reason_code, False, properties), V5)
+    if properties is not None and not connection.fits(frame):
+        frame = encode(ConnAck(reason_code), V5)
     if connection.fits(frame):
         connection.send(frame)
 
@@ -210,7 +263,9 @@ def handle_disconnect(broker: Broker, connection: Connection, session: Session, 
             stored = StoredSession(session.expiry_interval, NEVER, session.username)
             broker.store.set(broker.change(), SESSIONS, (session.client_id,), stored)
     if packet.reason_code == reason_codes.SUCCESS:
-        connection.will = None
+        if connection.will is not None:
+            broker.memory.release(connection.will)
+            connection.will = None
         if session.durable:
             broker.store.delete(broker.change(), WILLS, (session.client_id,))
     connection.close("")

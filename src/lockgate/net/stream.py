@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+import socket
+import struct
 from typing import TYPE_CHECKING, cast
 
 from lockgate.broker.connection import Connection
-from lockgate.broker.limits import ListenerLimits
 
 if TYPE_CHECKING:
-    from lockgate.net.service import BrokerService
+    from lockgate.net.listener import Listener
 
 # The transport reports itself full beyond this; output then gathers in the connection, where it is bounded.
 _WRITE_BUFFER_BYTES = 262_144
 # How long a peer may take to read the last packets before its socket is closed.
-_LINGER_SECONDS = 5.0
+LINGER_SECONDS = 5.0
 
 
 class Stream(asyncio.Protocol):
     """The asyncio side of one Network Connection."""
 
-    __slots__ = ("_broker", "_clock", "_limits", "_lost", "_reading", "_socket", "_transport", "connection", "refused")
+    __slots__ = ("_broker", "_clock", "_listener", "_reading", "_socket", "_transport", "connection", "refused")
 
-    def __init__(self, broker: BrokerService, limits: ListenerLimits, lost: Callable[[Stream], None]) -> None:
-        self._broker = broker
-        self._limits = limits
-        self._lost = lost
-        self._clock = broker.clock
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._broker = listener.broker
+        self._clock = listener.broker.clock
         self._reading = True
         self._socket = -1
         self._transport: asyncio.Transport
@@ -40,29 +39,50 @@ class Stream(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self._socket = transport.get_extra_info("socket").fileno()
-        peer = _address(transport.get_extra_info("peername"))
-        self.connection = self._broker.admit(self, peer, self._limits)
+        listener = self._listener
+        if not listener.nodelay:
+            _set_delay(self._socket)
+        name = transport.get_extra_info("peername")
+        is_network = isinstance(name, tuple)
+        peer = f"{name[0]}:{name[1]}" if is_network else _process(self._socket)
+        self._announce(peer)
+        # Behind a PROXY header stands another address, which is counted then.
+        address = name[0] if is_network and not listener.config.proxy_protocol else ""
+        self.connection = self._broker.admit(self, peer, listener.limits, address)
         if self.refused:
             self.connection.close("max_connections of the listener is reached")
+        if self.connection.is_closing:
             self._broker.flush()
+
+    def _announce(self, peer: str) -> None:
+        self._listener.announce(peer)
 
     def data_received(self, data: bytes) -> None:
         """Handle everything that was read, then write once for each connection it touched."""
         now = self._clock()
-        self.connection.receive(data, now)
+        connection = self.connection
+        connection.receive(data, now)
+        if connection.closing_reason and connection.version == 0:
+            self._name_mistake(data)
         self._broker.end_read(now)
+
+    def _name_mistake(self, data: bytes) -> None:
+        """Say what bytes that are no CONNECT seem to be."""
+        from lockgate.transport.mistakes import MQTT, likely_mistake
+
+        mistake = likely_mistake(data, MQTT)
+        if mistake is not None:
+            self.connection.closing_reason = f"heard {mistake}"
 
     def pause_writing(self) -> None:
         """Note that the peer reads too slowly."""
         self.connection.set_writable(False, self._clock())
+        self.connection.count_unsent(self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """Go on with what gathered meanwhile."""
         self.connection.set_writable(True, self._clock())
         self.connection.touch()
-        if not self._reading:
-            self._reading = True
-            self._transport.resume_reading()
         self._broker.flush()
 
     def eof_received(self) -> bool:
@@ -71,7 +91,7 @@ class Stream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the broker."""
-        self._lost(self)
+        self._listener.streams.discard(self)
         self._broker.dismiss(self, self._clock())
 
     def write(self) -> None:
@@ -80,14 +100,23 @@ class Stream(asyncio.Protocol):
         if connection.output:
             if connection.writable or connection.is_closing:
                 self._write(connection.take_output())
-                if connection.backlog and connection.writable:
-                    connection.set_writable(True, self._clock())  # the next piece of the retained messages
-            elif connection.is_full and self._reading:
-                self._reading = False
-                self._transport.pause_reading()
-        if connection.is_closing and not self._transport.is_closing():
-            self._transport.close()
-            asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
+                if connection.has_more and connection.writable:
+                    connection.set_writable(True, self._clock())  # the next piece of what waits
+            if not connection.writable:
+                connection.count_unsent(self._transport.get_write_buffer_size())
+        if connection.is_closing:
+            if not self._transport.is_closing():
+                self._transport.close()
+                asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
+        elif connection.wants_input != self._reading:
+            self._read(not self._reading)
+
+    def _read(self, reading: bool) -> None:
+        self._reading = reading
+        if reading:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
 
     def _write(self, data: bytes) -> None:
         """Write to the socket at once, and leave only what it does not take to the transport.
@@ -112,7 +141,21 @@ class Stream(asyncio.Protocol):
         self._transport.close()
 
 
-def _address(name: object) -> str:
-    if isinstance(name, tuple):
-        return f"{name[0]}:{name[1]}"
-    return "unix socket" if name is not None else "unknown"
+def _set_delay(number: int) -> None:
+    """Let small packets wait for each other (Nagle), which the loops turn off for every socket."""
+    sock = socket.socket(fileno=number)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+    sock.detach()
+
+
+def _process(number: int) -> str:
+    """Name the process at the other end of a Unix socket, as it is logged."""
+    sock = socket.socket(fileno=number)
+    try:
+        pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    except (OSError, AttributeError):  # no such thing on this system
+        return "unix socket"
+    finally:
+        sock.detach()
+    return f"unix socket (pid {pid}, uid {uid})"

@@ -310,7 +310,7 @@ def test_mqtt_3_3_2_16_correlation_data_is_passed_on() -> None:
 
 
 def test_mqtt_3_3_2_17_all_user_properties_are_passed_on() -> None:
-    pairs = tuple((f"name {count}", "é" * count) for count in range(50)) + (("", ""),)
+    pairs = (*((f"name {count}", "é" * count) for count in range(50)), ("", ""))
     assert _passed_on(Properties(user_properties=pairs)) == Properties(user_properties=pairs)
 
 
