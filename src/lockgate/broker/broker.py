@@ -305,6 +305,7 @@ class Broker:
             self._forget(session)
         pending = self.wills.pop(session.client_id, None)
         if pending is not None:
+            self.forget_deadline()
             self._publish_will(session.client_id, pending[0], now)
 
     def _forget(self, session: Session) -> None:

@@ -185,6 +185,7 @@ def _open_session(
         return session, False
     will = broker.wills.pop(client_id, None)
     if will is not None:  # it returned before its Will Delay had passed [MQTT-3.1.3-9]
+        broker.forget_deadline()
         broker.memory.release(will[0])
         broker.store.delete(broker.change(), WILLS, (client_id,))
     old.expiry_interval = expiry_interval

@@ -310,3 +310,15 @@ def test_what_is_noted_of_expiring_retained_messages_is_bounded() -> None:
     assert server.broker.retained.count == 1
     assert server.broker.memory.used < used
     assert server.broker.next_deadline() is None
+
+
+def test_clients_that_return_leave_no_deadlines_of_wills_behind() -> None:
+    server = Server()
+    will = Will("will", b"gone", properties=Properties(will_delay_interval=100_000))
+    for _time in range(2000):
+        will.properties = Properties(will_delay_interval=100_000)
+        server.client("a", clean_start=False, will=will, session_expiry_interval=0xFFFFFFFF).lose()
+    entries = 0
+    while server.broker.deadlines.due(float("inf")) is not None:
+        entries += 1
+    assert entries < 1000
