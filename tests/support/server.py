@@ -135,6 +135,7 @@ class Peer:
         self.connack = ConnAck()
         self.closed = False
         self.reading = True
+        self.output = b""  # all that ever arrived
         self.connection: Connection = server.broker.connect("192.0.2.1:5000", server.listener, server.now, address)
         server.peers[self.connection.number] = self
         self._decoder = Decoder(version)
@@ -152,7 +153,9 @@ class Peer:
     def take(self) -> None:
         """Take what the broker has written, and learn whether it closed."""
         if self.connection.output and (self.reading or self.connection.is_closing):
-            self._decoder.feed(self.connection.take_output())
+            output = self.connection.take_output()
+            self.output += output
+            self._decoder.feed(output)
             if self.connection.has_more and self.connection.writable:
                 self.connection.set_writable(True, self.server.now)
             while (packet := self._decoder.next_packet()) is not None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
+from typing import Final, final
 
 from lockgate.broker import inbound, outbound, routing
 from lockgate.broker.connection import CONNECTED, Connection
-from lockgate.broker.deadlines import CONNECTION, SESSION, THROTTLE, WILL, Deadlines
+from lockgate.broker.deadlines import CONNECTION, RETAINED, SESSION, THROTTLE, WILL, Deadlines
 from lockgate.broker.decisions import (
     DISCONNECTED,
     EXPIRED,
@@ -45,6 +45,9 @@ from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import V5, Disconnect
 from lockgate.mqtt.properties import Properties
 
+# An expired retained message is never sent; this is how long it may still take up memory.
+_RETAINED_SWEEP_SECONDS: Final = 60.0
+
 
 @final
 class Broker:
@@ -57,6 +60,7 @@ class Broker:
         "_address_rate",
         "_addresses",
         "_connections_made",
+        "_retained_sweep_at",
         "authenticator",
         "committed_number",
         "connect_rate",
@@ -125,6 +129,7 @@ class Broker:
         window = limits.max_inflight_messages or 65535
         self.received_limit = min(65535, window + (limits.max_queued_messages or 65535))
         self._connections_made = 0
+        self._retained_sweep_at = NEVER
         self._address_rate = Rate(limits.connect_rate_per_address)
         self._addresses: dict[str, int] = {}  # connections of each address, where they are limited
 
@@ -213,6 +218,8 @@ class Broker:
                 self.watch_session(session)
         for client_id, (_message, due) in self.wills.items():
             deadlines.add(due, WILL, client_id)
+        if self._retained_sweep_at != NEVER:
+            deadlines.add(self._retained_sweep_at, RETAINED, "")
 
     def watch_session(self, session: Session) -> None:
         """See to it that a Session is looked at when it expires."""
@@ -298,6 +305,7 @@ class Broker:
             self._forget(session)
         pending = self.wills.pop(session.client_id, None)
         if pending is not None:
+            self.forget_deadline()
             self._publish_will(session.client_id, pending[0], now)
 
     def _forget(self, session: Session) -> None:
@@ -365,11 +373,28 @@ class Broker:
                 connection = self.connections.get(int(subject))
                 if connection is not None and connection.throttled:
                     connection.go_on(now)
+            elif kind == RETAINED:
+                self._expire_retained(now)
             else:
                 pending = self.wills.get(subject)
                 if pending is not None and pending[1] <= now:
                     del self.wills[subject]
                     self._publish_will(subject, pending[0], now)
+
+    def watch_retained(self, now: float) -> None:
+        """See to it that retained messages are looked at when some of them expire."""
+        if self._retained_sweep_at == NEVER and self.retained.any_expires:
+            self._retained_sweep_at = now + _RETAINED_SWEEP_SECONDS
+            self.deadlines.add(self._retained_sweep_at, RETAINED, "")
+
+    def _expire_retained(self, now: float) -> None:
+        self._retained_sweep_at = NEVER
+        while True:
+            message = self.retained.next_expired(now)
+            if message is None:
+                break
+            routing.forget_retained(self, message)
+        self.watch_retained(now)
 
     def _expire_connection(self, number: int, at: float, now: float) -> None:
         connection = self.connections.get(number)

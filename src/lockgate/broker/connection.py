@@ -30,7 +30,6 @@ from lockgate.mqtt.packets import (
     V5,
     Acknowledgement,
     Auth,
-    ConnAck,
     Connect,
     Disconnect,
     Packet,
@@ -252,6 +251,10 @@ class Connection:
         self.output_bytes += len(frame)
         self.touch()
 
+    def fits(self, frame: bytes) -> bool:
+        """Whether the client takes a packet of this size [MQTT-3.1.2-24]."""
+        return not self.maximum_packet_size or len(frame) <= self.maximum_packet_size
+
     def touch(self) -> None:
         """Ask the shell to look at this connection even if it has no output: it may be closing."""
         if not self.touched:
@@ -259,7 +262,12 @@ class Connection:
             self.broker.touched.append(self)
 
     def acknowledge(self, frame: bytes, commit: int) -> None:
-        """Send PUBACK, PUBREC, PUBCOMP, SUBACK or UNSUBACK once a change is committed, in the order of arrival."""
+        """Send PUBACK, PUBREC, PUBCOMP, SUBACK or UNSUBACK once a change is committed, in the order of arrival.
+
+        One that the client could not take is dropped [MQTT-3.1.2-25]: only SUBACK and UNSUBACK can grow so large.
+        """
+        if not self.fits(frame):
+            return
         if self._may_leave(self._acknowledgements, commit):
             self.send(frame)
         else:
@@ -373,7 +381,7 @@ class Connection:
         if self.state == CONNECTED and self.version == V5:
             self.send(encode(Disconnect(reason_code), V5))
         elif self.state == AUTHENTICATING:
-            self.send(encode(ConnAck(reason_code), V5))
+            handshake.send_refusal(self, reason_code)
         self.close(f"{reason_codes.NAMES.get(reason_code, 'error')}: {detail}")
 
     def deadline(self) -> float:

@@ -9,6 +9,7 @@ CONNECTION: Final = 0  # subject: the connection's number
 SESSION: Final = 1  # subject: the client id
 WILL: Final = 2  # subject: the client id
 THROTTLE: Final = 3  # subject: the connection's number
+RETAINED: Final = 4  # no subject: all retained messages
 
 _MANY: Final = 256  # entries below which nobody minds the stale ones
 

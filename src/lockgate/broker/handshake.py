@@ -26,6 +26,8 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     version = packet.version
     connection.version = version
     connection.decoder.version = version
+    if packet.properties is not None:
+        connection.maximum_packet_size = packet.properties.maximum_packet_size or 0
     if version not in connection.limits.protocol_versions:
         refuse(connection, reason_codes.UNSUPPORTED_PROTOCOL_VERSION, "a version this listener does not accept")
         return
@@ -59,6 +61,8 @@ def let_in(
     client_id = packet.client_id
     if not client_id:
         client_id = broker.new_client_id()
+        while client_id in broker.sessions:  # somebody may have chosen that name [MQTT-3.2.2-16]
+            client_id = broker.new_client_id()
         answer.assigned_client_identifier = client_id
     if _is_too_much(broker, connection, client_id, now):
         return
@@ -81,6 +85,12 @@ def let_in(
         expiry_interval = requested.session_expiry_interval or 0
     else:
         expiry_interval = 0 if packet.clean_start else NEVER_EXPIRES
+    properties = _connack_properties(broker, connection, requested, answer) if version == V5 else None
+    if connection.maximum_packet_size and not connection.fits(
+        encode(ConnAck(0, False, properties), version)
+    ):  # [MQTT-3.1.2-24]
+        connection.close("its Maximum Packet Size leaves no room for CONNACK")
+        return
     session, session_present = _open_session(broker, client_id, username, packet.clean_start, expiry_interval, now)
     connection.decoder.maximum_packet_size = min(
         broker.limits.max_packet_size or LARGEST_PACKET_BYTES, LARGEST_PACKET_BYTES
@@ -92,27 +102,12 @@ def let_in(
     connection.client_name = printable(client_id)
     connection.keep_alive_seconds = keep_alive
     _set_window(broker, connection, requested)
-    connection.maximum_packet_size = requested.maximum_packet_size or 0
     connection.topic_alias_maximum = min(requested.topic_alias_maximum or 0, connection.limits.max_topic_alias_broker)
     broker.watch(connection)
     if session.durable:
         broker.store.set(broker.change(), SESSIONS, (client_id,), StoredSession(expiry_interval, NEVER, username))
     if will is not None:
         _keep_will(broker, connection, session, packet)
-
-    properties: Properties | None = None
-    if version == V5:
-        if connection.limits.max_topic_alias:
-            answer.topic_alias_maximum = connection.limits.max_topic_alias
-        if broker.limits.max_packet_size:
-            answer.maximum_packet_size = broker.limits.max_packet_size
-        if 0 < broker.limits.max_inflight_messages < 65535:
-            answer.receive_maximum = broker.limits.max_inflight_messages
-        if connection.limits.max_qos < 2:
-            answer.maximum_qos = connection.limits.max_qos
-        if requested.request_response_information and broker.information.response_information:
-            answer.response_information = broker.information.response_information  # [MQTT-3.1.2-28]
-        properties = answer
     # MQTT 3.1 has no Session Present flag
     connection.send(encode(ConnAck(0, session_present and version != V3_1, properties), version))
     user = f", u'{printable(username)}'" if username is not None else ""
@@ -124,6 +119,23 @@ def let_in(
 
 
 _NOTHING = Properties()
+
+
+def _connack_properties(
+    broker: Broker, connection: Connection, requested: Properties, answer: Properties
+) -> Properties:
+    """Add what this listener allows a client, where it is less than MQTT would (§3.2.2.3)."""
+    if connection.limits.max_topic_alias:
+        answer.topic_alias_maximum = connection.limits.max_topic_alias
+    if broker.limits.max_packet_size:
+        answer.maximum_packet_size = broker.limits.max_packet_size
+    if 0 < broker.limits.max_inflight_messages < 65535:
+        answer.receive_maximum = broker.limits.max_inflight_messages
+    if connection.limits.max_qos < 2:
+        answer.maximum_qos = connection.limits.max_qos
+    if requested.request_response_information and broker.information.response_information:
+        answer.response_information = broker.information.response_information  # [MQTT-3.1.2-28]
+    return answer
 
 
 def _is_too_much(broker: Broker, connection: Connection, client_id: str, now: float) -> bool:
@@ -173,6 +185,7 @@ def _open_session(
         return session, False
     will = broker.wills.pop(client_id, None)
     if will is not None:  # it returned before its Will Delay had passed [MQTT-3.1.3-9]
+        broker.forget_deadline()
         broker.memory.release(will[0])
         broker.store.delete(broker.change(), WILLS, (client_id,))
     old.expiry_interval = expiry_interval
@@ -210,7 +223,7 @@ def refuse(connection: Connection, reason_code: int, detail: str) -> None:
         if reason_code == reason_codes.SERVER_BUSY and information.reference:
             reason_code = reason_codes.SERVER_MOVED if information.moved else reason_codes.USE_ANOTHER_SERVER
             properties = Properties(server_reference=information.reference)
-        connection.send(encode(ConnAck(reason_code, False, properties), V5))
+        send_refusal(connection, reason_code, properties)
     else:
         code = reason_codes.CONNACK_V3.get(reason_code)
         if code is not None:
@@ -218,10 +231,22 @@ def refuse(connection: Connection, reason_code: int, detail: str) -> None:
     connection.close(f"refused, {reason_codes.NAMES[reason_code]}: {detail}")
 
 
+def send_refusal(connection: Connection, reason_code: int, properties: Properties | None = None) -> None:
+    """Send the CONNACK of a refusal to a version 5 client, or as much of it as the client takes."""
+    frame = encode(ConnAck(reason_code, False, properties), V5)
+    if properties is not None and not connection.fits(frame):
+        frame = encode(ConnAck(reason_code), V5)
+    if connection.fits(frame):
+        connection.send(frame)
+
+
 def refuse_version(connection: Connection, error: UnsupportedVersion) -> None:
-    """Answer a CONNECT whose version we do not speak, as Mosquitto does: it decides the form of the answer."""
+    """Answer a CONNECT whose version we do not speak.
+
+    A level below 5 asks for the return code of 3.1.1 [MQTT-3.1.2-2 of 3.1.1], one above for that of version 5.
+    """
     if error.known_protocol:
-        if error.protocol_name == "MQTT" and error.protocol_level & 0x7F not in (V3_1, V3_1_1):
+        if error.protocol_name == "MQTT" and error.protocol_level & 0x7F >= V5:
             connection.send(encode(ConnAck(reason_codes.UNSUPPORTED_PROTOCOL_VERSION), V5))
         else:
             connection.send(encode(ConnAck(reason_codes.UNACCEPTABLE_PROTOCOL_VERSION_V3), V3_1_1))
@@ -229,7 +254,7 @@ def refuse_version(connection: Connection, error: UnsupportedVersion) -> None:
 
 
 def handle_disconnect(broker: Broker, connection: Connection, session: Session, packet: Disconnect) -> None:
-    """Let a client go; its Will is not published unless it asks for that (§3.14.4)."""
+    """Let a client go; only a normal disconnection discards its Will [MQTT-3.1.2-8], in version 5 by its code 0x00."""
     properties = packet.properties
     if properties is not None and properties.session_expiry_interval is not None:
         if session.expiry_interval == 0 and properties.session_expiry_interval:  # [MQTT-3.14.2.2.2]
@@ -238,7 +263,7 @@ def handle_disconnect(broker: Broker, connection: Connection, session: Session, 
         if session.durable:  # one that never expires is not stored again when its connection is gone
             stored = StoredSession(session.expiry_interval, NEVER, session.username)
             broker.store.set(broker.change(), SESSIONS, (session.client_id,), stored)
-    if packet.reason_code != reason_codes.DISCONNECT_WITH_WILL_MESSAGE:
+    if packet.reason_code == reason_codes.SUCCESS:
         if connection.will is not None:
             broker.memory.release(connection.will)
             connection.will = None

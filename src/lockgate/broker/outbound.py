@@ -268,7 +268,10 @@ def _send(broker: Broker, connection: Connection, session: Session, delivery: De
         head, tail = message.parts(version, qos, delivery.retain)
     if connection.maximum_packet_size and len(head) + 2 + len(tail) > connection.maximum_packet_size:
         broker.drop(TOO_LARGE, session.client_id, message.topic, now)  # [MQTT-3.1.2-25]
-        done(broker, session, delivery)
+        if delivery.packet_id and qos == 2:
+            _release(broker, connection, session, delivery)
+        else:
+            done(broker, session, delivery)
         return
     packet_id = delivery.packet_id
     if packet_id:  # it was sent on an earlier connection [MQTT-4.4.0-1]
@@ -286,6 +289,22 @@ def _send(broker: Broker, connection: Connection, session: Session, delivery: De
     broker.store.set(commit, IN_FLIGHT, (session.client_id, str(delivery.position)), (packet_id, delivery.state))
     # A QoS 2 PUBLISH waits until its identifier is safe: a second one under another identifier would be a repetition.
     connection.deliver_parts(head, encode_packet_id(packet_id), tail, commit if qos == 2 else 0)
+
+
+def _release(broker: Broker, connection: Connection, session: Session, delivery: Delivery) -> None:
+    """Send PUBREL for a message that cannot be sent again.
+
+    The client may hold its identifier from an earlier connection, and would take a later message under it for this one.
+    """
+    delivery.state = AWAITING_PUBCOMP
+    session.in_flight[delivery.packet_id] = delivery
+    session.in_flight_bytes += delivery.message.size()
+    commit = 0
+    if session.durable:
+        commit = broker.change()
+        key = (session.client_id, str(delivery.position))
+        broker.store.set(commit, IN_FLIGHT, key, (delivery.packet_id, AWAITING_PUBCOMP))
+    connection.deliver(encode_acknowledgement(PUBREL, delivery.packet_id, 0, connection.version), commit)
 
 
 def _next_packet_id(session: Session, window: int) -> int:

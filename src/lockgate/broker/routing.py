@@ -154,9 +154,7 @@ def _retain(broker: Broker, message: Message, now: float) -> int:
     if not message.payload:
         if old is None:
             return 0
-        broker.retained.remove(message.topic)
-        number = broker.change()
-        broker.store.delete(number, RETAINED, (message.topic,))
+        number = forget_retained(broker, old)
     else:
         if not may_retain(broker, message):
             broker.drop(NOT_RETAINED, message.publisher, message.topic, now)
@@ -166,9 +164,23 @@ def _retain(broker: Broker, message: Message, now: float) -> int:
         memory.used += RETAINED_BYTES
         number = broker.change()
         broker.store.set(number, RETAINED, (message.topic,), message)
-    if old is not None:
-        memory.release(old)
-        memory.used -= RETAINED_BYTES
+        broker.watch_retained(now)
+        if old is not None:
+            _let_go(broker, old)
     if memory.is_spent():
         shedding.shed(broker, now)
     return number if message.qos else 0
+
+
+def forget_retained(broker: Broker, message: Message) -> int:
+    """Remove a retained message; give the commit number of the change."""
+    broker.retained.remove(message.topic)
+    _let_go(broker, message)
+    number = broker.change()
+    broker.store.delete(number, RETAINED, (message.topic,))
+    return number
+
+
+def _let_go(broker: Broker, message: Message) -> None:
+    broker.memory.release(message)
+    broker.memory.used -= RETAINED_BYTES

@@ -321,12 +321,15 @@ class Decoder:
         return PubComp(packet_id, reason_code, properties)
 
     def _connect(self, body: _Body) -> Connect:
+        start = body.at
         name = body.string("Protocol Name")
         level = body.byte("Protocol Version")
         version = level & 0x7F
         bridge = level >= 0x80  # Mosquitto's bridges, 3.1 and 3.1.1, announce themselves so
         if PROTOCOL_NAMES.get(version) != name or (bridge and version == V5):
             raise UnsupportedVersion(name, level, name in PROTOCOL_NAMES.values())
+        if version == V5 and body.data[start - 1] == 0:  # no other packet comes before the version is known
+            raise MalformedPacket("the Remaining Length uses more bytes than it needs")
         flags = body.byte("Connect Flags")
         if flags & 1 and version != V3_1:
             raise MalformedPacket("the reserved Connect Flag is set")
