@@ -60,6 +60,17 @@ def test_an_empty_payload_removes_the_retained_message_and_is_delivered() -> Non
     assert server.broker.retained.count == 0
 
 
+def test_a_retained_message_is_removed_from_below_another_one() -> None:
+    server = Server()
+    publisher = server.client("p")
+    for topic in ("a", "a/b/c"):
+        publisher.publish(topic, b"kept", 1, retain=True)
+    publisher.publish("a/b/c", b"", 1, retain=True)
+    subscriber = server.client("s")
+    subscriber.subscribe("#")
+    assert subscriber.messages() == [("a", b"kept")]
+
+
 @pytest.mark.parametrize(("handling", "expected"), [(0, [1, 1]), (1, [1, 0]), (2, [0, 0])])
 def test_retain_handling(handling: int, expected: list[int]) -> None:
     server = Server()
