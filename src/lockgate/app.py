@@ -14,12 +14,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lockgate import __version__
 from lockgate.config.errors import ConfigError
-from lockgate.config.model import Config, HttpSinkConfig
+from lockgate.config.model import BrokerConfig, Config, HttpSinkConfig
 from lockgate.telemetry.health import StatusServer
+
+if TYPE_CHECKING:
+    from lockgate.access.scram import ScramAuthenticator
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +50,22 @@ def _broker(config: Config) -> Service:
     from lockgate.net.service import BrokerService
     from lockgate.storage.memory import MemoryStore
 
-    return BrokerService(config.broker, MemoryStore)
+    return BrokerService(config.broker, MemoryStore, scram_authenticator(config.broker))
+
+
+def scram_authenticator(config: BrokerConfig) -> ScramAuthenticator | None:
+    """The authority for enhanced authentication, if one is configured. Raises ConfigError for a file it cannot use."""
+    if config.scram_file is None:
+        return None
+    from lockgate.access.scram import ScramAuthenticator, ScramFileError, read_users
+
+    try:
+        return ScramAuthenticator(read_users(config.scram_file.read_text("utf-8")))
+    except ScramFileError as error:
+        raise ConfigError(str(error), path=config.scram_file, line=error.line) from None
+    except (OSError, UnicodeDecodeError) as error:
+        problem = error.strerror if isinstance(error, OSError) else "is not valid UTF-8"
+        raise ConfigError(f"broker.scram_file cannot be read: {problem}", path=config.scram_file) from None
 
 
 def _processor(config: Config) -> Service:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
 from lockgate.broker.limits import Limits, ListenerLimits
-from lockgate.broker.ports import Delivery
+from lockgate.broker.ports import Authenticator, Delivery
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
@@ -45,7 +45,11 @@ class Server:
     """One broker. With `slow_store` the store answers only when the test calls `settle`."""
 
     def __init__(
-        self, limits: Limits | None = None, listener: ListenerLimits | None = None, slow_store: bool = False
+        self,
+        limits: Limits | None = None,
+        listener: ListenerLimits | None = None,
+        slow_store: bool = False,
+        authenticator: Authenticator | None = None,
     ) -> None:
         self.now = 1000.0
         self.slow_store = slow_store
@@ -53,7 +57,8 @@ class Server:
         self.listener = listener if listener is not None else ListenerLimits(allow_anonymous=True)
         self._invented = 0
         self.store = MemoryStore(self._committed, self._loaded)
-        self.broker = Broker(limits if limits is not None else Limits(), self.store, self.log, self._invent)
+        limits = limits if limits is not None else Limits()
+        self.broker = Broker(limits, self.store, self.log, self._invent, authenticator)
         self.peers: dict[int, Peer] = {}
 
     def _invent(self) -> str:

@@ -15,6 +15,7 @@ from lockgate.broker.ports import (
     SESSIONS,
     SUBSCRIPTIONS,
     WILLS,
+    Authenticator,
     Delivery,
     Log,
     Message,
@@ -37,6 +38,7 @@ class Broker:
 
     __slots__ = (
         "_connections_made",
+        "authenticator",
         "committed_number",
         "connections",
         "deadlines",
@@ -58,8 +60,16 @@ class Broker:
         "wills",
     )
 
-    def __init__(self, limits: Limits, store: Store, log: Log, new_client_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        store: Store,
+        log: Log,
+        new_client_id: Callable[[], str],
+        authenticator: Authenticator | None = None,
+    ) -> None:
         self.limits = limits
+        self.authenticator = authenticator  # of enhanced authentication
         self.store = store
         self.log = log
         self.new_client_id = new_client_id
@@ -238,7 +248,7 @@ class Broker:
         if connection.deadline() > now:
             self.watch(connection)
             return
-        connection.close("exceeded timeout" if connection.state == CONNECTED else "no CONNECT in time")
+        connection.close("exceeded timeout" if connection.state == CONNECTED else "it was not let in in time")
         self.detach(connection, now, False)
 
     def stop(self, now: float) -> None:

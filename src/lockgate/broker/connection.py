@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, cast, final
 
-from lockgate.broker import handshake, inbound, outbound, subscribing
+from lockgate.broker import authentication, handshake, inbound, outbound, subscribing
 from lockgate.broker.limits import CONNECT_PACKET_BYTES, ListenerLimits
 from lockgate.broker.ports import Message
 from lockgate.mqtt import reason_codes
@@ -13,6 +13,7 @@ from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import PINGRESP_FRAME, encode
 from lockgate.mqtt.errors import MqttError, ProtocolError, UnsupportedVersion
 from lockgate.mqtt.packets import (
+    AUTH,
     CONNECT,
     DISCONNECT,
     PINGREQ,
@@ -26,6 +27,8 @@ from lockgate.mqtt.packets import (
     UNSUBSCRIBE,
     V5,
     Acknowledgement,
+    Auth,
+    ConnAck,
     Connect,
     Disconnect,
     Packet,
@@ -40,7 +43,8 @@ if TYPE_CHECKING:
 
 AWAITING_CONNECT: Final = 0
 CONNECTED: Final = 1
-CLOSING: Final = 2  # output may still leave, input is ignored
+AUTHENTICATING: Final = 2  # between CONNECT and CONNACK
+CLOSING: Final = 3  # output may still leave, input is ignored
 
 
 @final
@@ -72,6 +76,7 @@ class Connection:
         "accepted_at",
         "aliases_in",
         "aliases_out",
+        "authentication",
         "backlog",
         "broker",
         "client_name",
@@ -111,6 +116,7 @@ class Connection:
         self.last_packet_at = now
         self.watched_at = float("inf")  # the time of this connection's entry among the deadlines
         self.keep_alive_seconds = 0  # 0: no limit; the deadline is one and a half times this
+        self.authentication: authentication.Authentication | None = None
         self.will: Message | None = None
         self.will_delay = 0
         self.window = 0  # messages in flight to this client
@@ -155,6 +161,8 @@ class Connection:
                         inbound.handle_publish(broker, self, session, cast(Publish, packet), now)
                     else:
                         self._dispatch(broker, session, packet, now)
+                elif self.state == AUTHENTICATING:
+                    authentication.handle_packet(broker, self, packet, now)
                 else:  # the decoder lets only CONNECT through
                     handshake.handle_connect(broker, self, cast(Connect, packet), now)
         except UnsupportedVersion as refused:  # a name of its own: compiled, a name keeps the type it had first
@@ -182,6 +190,8 @@ class Connection:
             subscribing.handle_unsubscribe(broker, self, session, cast(Unsubscribe, packet))
         elif packet_type == DISCONNECT:
             handshake.handle_disconnect(broker, self, session, cast(Disconnect, packet))
+        elif packet_type == AUTH:
+            authentication.handle_auth(broker, self, cast(Auth, packet), now)
         elif packet_type == CONNECT:
             raise ProtocolError("a second CONNECT")  # [MQTT-3.1.0-2]
         else:
@@ -300,11 +310,13 @@ class Connection:
             return
         if self.state == CONNECTED and self.version == V5:
             self.send(encode(Disconnect(reason_code), V5))
+        elif self.state == AUTHENTICATING:
+            self.send(encode(ConnAck(reason_code), V5))
         self.close(f"{reason_codes.NAMES.get(reason_code, 'error')}: {detail}")
 
     def deadline(self) -> float:
         """Give when silence ends the connection (§3.1.2.10); infinity without a Keep Alive."""
-        if self.state == AWAITING_CONNECT:
+        if self.state == AWAITING_CONNECT or self.state == AUTHENTICATING:
             return self.accepted_at + self.broker.limits.connect_timeout
         if self.keep_alive_seconds == 0:
             return float("inf")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lockgate.broker import authentication, outbound
 from lockgate.broker import connection as states
-from lockgate.broker import outbound
 from lockgate.broker.limits import LARGEST_PACKET_BYTES
 from lockgate.broker.ports import NEVER, SESSIONS, WILLS, Message, StoredSession, StoredWill, printable
 from lockgate.broker.session import NEVER_EXPIRES, Session
@@ -21,31 +21,35 @@ if TYPE_CHECKING:
 
 
 def handle_connect(broker: Broker, connection: Connection, packet: Connect, now: float) -> None:
-    """Let a client in, with its old Session or a new one, or refuse it with the CONNACK of its version."""
+    """Let a client in, refuse it with the CONNACK of its version, or begin the exchange that it asks for (§4.12)."""
     version = packet.version
     connection.version = version
     connection.decoder.version = version
-    connection.decoder.maximum_packet_size = min(
-        broker.limits.max_packet_size or LARGEST_PACKET_BYTES, LARGEST_PACKET_BYTES
-    )
-    requested = packet.properties if packet.properties is not None else _NOTHING
-    answer = Properties()
-
-    if requested.authentication_method is not None:
-        refuse(connection, reason_codes.BAD_AUTHENTICATION_METHOD, "no Authentication Method is offered")
-        return
-    client_id = packet.client_id
-    if not client_id:
+    if not packet.client_id:
         if version == V3_1 or (version == V3_1_1 and not packet.clean_start):  # [MQTT-3.1.3-8] of 3.1.1
             refuse(connection, reason_codes.CLIENT_IDENTIFIER_NOT_VALID, "an empty Client Identifier")
             return
-        client_id = broker.new_client_id()
-        answer.assigned_client_identifier = client_id
+    if packet.properties is not None and packet.properties.authentication_method is not None:
+        authentication.begin(broker, connection, packet, packet.properties, now)
+        return
     if not connection.limits.allow_anonymous:
         anonymous = packet.username is None
         detail = "anonymous clients are not allowed" if anonymous else "no authority knows any user"
         refuse(connection, reason_codes.NOT_AUTHORIZED, detail)
         return
+    let_in(broker, connection, packet, packet.username, Properties(), now)
+
+
+def let_in(
+    broker: Broker, connection: Connection, packet: Connect, username: str | None, answer: Properties, now: float
+) -> None:
+    """Give a client whose user is settled its Session and CONNACK; `answer` may already hold some of its properties."""
+    version = packet.version
+    requested = packet.properties if packet.properties is not None else _NOTHING
+    client_id = packet.client_id
+    if not client_id:
+        client_id = broker.new_client_id()
+        answer.assigned_client_identifier = client_id
     keep_alive = packet.keep_alive
     longest = broker.limits.max_keepalive
     if longest and (keep_alive == 0 or keep_alive > longest):
@@ -65,7 +69,10 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
         expiry_interval = requested.session_expiry_interval or 0
     else:
         expiry_interval = 0 if packet.clean_start else NEVER_EXPIRES
-    session, session_present = _open_session(broker, client_id, packet, expiry_interval, now)
+    session, session_present = _open_session(broker, client_id, username, packet.clean_start, expiry_interval, now)
+    connection.decoder.maximum_packet_size = min(
+        broker.limits.max_packet_size or LARGEST_PACKET_BYTES, LARGEST_PACKET_BYTES
+    )
     connection.session = session
     session.connection = connection
     connection.state = states.CONNECTED
@@ -76,9 +83,7 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     connection.topic_alias_maximum = min(requested.topic_alias_maximum or 0, connection.limits.max_topic_alias_broker)
     broker.watch(connection)
     if session.durable:
-        broker.store.set(
-            broker.change(), SESSIONS, (client_id,), StoredSession(expiry_interval, NEVER, packet.username)
-        )
+        broker.store.set(broker.change(), SESSIONS, (client_id,), StoredSession(expiry_interval, NEVER, username))
     if will is not None:
         _keep_will(broker, connection, session, packet)
 
@@ -95,7 +100,7 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
         properties = answer
     # MQTT 3.1 has no Session Present flag
     connection.send(encode(ConnAck(0, session_present and version != V3_1, properties), version))
-    user = f", u'{printable(packet.username)}'" if packet.username is not None else ""
+    user = f", u'{printable(username)}'" if username is not None else ""
     broker.log.notice(
         f"New client connected from {connection.peer} as {connection.client_name} "
         f"(p{version}, c{int(packet.clean_start)}, k{packet.keep_alive}{user})."
@@ -107,20 +112,20 @@ _NOTHING = Properties()
 
 
 def _open_session(
-    broker: Broker, client_id: str, packet: Connect, expiry_interval: int, now: float
+    broker: Broker, client_id: str, username: str | None, clean_start: bool, expiry_interval: int, now: float
 ) -> tuple[Session, bool]:
     """Give the Session of a client id and whether it was there before; whoever had it is disconnected (§3.1.4)."""
     old = broker.sessions.get(client_id)
     if old is not None and old.connection is not None:
         predecessor = old.connection
         predecessor.close_with(reason_codes.SESSION_TAKEN_OVER, "another connection uses this client id")
-        broker.detach(predecessor, now, packet.clean_start)
+        broker.detach(predecessor, now, clean_start)
         old = broker.sessions.get(client_id)  # a Session without expiry ended just now
-    if old is not None and packet.clean_start:
+    if old is not None and clean_start:
         broker.end_session(old, now)
         old = None
     if old is None:
-        session = Session(client_id, expiry_interval, packet.username)
+        session = Session(client_id, expiry_interval, username)
         if session.durable:
             session.head_position = session.last_position = broker.spent_position
         broker.sessions[client_id] = session
@@ -129,7 +134,7 @@ def _open_session(
         broker.store.delete(broker.change(), WILLS, (client_id,))
     old.expiry_interval = expiry_interval
     old.expires_at = NEVER
-    old.username = packet.username
+    old.username = username
     return old, True
 
 

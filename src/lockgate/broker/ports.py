@@ -1,4 +1,4 @@
-"""What the broker asks of others: a store that keeps, and a log that tells.
+"""What the broker asks of others: a store that keeps, a log that tells, an authority that knows users.
 
 The core never waits. It tags each change it hands to the store with a commit number; the store's owner calls
 `Broker.committed(number)` once that change and all before it are safe, and only then the packets leave that confirm it.
@@ -213,3 +213,37 @@ class Log(Protocol):
 
     def warning(self, text: str) -> None:
         """Say what a peer did wrong."""
+
+
+class AuthenticationStep(Protocol):
+    """What an exchange answers."""
+
+    @property
+    def reason_code(self) -> int:
+        """CONTINUE_AUTHENTICATION, SUCCESS, or the code of a refusal."""
+
+    @property
+    def data(self) -> bytes:
+        """The Authentication Data for the client."""
+
+    @property
+    def username(self) -> str:
+        """Who it is, with SUCCESS."""
+
+    @property
+    def detail(self) -> str:
+        """For the log, with a refusal."""
+
+
+class AuthenticationExchange(Protocol):
+    """The Server's side of one exchange of an Authentication Method (MQTT 5 §4.12)."""
+
+    def step(self, data: bytes) -> AuthenticationStep:
+        """Answer the client's Authentication Data, which is empty where a packet had none. Does not raise or wait."""
+
+
+class Authenticator(Protocol):
+    """Knows Authentication Methods."""
+
+    def begin(self, method: str) -> AuthenticationExchange | None:
+        """Begin an exchange, or give None for a method that is not offered."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lockgate.app import scram_authenticator
 from lockgate.cli.common import load_config
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import Config
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
+    scram_authenticator(config.broker)
     check_rules(config)
     print(summary(config))
     return 0

@@ -91,8 +91,16 @@ SECTIONS: tuple[Section, ...] = (
     ),
     Section(
         "broker",
-        "The broker is configured in Mosquitto's own file.",
-        (Key("mosquitto_conf", values.PATH, "that file", default="none: port 1883 on this machine alone"),),
+        "The broker is configured in Mosquitto's own file; here stands what Mosquitto has no word for.",
+        (
+            Key("mosquitto_conf", values.PATH, "that file", default="none: port 1883 on this machine alone"),
+            Key(
+                "scram_file",
+                values.PATH,
+                "users of enhanced authentication with SCRAM-SHA-256 (MQTT 5), made by `lockgate scram`",
+                default="none: no Authentication Method is offered",
+            ),
+        ),
         BrokerConfig,
     ),
     Section(
@@ -378,11 +386,10 @@ class _Reading:
         return section.model, said
 
     def _broker(self, said: Said) -> BrokerConfig:
-        path = said.get("mosquitto_conf")
-        if not isinstance(path, Path):
-            return BrokerConfig()
+        path = said.pop("mosquitto_conf", None)
         try:
-            return read_mosquitto_conf(path)
+            broker = read_mosquitto_conf(path) if isinstance(path, Path) else BrokerConfig()
+            return dataclasses.replace(broker, **said)  # type: ignore[arg-type]
         except ConfigError as error:
             self.errors.append(error)
             return BrokerConfig()

@@ -39,7 +39,7 @@ class ListenerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerConfig:
-    """What mosquitto.conf said, with Mosquitto's defaults."""
+    """What mosquitto.conf said, with Mosquitto's defaults, and [broker]: what Mosquitto has no word for."""
 
     path: Path | None = None  # the file, if there is one
     listeners: tuple[ListenerConfig, ...] = (
@@ -54,6 +54,7 @@ class BrokerConfig:
     max_queued_bytes: int = 0  # 0: no limit
     max_queued_messages: int = 1000  # 0: no limit
     log: LogConfig = field(default_factory=LogConfig)
+    scram_file: Path | None = None  # users of enhanced authentication
 
 
 # --- lockgate.toml ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Protocol
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
 from lockgate.broker.limits import Limits, ListenerLimits
-from lockgate.broker.ports import Delivery, Store
+from lockgate.broker.ports import Authenticator, Delivery, Store
 from lockgate.config.model import BrokerConfig
 from lockgate.net.listener import Listener
 from lockgate.net.stream import Stream
@@ -49,12 +49,16 @@ class _Log:
         log.warning("%s", text)
 
 
+def _new_client_id() -> str:
+    return f"auto-{str(uuid.uuid4()).upper()}"
+
+
 class BrokerService:
     """Runs a broker on the current event loop; `open_store` is given the broker's two answers and gives the store."""
 
     name = "broker"
 
-    def __init__(self, config: BrokerConfig, open_store: OpenStore) -> None:
+    def __init__(self, config: BrokerConfig, open_store: OpenStore, authenticator: Authenticator | None = None) -> None:
         limits = Limits(
             max_inflight_messages=config.max_inflight_messages,
             max_inflight_bytes=config.max_inflight_bytes,
@@ -64,7 +68,7 @@ class BrokerService:
             max_keepalive=config.max_keepalive,
         )
         self._store = open_store(self._committed, self._loaded)
-        self.broker = Broker(limits, self._store, _Log(), lambda: f"auto-{str(uuid.uuid4()).upper()}")
+        self.broker = Broker(limits, self._store, _Log(), _new_client_id, authenticator)
         self.listeners = [Listener(listener, config.allow_anonymous, self) for listener in config.listeners]
         self._deadlines = self.broker.deadlines
         self._streams: dict[int, Stream] = {}

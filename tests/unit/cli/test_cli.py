@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lockgate import __version__, cli
+from lockgate.access.scram import read_users
 from lockgate.buffer.ledger import DeliveryBook, IntakeBook, Ledger
 from lockgate.cli import ledger as ledger_command
 from lockgate.cli import status as status_command
@@ -161,3 +163,32 @@ def test_a_missing_configuration_is_named(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_table_lines_up() -> None:
     assert table(("a", "count"), [("x", "10"), ("long", "7")]) == "a     count\nx        10\nlong      7"
+
+
+def test_users_of_scram_are_added_checked_and_removed(
+    toml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "users"
+    toml.write_text(GOOD + '[broker]\nscram_file = "users"\n')
+    assert cli.main(["check", str(toml)]) == 3  # there is no such file yet
+    assert "users" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("secret\n"))
+    assert cli.main(["scram", str(file), "ann", "--iterations", "4096"]) == 0
+    assert "'ann' added" in capsys.readouterr().out
+    assert read_users(file.read_text())["ann"].iterations == 4096
+    assert cli.main(["check", str(toml)]) == 0
+    assert cli.main(["scram", str(file), "bob", "--delete"]) == 1
+    assert cli.main(["scram", str(file), "ann", "--delete"]) == 0
+    file.write_text("ann:secret\n")
+    capsys.readouterr()
+    assert cli.main(["check", str(toml)]) == 3
+    assert f"{file}:1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("user", "password"), [("ann", ""), ("ann", "\a"), ("", "secret"), ("a\nb", "secret")])
+def test_a_user_of_scram_that_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str, password: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{password}\n"))
+    assert cli.main(["scram", str(tmp_path / "users"), user]) == 3
+    assert not (tmp_path / "users").exists()

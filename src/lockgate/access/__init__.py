@@ -1,0 +1,1 @@
+"""Who may: authorities that the broker asks through its ports."""
