@@ -211,6 +211,10 @@ class Connection:
             self.touched = True
             self.broker.touched.append(self)
 
+    def accepts(self, size: int) -> bool:
+        """Whether a packet of this size is within the client's Maximum Packet Size (§3.1.2.11.4)."""
+        return self.maximum_packet_size == 0 or size <= self.maximum_packet_size
+
     def acknowledge(self, frame: bytes, commit: int) -> None:
         """Send PUBACK, PUBREC, PUBCOMP, SUBACK or UNSUBACK once a change is committed, in the order of arrival."""
         if self._may_leave(self._acknowledgements, commit):

@@ -65,6 +65,22 @@ def let_in(
             connection.close("the Will's QoS is above max_qos")
         return
 
+    properties: Properties | None = None
+    if version == V5:
+        if connection.limits.max_topic_alias:
+            answer.topic_alias_maximum = connection.limits.max_topic_alias
+        if broker.limits.max_packet_size:
+            answer.maximum_packet_size = broker.limits.max_packet_size
+        if 0 < broker.limits.max_inflight_messages < 65535:
+            answer.receive_maximum = broker.limits.max_inflight_messages
+        if connection.limits.max_qos < 2:
+            answer.maximum_qos = connection.limits.max_qos
+        properties = answer
+    connection.maximum_packet_size = requested.maximum_packet_size or 0
+    if not connection.accepts(len(encode(ConnAck(0, False, properties), version))):  # [MQTT-3.1.2-24]
+        refuse(connection, reason_codes.PACKET_TOO_LARGE, "its Maximum Packet Size leaves no room for CONNACK")
+        return
+
     if version == V5:
         expiry_interval = requested.session_expiry_interval or 0
     else:
@@ -79,7 +95,6 @@ def let_in(
     connection.client_name = printable(client_id)
     connection.keep_alive_seconds = keep_alive
     _set_window(broker, connection, requested)
-    connection.maximum_packet_size = requested.maximum_packet_size or 0
     connection.topic_alias_maximum = min(requested.topic_alias_maximum or 0, connection.limits.max_topic_alias_broker)
     broker.watch(connection)
     if session.durable:
@@ -87,17 +102,6 @@ def let_in(
     if will is not None:
         _keep_will(broker, connection, session, packet)
 
-    properties: Properties | None = None
-    if version == V5:
-        if connection.limits.max_topic_alias:
-            answer.topic_alias_maximum = connection.limits.max_topic_alias
-        if broker.limits.max_packet_size:
-            answer.maximum_packet_size = broker.limits.max_packet_size
-        if 0 < broker.limits.max_inflight_messages < 65535:
-            answer.receive_maximum = broker.limits.max_inflight_messages
-        if connection.limits.max_qos < 2:
-            answer.maximum_qos = connection.limits.max_qos
-        properties = answer
     # MQTT 3.1 has no Session Present flag
     connection.send(encode(ConnAck(0, session_present and version != V3_1, properties), version))
     user = f", u'{printable(username)}'" if username is not None else ""
@@ -161,7 +165,9 @@ def _keep_will(broker: Broker, connection: Connection, session: Session, packet:
 def refuse(connection: Connection, reason_code: int, detail: str) -> None:
     """Answer CONNECT with a refusal and close; versions before 5 have a code for few reasons and else just close."""
     if connection.version == V5:
-        connection.send(encode(ConnAck(reason_code), V5))
+        answer = encode(ConnAck(reason_code), V5)
+        if connection.accepts(len(answer)):
+            connection.send(answer)
     else:
         code = reason_codes.CONNACK_V3.get(reason_code)
         if code is not None:
