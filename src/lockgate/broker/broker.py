@@ -79,7 +79,7 @@ class Broker:
         self.router = Router(limits.routes)
         self.retained = Retained()
         self.wills: dict[str, tuple[Message, float]] = {}  # of Sessions without a connection, and when they are due
-        self.deadlines = Deadlines()
+        self.deadlines = Deadlines(self._is_live)
         self.topic_names = TopicNames()
         self.touched: list[Connection] = []
         self.waiting: list[Connection] = []  # connections that hold packets back until a commit
@@ -239,6 +239,17 @@ class Broker:
                 if pending is not None and pending[1] <= now:
                     del self.wills[subject]
                     self._publish_will(subject, pending[0], now)
+
+    def _is_live(self, at: float, kind: int, subject: str) -> bool:
+        """Whether a deadline still means something."""
+        if kind == CONNECTION:
+            connection = self.connections.get(int(subject))
+            return connection is not None and connection.watched_at == at
+        if kind == SESSION:
+            session = self.sessions.get(subject)
+            return session is not None and session.expires_at == at
+        pending = self.wills.get(subject)
+        return pending is not None and pending[1] == at
 
     def _expire_connection(self, number: int, at: float, now: float) -> None:
         connection = self.connections.get(number)
