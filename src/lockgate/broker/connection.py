@@ -82,6 +82,7 @@ class Connection:
         "client_name",
         "closing_reason",
         "decoder",
+        "identity",
         "keep_alive_seconds",
         "last_packet_at",
         "limits",
@@ -108,6 +109,7 @@ class Connection:
         self.peer = peer  # address, as it is logged
         self.client_name = ""  # client id as it is logged, once it is let in
         self.limits = limits
+        self.identity: str | None = None  # who the client is by its certificate; known before CONNECT
         self.state = AWAITING_CONNECT
         self.version = 0
         self.session: Session | None = None

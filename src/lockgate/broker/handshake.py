@@ -25,6 +25,15 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     version = packet.version
     connection.version = version
     connection.decoder.version = version
+    if version not in connection.limits.protocol_versions:
+        refuse(connection, reason_codes.UNSUPPORTED_PROTOCOL_VERSION, "a version this listener does not accept")
+        return
+    if connection.limits.username_from_certificate:  # the certificate is the login: CONNECT's password is not looked at
+        if connection.identity is None:
+            refuse(connection, reason_codes.BAD_USER_NAME_OR_PASSWORD, "no certificate with a name in it")
+            return
+        packet.username = connection.identity
+        packet.password = None
     if not packet.client_id:
         if version == V3_1 or (version == V3_1_1 and not packet.clean_start):  # [MQTT-3.1.3-8] of 3.1.1
             refuse(connection, reason_codes.CLIENT_IDENTIFIER_NOT_VALID, "an empty Client Identifier")
@@ -32,7 +41,7 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     if packet.properties is not None and packet.properties.authentication_method is not None:
         authentication.begin(broker, connection, packet, packet.properties, now)
         return
-    if not connection.limits.allow_anonymous:
+    if not connection.limits.allow_anonymous and connection.identity is None:
         anonymous = packet.username is None
         detail = "anonymous clients are not allowed" if anonymous else "no authority knows any user"
         refuse(connection, reason_codes.NOT_AUTHORIZED, detail)

@@ -36,3 +36,5 @@ class ListenerLimits:
     max_qos: int = 2
     max_topic_alias: int = 10
     max_topic_alias_broker: int = 10
+    protocol_versions: frozenset[int] = frozenset({3, 4, 5})
+    username_from_certificate: bool = False  # `Connection.identity` is the user, and a client without one is refused

@@ -6,9 +6,18 @@ lockgate.toml. Defaults stand beside their fields, so that the reference page ca
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
+
+
+class Place(NamedTuple):
+    """Where a file says something, for errors that only its use brings to light."""
+
+    path: Path
+    line: int | None
+
 
 # --- mosquitto.conf -----------------------------------------------------------------------------------------------
 
@@ -25,11 +34,50 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateConfig:
+    """[[broker.certificates]]: one more certificate of a listener, for clients that ask for its names (SNI)."""
+
+    listener: int  # its port
+    names: tuple[str, ...]  # host names; "*.example" stands for one label
+    certfile: Path
+    keyfile: Path
+    place: Place | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """The TLS options of one listener; `places` tells where each was said."""
+
+    certfile: Path
+    keyfile: Path
+    cafile: Path | None = None
+    capath: Path | None = None
+    crlfile: Path | None = None
+    require_certificate: bool = False
+    disable_client_cert_date_checks: bool = False
+    ciphers: str | None = None
+    tls_version: Literal["tlsv1.2", "tlsv1.3"] = "tlsv1.2"  # the lowest
+    certificates: tuple[CertificateConfig, ...] = ()
+    places: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerConfig:
     """One listener of mosquitto.conf."""
 
     port: int = 1883
     address: str | None = None  # None: every address of the machine, IPv4 and IPv6
+    path: Path | None = None  # of a Unix socket; port is 0 then
+    domain: Literal["ipv4", "ipv6"] | None = None  # None: both
+    interface: str | None = None  # network device
+    websockets: bool = False
+    websockets_origins: tuple[str, ...] = ()  # empty: any
+    proxy_protocol: Literal[0, 1, 2] = 0
+    proxy_require_tls: bool = False
+    require_certificate: bool = False  # with PROXY version 2: the client must have shown the proxy one
+    tls: TlsConfig | None = None
+    username_from: Literal["identity", "subject"] | None = None  # of the certificate
+    protocol_versions: frozenset[int] = frozenset({3, 4, 5})
     allow_anonymous: bool | None = None  # None: the global value
     max_connections: int = -1  # -1: no limit
     max_qos: int = 2
@@ -53,6 +101,9 @@ class BrokerConfig:
     max_packet_size: int = 2_000_000  # bytes
     max_queued_bytes: int = 0  # 0: no limit
     max_queued_messages: int = 1000  # 0: no limit
+    set_tcp_nodelay: bool = True
+    websockets_headers_size: int = 4096  # bytes
+    warnings: tuple[str, ...] = field(default=(), compare=False)  # to be logged at the start
     log: LogConfig = field(default_factory=LogConfig)
     scram_file: Path | None = None  # users of enhanced authentication
 

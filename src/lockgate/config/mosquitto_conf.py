@@ -6,13 +6,15 @@ not honour yet. To honour one, move its name from the second to the first.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from lockgate.config.errors import ConfigError, MosquittoConfError, did_you_mean, raise_all
-from lockgate.config.model import BrokerConfig, ListenerConfig, LogConfig
+from lockgate.config.model import BrokerConfig, ListenerConfig, LogConfig, Place, TlsConfig
 
 LOG_TYPES = ("error", "warning", "notice", "information", "debug", "subscribe", "unsubscribe", "websockets", "internal")
 LOCAL_ADDRESSES = ("127.0.0.1", "::1")
@@ -35,6 +37,8 @@ class Draft:
     listeners: list[dict[str, object]] = field(default_factory=list)
     before_listeners: dict[str, object] = field(default_factory=dict)  # listener options above the first `listener`
     before_listeners_at: tuple[str, Path, int] | None = None
+    places: list[dict[str, Place]] = field(default_factory=lambda: [{}])  # of options: first those above any listener
+    warnings: list[str] = field(default_factory=list)
     destinations: list[str] = field(default_factory=list)
     types: set[str] | None = None
     seen: set[str] = field(default_factory=set)
@@ -115,23 +119,93 @@ def to_listener(read: Reader, field_name: str | None = None) -> Apply:
     return apply
 
 
+def once(read: Reader, field_name: str | None = None) -> Apply:
+    """Like `to_listener`, for what Mosquitto accepts once for each listener."""
+
+    def apply(draft: Draft, name: str, value: str) -> None:
+        if (field_name or name) in draft.listener:
+            raise BadValue(f"Duplicate {name} value in configuration.")
+        draft.listener[field_name or name] = read(name, value)
+
+    return apply
+
+
+def ignored(why: str) -> Apply:
+    def apply(draft: Draft, name: str, value: str) -> None:
+        draft.warnings.append(f"{name} is ignored: {why}.")
+
+    return apply
+
+
+def text(name: str, value: str) -> str:
+    return value
+
+
+def a_path(name: str, value: str) -> Path:
+    if "\0" in value:
+        raise BadValue(f"Invalid {name} value: a path holds no NUL.")
+    return Path(value)  # like Mosquitto, from the working directory
+
+
+def one_of(**choices: object) -> Reader:
+    def read(name: str, value: str) -> object:
+        if value not in choices:
+            raise BadValue(f"Invalid {name} value ({value}).", ", ".join(choices))
+        return choices[value]
+
+    return read
+
+
+LISTENER_VALUES = "PORT [ADDRESS], or 0 PATH for a Unix socket"
+
+
 def listener(draft: Draft, name: str, value: str) -> None:
     port_text, _, address = value.partition(" ")
+    address = address.strip()
     try:
         port = integer("port", port_text)
     except BadValue:
-        port = 0
-    address = address.strip()
+        port = -1
+    if not 0 <= port <= 65535 or (port == 0 and not address):
+        raise BadValue(f"Invalid port value ({port_text}).", f"1 to 65535; {LISTENER_VALUES}")
     if port == 0:
-        raise BadValue(
-            f"Invalid port value ({port_text}); Unix sockets (port 0 with a path) are known but not honoured yet.",
-            "1 to 65535, then an address if not all of them are meant",
-        )
-    if not 0 < port <= 65535:
-        raise BadValue(f"Invalid port value ({port_text}).", "1 to 65535")
-    if " " in address:
+        path = a_path(name, address)
+        if len(os.fsencode(path)) > UNIX_PATH_BYTES:
+            raise BadValue(f"The path of the Unix socket {path} is too long.", f"up to {UNIX_PATH_BYTES} bytes")
+        draft.listeners.append({"port": 0, "path": path})
+    elif " " in address:
         raise BadValue(f"Invalid {name} value ({value}).", "a port and at most one address")
-    draft.listeners.append({"port": port, "address": address or None})
+    else:
+        draft.listeners.append({"port": port, "address": address or None})
+    draft.places.append({})
+
+
+UNIX_PATH_BYTES = 107  # the system's limit, without the NUL at the end
+
+
+def websockets_origin(draft: Draft, name: str, value: str) -> None:
+    draft.listener[name] = (*cast(tuple[str, ...], draft.listener.get(name, ())), value)
+
+
+def enable_proxy_protocol(name: str, value: str) -> int:
+    return whole_number(1, 2)(name, value)  # type: ignore[return-value]
+
+
+def protocol(name: str, value: str) -> bool:
+    if value in ("http_api", "mqttsn"):
+        raise BadValue(f"protocol {value} is known but not honoured yet.", "mqtt, websockets")
+    return bool(one_of(mqtt=False, websockets=True)(name, value))
+
+
+def protocol_versions(name: str, value: str) -> frozenset[int]:
+    versions = [one.strip() for one in value.split(",")]
+    if not set(versions) <= {"3", "4", "5"}:
+        raise BadValue(f"Invalid {name} value ({value}).", "some of 3, 4 and 5, parted by commas")
+    return frozenset(map(int, versions))
+
+
+def headers_size(name: str, value: str) -> int:
+    return cast(int, whole_number(0, 65535)(name, value)) or BrokerConfig().websockets_headers_size
 
 
 def log_dest(draft: Draft, name: str, value: str) -> None:
@@ -192,7 +266,7 @@ class Option:
 
 
 OPTIONS: dict[str, Option] = {
-    "listener": Option(listener, "PORT [ADDRESS]", "–", "opens a listener; listener options below belong to it"),
+    "listener": Option(listener, LISTENER_VALUES, "–", "opens a listener; listener options below belong to it"),
     "allow_anonymous": Option(
         to_broker(boolean), "true, false", "false; true without any listener", "let clients in that give no user name"
     ),
@@ -236,6 +310,63 @@ OPTIONS: dict[str, Option] = {
     "max_topic_alias_broker": Option(
         to_listener(whole_number(0, 65535)), "0 to 65535", "10", "topic aliases the broker sets up towards a client"
     ),
+    "accept_protocol_versions": Option(
+        to_listener(protocol_versions, "protocol_versions"), "some of 3,4,5", "3,4,5", "MQTT 3.1, 3.1.1, 5.0 let in"
+    ),
+    "socket_domain": Option(
+        to_listener(one_of(ipv4="ipv4", ipv6="ipv6"), "domain"), "ipv4, ipv6", "both", "what the listener opens"
+    ),
+    "bind_interface": Option(once(text, "interface"), "network device", "any", "connections through it alone"),
+    "set_tcp_nodelay": Option(
+        to_broker(boolean), "true, false", "true (Mosquitto: false)", "send small packets at once (TCP_NODELAY)"
+    ),
+    "protocol": Option(to_listener(protocol, "websockets"), "mqtt, websockets", "mqtt", "what the listener speaks"),
+    "websockets_origin": Option(
+        websockets_origin,
+        "origin, as https://a.example",
+        "any",
+        "web pages that may connect; repeatable, compared whole",
+    ),
+    "websockets_headers_size": Option(
+        to_broker(headers_size), "0 to 65535", "4096", "largest WebSocket handshake in bytes; 0: the default"
+    ),
+    "enable_proxy_protocol": Option(
+        to_listener(enable_proxy_protocol, "proxy_protocol"),
+        "1, 2",
+        "off",
+        "version of the PROXY header that each connection must begin with",
+    ),
+    "proxy_protocol_v2_require_tls": Option(
+        to_listener(boolean, "proxy_require_tls"),
+        "true, false",
+        "false",
+        "refuse clients that spoke no TLS to the proxy",
+    ),
+    "certfile": Option(once(a_path), "file", "none: no TLS", "certificate of the listener and its chain, in PEM"),
+    "keyfile": Option(once(a_path), "file", "–", "its private key, in PEM and without a passphrase"),
+    "cafile": Option(once(a_path), "file", "–", "issuers of client certificates, in PEM"),
+    "capath": Option(once(a_path), "folder", "–", "the same, as a folder made by `openssl rehash`"),
+    "crlfile": Option(once(a_path), "file", "–", "revoked client certificates, in PEM"),
+    "require_certificate": Option(to_listener(boolean), "true, false", "false", "clients must show a certificate"),
+    "use_identity_as_username": Option(
+        to_listener(boolean), "true, false", "false", "the CN of the client's certificate is the user name"
+    ),
+    "use_subject_as_username": Option(
+        to_listener(boolean), "true, false", "false", "the whole subject is, in the form of RFC 2253"
+    ),
+    "disable_client_cert_date_checks": Option(
+        to_listener(boolean), "true, false", "false", "accept client certificates (and a crlfile) out of their time"
+    ),
+    "ciphers": Option(once(text), "OpenSSL cipher list", "OpenSSL's", "ciphers of TLS 1.2"),
+    "tls_version": Option(
+        to_listener(one_of(**{"tlsv1.2": "tlsv1.2", "tlsv1.3": "tlsv1.3"})),
+        "tlsv1.2, tlsv1.3",
+        "tlsv1.2",
+        "lowest version that clients may speak",
+    ),
+    "tls_keyform": Option(to_listener(one_of(pem="pem")), "pem", "pem", "form of the keyfile"),
+    "dhparamfile": Option(ignored("OpenSSL chooses the parameters"), "file", "–", "ignored with a warning"),
+    "websockets_log_level": Option(ignored("it was for libwebsockets"), "number", "–", "ignored with a warning"),
 }
 
 # What Mosquitto knows and this broker does not honour yet, by what a person can do about it meanwhile.
@@ -243,15 +374,12 @@ _NOT_YET = (
     (
         "Without it every client that is let in may do everything; keep the listener on 127.0.0.1 until it is.",
         """acl_file auth_plugin auth_plugin_deny_special_chars password_file per_listener_settings plugin global_plugin
-        plugin_load plugin_use psk_file clientid_prefixes check_retain_source enable_control_api""",
+        plugin_load plugin_use clientid_prefixes check_retain_source enable_control_api""",
     ),
-    (
-        "Listeners speak MQTT over plain TCP; remove the line, or put a proxy for TLS or WebSocket before the broker.",
-        """cafile capath certfile keyfile crlfile require_certificate use_identity_as_username use_subject_as_username
-        disable_client_cert_date_checks ciphers ciphers_tls1.3 tls_version dhparamfile tls_engine
-        tls_engine_kpass_sha1 tls_keyform psk_hint protocol websockets_origin websockets_log_level
-        websockets_headers_size enable_proxy_protocol proxy_protocol_v2_require_tls http_dir""",
-    ),
+    ("Python reaches no OpenSSL engine; give the key as a PEM file (keyfile).", "tls_engine tls_engine_kpass_sha1"),
+    ("Python cannot set them; remove the line: OpenSSL's own list for TLS 1.3 is short and good.", "ciphers_tls1.3"),
+    ("Python has no TLS-PSK before 3.13; use certificates (certfile, keyfile).", "psk_hint psk_file"),
+    ("Files are served by a web server, not by the broker; remove the line.", "http_dir"),
     (
         "Sessions and retained messages live in memory; remove the line to run without a store.",
         """persistence retained_persistence persistence_file persistence_location persistent_client_expiration
@@ -272,8 +400,8 @@ _NOT_YET = (
         "Remove the line to run with this broker's behaviour.",
         """allow_duplicate_messages allow_zero_length_clientid auto_id_prefix connection_messages global_max_clients
         global_max_connections memory_limit message_size_limit packet_buffer_size pid_file queue_qos0_messages
-        retain_available retain_expiry_interval retry_interval set_tcp_nodelay sys_interval upgrade_outgoing_qos user
-        bind_interface socket_domain accept_protocol_versions listener_auto_id_prefix mount_point
+        retain_available retain_expiry_interval retry_interval sys_interval upgrade_outgoing_qos user
+        listener_auto_id_prefix mount_point
         use_username_as_clientid""",
     ),
     ("Write `listener PORT ADDRESS` instead.", "port bind_address"),
@@ -301,6 +429,7 @@ def read_mosquitto_conf(path: Path) -> BrokerConfig:
         name, file, line = draft.before_listeners_at
         problem = f"{name} stands above the first `listener`, so it belongs to none. Move it below its `listener` line."
         errors.append(MosquittoConfError(problem, path=file, line=line, key=name))
+    errors += _unfit(draft)
     raise_all(errors)
     return _finish(draft, path)
 
@@ -356,12 +485,113 @@ def _apply(draft: Draft, name: str, value: str, path: Path, line: int) -> None:
         raise BadValue(f"Empty {name} value in configuration.", option.values)
     before = dict(draft.before_listeners)
     option.apply(draft, name, value)
+    draft.places[-1].setdefault(name, Place(path, line))
     if draft.before_listeners != before and draft.before_listeners_at is None:
         draft.before_listeners_at = (name, path, line)
 
 
-def _listener(said: dict[str, object]) -> ListenerConfig:
-    return ListenerConfig(**said)  # type: ignore[arg-type]
+# --- what belongs together ----------------------------------------------------------------------------------------
+
+_TLS = ("cafile", "capath", "crlfile", "disable_client_cert_date_checks", "ciphers", "tls_version")
+_TLS_NEEDED = ("certfile", "keyfile")
+
+
+def _unfit(draft: Draft) -> list[ConfigError]:
+    """Find options of one listener that do not go together, and listeners that cannot stand beside each other."""
+    errors: list[ConfigError] = []
+
+    def wrong(places: dict[str, Place], option: str, problem: str) -> None:
+        place = places[option]
+        errors.append(MosquittoConfError(problem, path=place.path, line=place.line, key=option))
+
+    drafts = draft.listeners or [draft.before_listeners]
+    for said, places in zip(drafts, draft.places[1 if draft.listeners else 0 :], strict=True):
+        for option, problem in _contradictions(said):
+            wrong(places, option, problem)
+    for number, (said, places) in enumerate(zip(draft.listeners, draft.places[1:], strict=True)):
+        for earlier, where in zip(draft.listeners[:number], draft.places[1:], strict=False):
+            if _collide(_listener(earlier), _listener(said)):
+                first = where["listener"]
+                what = f"port {said['port']}" if said["port"] else f"the Unix socket {said['path']}"
+                wrong(places, "listener", f"Two listeners open {what}; the other one is in {first.path}:{first.line}.")
+                break
+    return errors
+
+
+def _contradictions(said: dict[str, object]) -> Iterator[tuple[str, str]]:
+    """Give option and problem for what one listener cannot be told together."""
+    tls = "certfile" in said or "keyfile" in said
+    proxy = said.get("proxy_protocol", 0)
+    for has, misses in (_TLS_NEEDED, _TLS_NEEDED[::-1]):
+        if has in said and misses not in said:
+            yield has, f"{has} needs {misses} on the same listener."
+    if not tls:
+        for option in _TLS:
+            if option in said:
+                yield option, f"{option} needs certfile and keyfile on the same listener."
+    shown = said.get("require_certificate") is True
+    if shown and not tls and proxy != 2:
+        yield "require_certificate", "require_certificate needs certfile and keyfile on the same listener."
+    if shown and tls and not {"cafile", "capath"} & said.keys():
+        yield (
+            "require_certificate",
+            "require_certificate needs cafile or capath: nobody's certificate could be accepted.",
+        )
+    if proxy == 2 and tls:
+        yield (
+            "enable_proxy_protocol",
+            "enable_proxy_protocol 2 cannot stand with certfile and keyfile: the proxy ends TLS.",
+        )
+    if said.get("proxy_require_tls") and proxy != 2:
+        yield "proxy_protocol_v2_require_tls", "proxy_protocol_v2_require_tls needs enable_proxy_protocol 2."
+    for option in ("use_identity_as_username", "use_subject_as_username"):
+        if not said.get(option):
+            continue
+        if proxy == 2 and option == "use_subject_as_username":
+            yield option, f"{option} cannot stand with enable_proxy_protocol 2: a proxy tells the CN alone."
+        elif not shown and proxy != 2:
+            yield option, f"{option} needs require_certificate true: else no client shows a certificate."
+
+
+def _collide(one: ListenerConfig, other: ListenerConfig) -> bool:
+    """Whether two listeners cannot be open at once."""
+    if one.path is not None or other.path is not None:
+        return one.path == other.path
+    if one.port != other.port or (one.domain and other.domain and one.domain != other.domain):
+        return False
+    everywhere = one.address in _EVERYWHERE or other.address in _EVERYWHERE
+    families = {_family(one), _family(other)}
+    apart = one.interface != other.interface
+    return not apart and families != {"ipv4", "ipv6"} and (everywhere or one.address == other.address)
+
+
+_EVERYWHERE = (None, "0.0.0.0", "::")
+
+
+def _family(config: ListenerConfig) -> str | None:
+    """What a listener opens, where that can be told without asking the system."""
+    if config.address is None:
+        return config.domain
+    if ":" in config.address:
+        return "ipv6"
+    return "ipv4" if re.fullmatch(r"[0-9.]+", config.address) else config.domain
+
+
+def _listener(said: dict[str, object], places: dict[str, Place] | None = None) -> ListenerConfig:
+    said = dict(said)
+    identity, subject = (said.pop(f"use_{one}_as_username", False) for one in ("identity", "subject"))
+    tls_said = {option: said.pop(option) for option in (*_TLS, *_TLS_NEEDED) if option in said}
+    said.pop("tls_keyform", None)
+    tls: TlsConfig | None = None
+    if tls_said.keys() >= set(_TLS_NEEDED):
+        shown = said.get("require_certificate", False)
+        tls = TlsConfig(require_certificate=shown, places=places or {}, **tls_said)  # type: ignore[arg-type]
+    return ListenerConfig(
+        tls=tls,
+        username_from="subject" if subject else "identity" if identity else None,
+        websockets_origins=said.pop("websockets_origin", ()),  # type: ignore[arg-type]
+        **said,  # type: ignore[arg-type]
+    )
 
 
 def _finish(draft: Draft, path: Path) -> BrokerConfig:
@@ -371,8 +601,11 @@ def _finish(draft: Draft, path: Path) -> BrokerConfig:
         draft.log["destinations"] = tuple(dict.fromkeys(draft.destinations))
     log = LogConfig(**draft.log)  # type: ignore[arg-type]
     if draft.listeners:
-        listeners = tuple(_listener(said) for said in draft.listeners)
+        listeners = tuple(
+            _listener(said, places) for said, places in zip(draft.listeners, draft.places[1:], strict=True)
+        )
         draft.broker.setdefault("allow_anonymous", False)
     else:  # local-only mode
-        listeners = tuple(_listener(draft.before_listeners | {"address": address}) for address in LOCAL_ADDRESSES)
-    return BrokerConfig(path=path, listeners=listeners, log=log, **draft.broker)  # type: ignore[arg-type]
+        said, places = draft.before_listeners, draft.places[0]
+        listeners = tuple(_listener(said | {"address": address}, places) for address in LOCAL_ADDRESSES)
+    return BrokerConfig(path=path, listeners=listeners, log=log, warnings=tuple(draft.warnings), **draft.broker)  # type: ignore[arg-type]

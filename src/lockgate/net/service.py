@@ -17,6 +17,7 @@ from lockgate.broker.connection import Connection
 from lockgate.broker.limits import Limits, ListenerLimits
 from lockgate.broker.ports import Authenticator, Delivery, Store
 from lockgate.config.model import BrokerConfig
+from lockgate.net.complaints import Complaints
 from lockgate.net.listener import Listener
 from lockgate.net.stream import Stream
 
@@ -69,7 +70,10 @@ class BrokerService:
         )
         self._store = open_store(self._committed, self._loaded)
         self.broker = Broker(limits, self._store, _Log(), _new_client_id, authenticator)
-        self.listeners = [Listener(listener, config.allow_anonymous, self) for listener in config.listeners]
+        self.complaints = Complaints()
+        self.handshakes_failed = 0  # of TLS, WebSocket and the PROXY protocol
+        self._warnings = config.warnings
+        self.listeners = [Listener(listener, config, self) for listener in config.listeners]
         self._deadlines = self.broker.deadlines
         self._streams: dict[int, Stream] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -85,6 +89,8 @@ class BrokerService:
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Open all listeners, call `ready`, and serve until cancelled; then every client is disconnected."""
+        for warning in self._warnings:
+            log.warning("%s", warning)
         try:
             for listener in self.listeners:
                 await listener.open()
@@ -92,6 +98,11 @@ class BrokerService:
             await asyncio.Event().wait()
         finally:
             await self._stop()
+
+    def reload(self) -> None:
+        """Read the files of the listeners again; whoever is connected stays so."""
+        for listener in self.listeners:
+            listener.reload()
 
     async def _stop(self) -> None:
         self.broker.stop(self.clock())
@@ -110,14 +121,17 @@ class BrokerService:
         """Give a new socket its connection."""
         connection = self.broker.connect(peer, limits, self.clock())
         self._streams[connection.number] = stream
-        log.info("New connection from %s on port %d.", peer, limits.port)
         self._watch()
         return connection
 
     def dismiss(self, stream: Stream, now: float) -> None:
         """Take back the connection of a closed socket."""
-        self._streams.pop(stream.connection.number, None)
-        self.broker.connection_lost(stream.connection, now)
+        connection = stream.connection
+        self._streams.pop(connection.number, None)
+        if connection.closing_reason and not connection.client_name:  # anybody can cause that, as often as they like
+            self.complaints.tell(connection.peer, connection.closing_reason, now)
+            connection.closing_reason = ""
+        self.broker.connection_lost(connection, now)
         self.flush()
 
     def end_read(self, now: float) -> None:
@@ -190,6 +204,7 @@ class BrokerService:
         return {
             "ports": [listener.port for listener in self.listeners],
             "connections": len(broker.connections),
+            "handshakes_failed": self.handshakes_failed,
             "sessions": len(broker.sessions),
             "subscriptions": broker.router.tree.count + broker.router.tree.shared_count,
             "retained": broker.retained.count,

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+import socket
+import struct
 from typing import TYPE_CHECKING, cast
 
 from lockgate.broker.connection import Connection
-from lockgate.broker.limits import ListenerLimits
 
 if TYPE_CHECKING:
-    from lockgate.net.service import BrokerService
+    from lockgate.net.listener import Listener
 
 # The transport reports itself full beyond this; output then gathers in the connection, where it is bounded.
 _WRITE_BUFFER_BYTES = 262_144
 # How long a peer may take to read the last packets before its socket is closed.
-_LINGER_SECONDS = 5.0
+LINGER_SECONDS = 5.0
 
 
 class Stream(asyncio.Protocol):
     """The asyncio side of one Network Connection."""
 
-    __slots__ = ("_broker", "_clock", "_limits", "_lost", "_reading", "_socket", "_transport", "connection", "refused")
+    __slots__ = ("_broker", "_clock", "_listener", "_reading", "_socket", "_transport", "connection", "refused")
 
-    def __init__(self, broker: BrokerService, limits: ListenerLimits, lost: Callable[[Stream], None]) -> None:
-        self._broker = broker
-        self._limits = limits
-        self._lost = lost
-        self._clock = broker.clock
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._broker = listener.broker
+        self._clock = listener.broker.clock
         self._reading = True
         self._socket = -1
         self._transport: asyncio.Transport
@@ -40,17 +39,36 @@ class Stream(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         self._socket = transport.get_extra_info("socket").fileno()
-        peer = _address(transport.get_extra_info("peername"))
-        self.connection = self._broker.admit(self, peer, self._limits)
+        listener = self._listener
+        if not listener.nodelay:
+            _set_delay(self._socket)
+        name = transport.get_extra_info("peername")
+        peer = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else _process(self._socket)
+        self._announce(peer)
+        self.connection = self._broker.admit(self, peer, listener.limits)
         if self.refused:
             self.connection.close("max_connections of the listener is reached")
             self._broker.flush()
 
+    def _announce(self, peer: str) -> None:
+        self._listener.announce(peer)
+
     def data_received(self, data: bytes) -> None:
         """Handle everything that was read, then write once for each connection it touched."""
         now = self._clock()
-        self.connection.receive(data, now)
+        connection = self.connection
+        connection.receive(data, now)
+        if connection.closing_reason and connection.version == 0:
+            self._name_mistake(data)
         self._broker.end_read(now)
+
+    def _name_mistake(self, data: bytes) -> None:
+        """Say what bytes that are no CONNECT seem to be."""
+        from lockgate.transport.mistakes import MQTT, likely_mistake
+
+        mistake = likely_mistake(data, MQTT)
+        if mistake is not None:
+            self.connection.closing_reason = f"heard {mistake}"
 
     def pause_writing(self) -> None:
         """Note that the peer reads too slowly."""
@@ -71,7 +89,7 @@ class Stream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the broker."""
-        self._lost(self)
+        self._listener.streams.discard(self)
         self._broker.dismiss(self, self._clock())
 
     def write(self) -> None:
@@ -87,7 +105,7 @@ class Stream(asyncio.Protocol):
                 self._transport.pause_reading()
         if connection.is_closing and not self._transport.is_closing():
             self._transport.close()
-            asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
+            asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
 
     def _write(self, data: bytes) -> None:
         """Write to the socket at once, and leave only what it does not take to the transport.
@@ -112,7 +130,21 @@ class Stream(asyncio.Protocol):
         self._transport.close()
 
 
-def _address(name: object) -> str:
-    if isinstance(name, tuple):
-        return f"{name[0]}:{name[1]}"
-    return "unix socket" if name is not None else "unknown"
+def _set_delay(number: int) -> None:
+    """Let small packets wait for each other (Nagle), which the loops turn off for every socket."""
+    sock = socket.socket(fileno=number)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+    sock.detach()
+
+
+def _process(number: int) -> str:
+    """Name the process at the other end of a Unix socket, as it is logged."""
+    sock = socket.socket(fileno=number)
+    try:
+        pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    except (OSError, AttributeError):  # no such thing on this system
+        return "unix socket"
+    finally:
+        sock.detach()
+    return f"unix socket (pid {pid}, uid {uid})"

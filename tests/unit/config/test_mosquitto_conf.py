@@ -114,7 +114,6 @@ def test_log_options(tmp_path: Path) -> None:
         ("max_queued_messages 12a", "Error: Invalid max_queued_messages value (12a)."),
         ("max_queued_messages 09", "Error: Invalid max_queued_messages value (09)."),
         ("listener 99999", "Error: Invalid port value (99999)."),
-        ("listener 0 /run/mqtt.sock", "Unix sockets (port 0 with a path) are known but not honoured yet"),
         ("listener 1 a b", "Error: Invalid listener value (1 a b)."),
         ("log_type foo", "Error: Invalid log_type value (foo)."),
         ("log_dest foo", "Error: Invalid log_dest value (foo)."),
