@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 from lockgate.broker import outbound, shedding
 from lockgate.broker.decisions import NOT_RETAINED
@@ -16,31 +16,41 @@ if TYPE_CHECKING:
     from lockgate.broker.session import Subscription
 
 
+_RECEIVERS_EACH: Final = 32
+_LONG_TOPIC: Final = 512  # characters; longer ones are not remembered
+
+
 @final
 class Router:
-    """The topic tree with a bounded memory of the routes it found.
+    """The topic tree with a bounded memory of the routes it found: so many topics, 32 receivers for each on average.
 
     A changed Subscription forgets the routes it could touch: one topic when it has no wildcard, the topics with its
     first level when that is no wildcard, else all.
     """
 
-    __slots__ = ("_by_first_level", "_limit", "_remembered", "_routes", "tree")
+    __slots__ = ("_by_first_level", "_limit", "_receivers", "_receivers_limit", "_remembered", "_routes", "tree")
 
     def __init__(self, limit: int) -> None:
         self.tree = TopicTree()
         self._limit = limit
         self._routes: dict[str, Route] = {}
         self._by_first_level: dict[str, list[str]] = {}
-        self._remembered = 0
+        self._remembered = 0  # routes and receivers since all were forgotten, whether or not one was forgotten alone
+        self._receivers = 0
+        self._receivers_limit = limit * _RECEIVERS_EACH
 
     def route(self, topic: str) -> Route:
         """Give the receivers of a topic."""
         route = self._routes.get(topic)
         if route is None:
             route = self.tree.match(topic)
-            if self._remembered >= self._limit:
+            receivers = len(route.subscriptions) + len(route.groups)
+            if len(topic) > _LONG_TOPIC or receivers > self._receivers_limit // 4:
+                return route
+            if self._remembered >= self._limit or self._receivers + receivers > self._receivers_limit:
                 self._forget_all()
             self._remembered += 1
+            self._receivers += receivers
             self._routes[topic] = route
             first = topic.partition("/")[0]
             topics = self._by_first_level.get(first)
@@ -75,6 +85,7 @@ class Router:
         self._routes.clear()
         self._by_first_level.clear()
         self._remembered = 0
+        self._receivers = 0
 
 
 def publish(broker: Broker, message: Message, now: float) -> int:
