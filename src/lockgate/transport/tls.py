@@ -50,7 +50,7 @@ def _context(config: TlsConfig) -> ssl.SSLContext:
     for one in config.certificates:
         places = {} if one.place is None else {"certfile": one.place, "keyfile": one.place}
         other = _with_certificate(config, one.certfile, one.keyfile, places, one)
-        by_name |= {name.lower(): other for name in one.names}
+        by_name |= {name.lower(): other for name in one.hosts}
     if by_name:
 
         def choose(asking: ssl.SSLObject, name: str | None, _default: ssl.SSLContext) -> None:
@@ -81,7 +81,7 @@ def _with_certificate(
         place = places.get(option) or config.places.get(option)
         path, line = place if place is not None else (None, None)
         if entry is not None and option in ("certfile", "keyfile"):
-            key = f"broker.certificates.{option}"
+            key = f"certificates.{entry.name}.{option}"
             return ConfigError(problem, path=path, line=line, key=key, accepted=accepted)
         return MosquittoConfError(f"{option}: {problem}", path=path, line=line, key=option, accepted=accepted)
 
