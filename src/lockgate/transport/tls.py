@@ -162,7 +162,18 @@ def _holds_certificates(path: Path) -> bool:
 class Tls:
     """The TLS of one connection; the handshake is over when it `is_open`."""
 
-    __slots__ = ("_failed", "_incoming", "_name", "_object", "_outgoing", "ended", "identity", "is_open")
+    __slots__ = (
+        "_begun",
+        "_failed",
+        "_finished",
+        "_incoming",
+        "_name",
+        "_object",
+        "_outgoing",
+        "ended",
+        "identity",
+        "is_open",
+    )
 
     opening = "TLS handshake"
     awaits_goodbye = False
@@ -173,7 +184,9 @@ class Tls:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._begun = False
         self._failed = False
+        self._finished = False
         self.is_open = False
         self.identity: str | None = None
         self.ended = False
@@ -187,7 +200,8 @@ class Tls:
         """Give what the records held; raises TransportError for a failed handshake or a broken record."""
         if self._failed or self.ended:
             return b""
-        if not self.is_open:
+        if not self._begun:
+            self._begun = True
             mistake = likely_mistake(data, TLS) if data[:1] != b"\x16" else None
             if mistake is not None:
                 self._failed = True
@@ -219,7 +233,7 @@ class Tls:
 
     def send(self, data: bytes) -> bytes:
         """Give the records for `data`, behind those of the handshake."""
-        if not data or not self.is_open or self._failed:
+        if not data or not self.is_open or self._failed or self._finished:
             return self._outgoing.read()
         records: list[bytes] = []
         try:
@@ -234,10 +248,10 @@ class Tls:
     def finish(self, data: bytes) -> bytes:
         """Give the records for `data` and the alert close_notify, or the alert that says why the handshake failed."""
         records = self.send(data)
-        if self.is_open and not self._failed:
+        if self.is_open and not self._failed and not self._finished:
+            self._finished = True  # what the peer still sends is read: the layer above may wait for it
             with contextlib.suppress(ssl.SSLError):  # the peer has not said its own close_notify yet
                 self._object.unwrap()
-            self._failed = True
         return records + self._outgoing.read()
 
 
