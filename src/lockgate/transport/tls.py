@@ -230,6 +230,8 @@ class Tls:
             self.ended = True
         except ssl.SSLWantReadError:
             pass
+        except ssl.SSLZeroReturnError:  # both sides have said close_notify
+            self.ended = True
 
     def send(self, data: bytes) -> bytes:
         """Give the records for `data`, behind those of the handshake."""
@@ -311,11 +313,11 @@ def common_name(certificate: Certificate) -> str | None:
 
 
 def subject(certificate: Certificate) -> str:
-    """Give the subject as RFC 2253 writes it: last entry first, with escapes."""
-    entries = certificate.get("subject", ())
-    return ",".join(
-        "+".join(f"{_SHORT.get(name, name)}={_escaped(value)}" for name, value in one) for one in entries[::-1]
-    )
+    """Give the subject as RFC 2253 writes it: last entry first, with escapes; the same text as OpenSSL's."""
+    parts = []
+    for entry in certificate.get("subject", ())[::-1]:
+        parts.append("+".join(f"{_SHORT.get(name, name)}={_escaped(value)}" for name, value in entry[::-1]))
+    return ",".join(parts)
 
 
 def _escaped(value: str) -> str:
