@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from lockgate import __version__
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BrokerConfig, Config, HttpSinkConfig
-from lockgate.telemetry.health import StatusServer
+from lockgate.telemetry.health import Answer, StatusServer
 
 if TYPE_CHECKING:
     from lockgate.access.scram import ScramAuthenticator
@@ -49,6 +49,14 @@ class Reloads(Protocol):
 
     def reload(self) -> None:
         """Read again what may change while it serves. Called on the loop it runs on."""
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A service that can say why something did not happen."""
+
+    def explain(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        """Answer `lockgate explain`, for JSON. Called on the loop it runs on."""
 
 
 Build = Callable[[Config], Service]
@@ -190,7 +198,10 @@ class _Host:
         try:
             await asyncio.wait({running, stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done() and not stopping.done():
-                async with StatusServer(path, lambda: self._status(service)):
+                answers: dict[str, Answer] = {"status": lambda _: self._status(service)}
+                if isinstance(service, Explains):
+                    answers["explain"] = service.explain
+                async with StatusServer(path, answers):
                     log.info("%s is ready", self.name)
                     on_ready()
                     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)

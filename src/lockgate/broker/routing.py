@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, final
 
-from lockgate.broker import outbound
+from lockgate.broker import outbound, shedding
+from lockgate.broker.decisions import NOT_RETAINED
+from lockgate.broker.memory import RETAINED_BYTES
 from lockgate.broker.ports import NEVER, RETAINED, Message
 from lockgate.broker.topic_tree import Route, TopicTree
 from lockgate.mqtt import reason_codes
@@ -82,8 +84,9 @@ def publish(broker: Broker, message: Message, now: float) -> int:
     is subscribed" in `broker.no_subscribers_code`.
     """
     commit = 0
+    message.arrived_at = now
     if message.retain:
-        commit = _retain(broker, message)
+        commit = _retain(broker, message, now)
     route = broker.router.route(message.topic)
     subscriptions = route.subscriptions
     broker.no_subscribers_code = 0
@@ -108,7 +111,6 @@ def publish(broker: Broker, message: Message, now: float) -> int:
 
 def _fan_out_qos_0(broker: Broker, message: Message, subscriptions: list[Subscription], now: float) -> None:
     """The quick way: one encoding for each version, appended to the output of everybody who is connected."""
-    limit = broker.limits.output_bytes
     sent = 0
     for subscription in subscriptions:
         connection = subscription.session.connection
@@ -117,8 +119,8 @@ def _fan_out_qos_0(broker: Broker, message: Message, subscriptions: list[Subscri
         if not subscription.plain or connection.topic_alias_maximum or connection.maximum_packet_size:
             outbound.deliver(broker, subscription, message, now)
             continue
-        if connection.output_bytes > limit and not connection.writable:
-            broker.statistics.dropped_slow += 1
+        if not connection.writable:
+            outbound.hold_late(broker, connection, message, False, 0, now)
             continue
         frame = message.frame_qos_0(connection.version)
         connection.output.append(frame)
@@ -130,15 +132,55 @@ def _fan_out_qos_0(broker: Broker, message: Message, subscriptions: list[Subscri
     broker.statistics.publish_sent += sent
 
 
-def _retain(broker: Broker, message: Message) -> int:
-    """Keep, replace or remove the retained message of a topic [MQTT-3.3.1-5, 3.3.1-6]."""
+def may_retain(broker: Broker, message: Message) -> bool:
+    """Whether there is room for a retained message, which may replace another one or remove it."""
+    limits = broker.limits
+    retained = broker.retained
     if not message.payload:
-        if not broker.retained.remove(message.topic):
+        return True
+    old = retained.get(message.topic)
+    if old is None and limits.retained_messages and retained.count >= limits.retained_messages:
+        return False
+    grows = message.size() - (old.size() if old is not None else 0)
+    if limits.retained_bytes and grows > 0 and retained.size_bytes + grows > limits.retained_bytes:
+        return False
+    return grows <= 0 or not broker.memory.is_exhausted()
+
+
+def _retain(broker: Broker, message: Message, now: float) -> int:
+    """Keep, replace or remove the retained message of a topic [MQTT-3.3.1-5, 3.3.1-6]."""
+    memory = broker.memory
+    old = broker.retained.get(message.topic)
+    if not message.payload:
+        if old is None:
             return 0
-        number = broker.change()
-        broker.store.delete(number, RETAINED, (message.topic,))
+        number = forget_retained(broker, old)
     else:
+        if not may_retain(broker, message):
+            broker.drop(NOT_RETAINED, message.publisher, message.topic, now)
+            return 0
         broker.retained.set(message)
+        memory.hold(message)
+        memory.used += RETAINED_BYTES
         number = broker.change()
         broker.store.set(number, RETAINED, (message.topic,), message)
+        broker.watch_retained(now)
+        if old is not None:
+            _let_go(broker, old)
+    if memory.is_spent():
+        shedding.shed(broker, now)
     return number if message.qos else 0
+
+
+def forget_retained(broker: Broker, message: Message) -> int:
+    """Remove a retained message; give the commit number of the change."""
+    broker.retained.remove(message.topic)
+    _let_go(broker, message)
+    number = broker.change()
+    broker.store.delete(number, RETAINED, (message.topic,))
+    return number
+
+
+def _let_go(broker: Broker, message: Message) -> None:
+    broker.memory.release(message)
+    broker.memory.used -= RETAINED_BYTES

@@ -59,6 +59,7 @@ class Session:
     __slots__ = (
         "client_id",
         "connection",
+        "disconnected_at",
         "dropping",
         "durable",
         "expires_at",
@@ -75,6 +76,7 @@ class Session:
         "received",
         "subscriptions",
         "username",
+        "watched_at",
     )
 
     def __init__(self, client_id: str, expiry_interval: int, username: str | None) -> None:
@@ -84,6 +86,8 @@ class Session:
         # It lies in the store, until it ends: a client that returns without an interval still gets what waited for it.
         self.durable = expiry_interval > 0
         self.expires_at = NEVER  # set while it is not connected
+        self.watched_at = float("inf")  # the time of this Session's entry among the deadlines
+        self.disconnected_at = 0.0
         self.connection: Connection | None = None
         self.subscriptions: dict[str, Subscription] = {}
         # inbound: QoS 2 identifiers between PUBREC and PUBREL; None where the message was refused
@@ -100,3 +104,8 @@ class Session:
         self.last_position = 0  # of the youngest delivery
         self.head_position = 0  # of the youngest delivery that was ever in the head
         self.loading = False  # the store was asked for more
+
+    def remove_dropped(self) -> None:
+        """Take the deliveries marked as dropped out of the queue."""
+        if self.queue is not None:
+            self.queue = deque([delivery for delivery in self.queue if not delivery.dropped])

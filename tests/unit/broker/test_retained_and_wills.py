@@ -293,3 +293,32 @@ def test_a_will_never_writes_below_sys() -> None:
     server.client("a", will=Will("$SYS/broker/version", b"mine", 0, True)).lose()
     assert watcher.received() == []
     assert server.broker.retained.count == 0
+
+
+def test_what_is_noted_of_expiring_retained_messages_is_bounded() -> None:
+    server = Server()
+    publisher = server.client("p")
+    for count in range(1000):
+        own = Properties(message_expiry_interval=100_000 - count)
+        publisher.send(Publish("t", b"x", 0, True, properties=own))
+    publisher.send(Publish("u", b"x", 0, True, properties=Properties(message_expiry_interval=10)))
+    publisher.publish("u", b"x", retain=True)
+    used = server.broker.memory.used
+    server.advance(98_000)
+    assert server.broker.retained.count == 2
+    server.advance(1100)
+    assert server.broker.retained.count == 1
+    assert server.broker.memory.used < used
+    assert server.broker.next_deadline() is None
+
+
+def test_clients_that_return_leave_no_deadlines_of_wills_behind() -> None:
+    server = Server()
+    will = Will("will", b"gone", properties=Properties(will_delay_interval=100_000))
+    for _time in range(2000):
+        will.properties = Properties(will_delay_interval=100_000)
+        server.client("a", clean_start=False, will=will, session_expiry_interval=0xFFFFFFFF).lose()
+    entries = 0
+    while server.broker.deadlines.due(float("inf")) is not None:
+        entries += 1
+    assert entries < 1000

@@ -8,7 +8,7 @@ import pytest
 
 from lockgate.config import lockgate_toml
 from lockgate.config.errors import ConfigError
-from lockgate.config.model import BrokerConfig, CertificateConfig, ListenerConfig, Place, TlsConfig
+from lockgate.config.model import BrokerConfig, CertificateConfig, Config, ListenerConfig, Place, TlsConfig
 from lockgate.config.mosquitto_conf import read_mosquitto_conf
 
 TLS = "listener 8883\ncertfile c\nkeyfile k\n"
@@ -157,7 +157,7 @@ def test_what_goes_together_is_let_be(tmp_path: Path, text: str) -> None:
 # --- lockgate.toml --------------------------------------------------------------------------------------------------
 
 
-def load(folder: Path, toml: str, conf: str = TLS) -> lockgate_toml.Config:
+def load(folder: Path, toml: str, conf: str = TLS) -> Config:
     (folder / "mosquitto.conf").write_text(conf)
     path = folder / "lockgate.toml"
     path.write_text(f'[broker]\nmosquitto_conf = "mosquitto.conf"\n{toml}')
