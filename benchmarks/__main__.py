@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks import footprint, latency, throughput
+from benchmarks import doors, footprint, latency, throughput
 
 throughput.main()
 print()
 latency.main()
 print()
 footprint.main()
+print()
+doors.main()
