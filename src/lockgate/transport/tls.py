@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import ssl
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -59,7 +60,23 @@ def _context(config: TlsConfig) -> ssl.SSLContext:
                 asking.context = chosen
 
         context.sni_callback = choose
+        _silence_unreadable_names()
     return context
+
+
+def _silence_unreadable_names() -> None:
+    """Keep the ssl module from printing a traceback for a peer's host name that is not ASCII: its handshake fails."""
+    told = sys.unraisablehook
+    if getattr(told, "silences_names", False):
+        return
+
+    def tell(unraisable: sys.UnraisableHookArgs) -> None:
+        # The callback for a name is handed its bytes as the object; nothing else has bytes there.
+        if not (isinstance(unraisable.exc_value, UnicodeDecodeError) and isinstance(unraisable.object, bytes)):
+            told(unraisable)
+
+    tell.silences_names = True  # type: ignore[attr-defined]
+    sys.unraisablehook = tell
 
 
 def _for_name(by_name: Mapping[str, ssl.SSLContext], name: str | None) -> ssl.SSLContext | None:
@@ -222,9 +239,8 @@ class Tls:
             if not self.is_open:
                 tls.do_handshake()
                 self.is_open = True
-                certificate = tls.getpeercert()
-                if certificate and self._name is not None:
-                    self.identity = self._name(certificate)
+                if self._name is not None:
+                    self.identity = self._identify(self._name)
             while piece := tls.read(_RECORD_BYTES):
                 pieces.append(piece)
             self.ended = True
@@ -232,6 +248,13 @@ class Tls:
             pass
         except ssl.SSLZeroReturnError:  # both sides have said close_notify
             self.ended = True
+
+    def _identify(self, name: Callable[[Certificate], str | None]) -> str | None:
+        try:
+            certificate = self._object.getpeercert()
+        except ValueError:
+            raise TransportError("TLS handshake failed: the client's certificate holds text that is no text") from None
+        return name(certificate) if certificate else None
 
     def send(self, data: bytes) -> bytes:
         """Give the records for `data`, behind those of the handshake."""

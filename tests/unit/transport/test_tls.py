@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import ssl
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,31 @@ def test_the_certificate_is_chosen_by_the_name_asked_for(
     client.shake(TlsServer(dataclasses.replace(config, certificates=more)).layer())
     certificate: Any = client.object.getpeercert()
     assert certificate["subjectAltName"] == (("DNS", shown),)
+
+
+def test_a_name_that_is_no_text_fails_alone_and_prints_nothing(
+    config: TlsConfig, authority: Authority, capfd: pytest.CaptureFixture[str]
+) -> None:
+    unheard: list[sys.UnraisableHookArgs] = []
+    before, sys.unraisablehook = sys.unraisablehook, unheard.append
+    try:
+        one = CertificateConfig(
+            name="a", listener=1, hosts=("a.example",), certfile=config.certfile, keyfile=config.keyfile
+        )
+        server = TlsServer(dataclasses.replace(config, certificates=(one,)))
+        client = Client(authority.cafile, "a.example")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.object.do_handshake()
+        hello = client.outgoing.read()
+        assert b"a.example" in hello
+        layer = server.layer()
+        with pytest.raises(TransportError, match="TLS handshake failed"):
+            layer.receive(hello.replace(b"a.example", b"\xff.example"))
+        Client(authority.cafile, "a.example", check_hostname=False).shake(server.layer())
+    finally:
+        sys.unraisablehook = before
+    assert not unheard
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
