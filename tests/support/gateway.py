@@ -59,6 +59,10 @@ class Gateway:
         process.send_signal(signal.SIGKILL)
         process.wait(10)
 
+    def signal(self, service: str, number: signal.Signals) -> None:
+        """Send a signal to a service."""
+        self._processes[service].send_signal(number)
+
     def stop(self, service: str) -> None:
         """SIGTERM a service; it must end by itself within three seconds."""
         process = self._processes.pop(service)

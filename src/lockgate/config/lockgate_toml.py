@@ -17,6 +17,7 @@ from lockgate.config.model import (
     BrokerConfig,
     BrokerLimitsConfig,
     BufferConfig,
+    CertificateConfig,
     Config,
     ConnectionConfig,
     FileSinkConfig,
@@ -24,6 +25,7 @@ from lockgate.config.model import (
     GatewayConfig,
     HttpSinkConfig,
     MqttSinkConfig,
+    Place,
     ProcessorConfig,
     RuleConfig,
     SchemaConfig,
@@ -130,6 +132,18 @@ SECTIONS: tuple[Section, ...] = (
             ),
         ),
         BrokerConfig,
+    ),
+    Section(
+        "certificates",
+        "One more certificate of a listener with TLS, for clients that ask for one of its host names (SNI).",
+        (
+            Key("listener", values.whole_number(1, 65535), "port of the listener", required=True),
+            Key("hosts", values.HOSTS, "host names; `*` stands for one label", required=True),
+            Key("certfile", values.PATH, "certificate and its chain, in PEM", required=True),
+            Key("keyfile", values.PATH, "its private key, in PEM and without a passphrase", required=True),
+        ),
+        CertificateConfig,
+        named=True,
     ),
     Section(
         "broker.limits",
@@ -330,6 +344,7 @@ class _Reading:
         sinks = [self._sink(name, table) for name, table in self._tables(document, "sinks")]
         limits = BrokerLimitsConfig(**plain["broker.limits"])  # type: ignore[arg-type]
         broker = self._broker(plain["broker"] | {"limits": limits})
+        broker = self._with_certificates(broker, named["certificates"])
         raise_all(self.errors)
 
         buffer = BufferConfig(**plain["buffer"])  # type: ignore[arg-type]
@@ -474,6 +489,26 @@ class _Reading:
         except ConfigError as error:
             self.errors.append(error)
             return BrokerConfig()
+
+    def _with_certificates(self, broker: BrokerConfig, tables: list[tuple[str, Said]]) -> BrokerConfig:
+        """Hand each certificate to its listener."""
+        if self.errors or not tables:
+            return broker
+        listeners = list(broker.listeners)
+        for name, said in tables:
+            place = Place(self.path or Path("lockgate.toml"), self._line("certificates", name))
+            certificate = CertificateConfig(name=name, place=place, **said)  # type: ignore[arg-type]
+            found = False
+            for number, listener in enumerate(listeners):
+                if listener.port == certificate.listener and listener.tls is not None:
+                    tls = dataclasses.replace(listener.tls, certificates=(*listener.tls.certificates, certificate))
+                    listeners[number] = dataclasses.replace(listener, tls=tls)
+                    found = True
+            if not found:
+                ports = [str(one.port) for one in listeners if one.tls is not None]
+                problem = f"no listener with a certificate has port {certificate.listener}"
+                self._wrong(("certificates", name, "listener"), problem, ", ".join(ports) or "first a certfile")
+        return dataclasses.replace(broker, listeners=tuple(listeners))
 
     def _from_here(self, value: object) -> object:
         if isinstance(value, Path) and self.path is not None:

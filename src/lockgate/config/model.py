@@ -36,10 +36,11 @@ class LogConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateConfig:
-    """[[broker.certificates]]: one more certificate of a listener, for clients that ask for its names (SNI)."""
+    """[certificates.NAME]: one more certificate of a listener, for clients that ask for its host names (SNI)."""
 
+    name: str
     listener: int  # its port
-    names: tuple[str, ...]  # host names; "*.example" stands for one label
+    hosts: tuple[str, ...]  # host names; "*.example" stands for one label
     certfile: Path
     keyfile: Path
     place: Place | None = field(default=None, compare=False, repr=False)

@@ -71,6 +71,17 @@ def _some_names(value: object) -> tuple[str, ...]:
     return names
 
 
+def _hosts(value: object) -> tuple[str, ...]:
+    hosts = _some_names(value)
+    for host in hosts:
+        if not _HOST.fullmatch(host):
+            raise BadValue(f"{host!r} is no host name")
+    return hosts
+
+
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+
+
 def _topic_filters(value: object) -> tuple[str, ...]:
     filters = _some_names(value)
     for topic_filter in filters:
@@ -235,6 +246,7 @@ ANY_TEXT = Kind("text", _any_text, text=True)
 PATH = Kind("a path, from the folder of lockgate.toml if it is relative", _path, text=True)
 NAMES = Kind("a list of names, each once", _some_names)
 NAMES_OR_NONE = Kind("a list of names, each once", lambda value: frozenset(_names(value)))
+HOSTS = Kind('a list of host names, as ["a.example", "*.b.example"]', _hosts)
 TOPIC_FILTERS = Kind('a list of Topic Filters, as ["sensors/#"]', _topic_filters)
 TOPIC_NAME = Kind("a Topic Name, without + and #", _topic_name, text=True)
 FIELDS = Kind('columns and their types, as { value = "real", unit = "text", count = "integer" }', _fields)
