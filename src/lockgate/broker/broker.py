@@ -300,9 +300,12 @@ class Broker:
         self.decisions.record(SESSION_ENDED, session.client_id, "", now, reason)
         if session.watched_at != float("inf"):
             self.forget_deadline()
+        orphans = outbound.to_hand_on(session)
         outbound.let_go(self, session)
         if session.durable:
             self._forget(session)
+        for delivery in orphans:
+            routing.hand_on(self, delivery, now)
         pending = self.wills.pop(session.client_id, None)
         if pending is not None:
             self.forget_deadline()
