@@ -41,7 +41,9 @@ format: $(VENV)/locked
 bench: $(VENV)/installed ## us and Debian's mosquitto, side by side
 	$(BIN)/python -m benchmarks
 
-fuzz: $(VENV)/locked ## the property tests with many more examples
+FUZZ_PACKETS ?= 10000000
+fuzz: $(VENV)/installed ## two clients, ten million packets; then the property tests with many more examples
+	$(BIN)/python -m tests.fuzz --packets $(FUZZ_PACKETS)
 	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m pytest tests/properties --hypothesis-seed=random -p no:timeout $(PYTEST_ARGS)
 
 lock: ## write requirements.lock anew from pyproject.toml; needs pip-tools

@@ -14,12 +14,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lockgate import __version__
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BrokerConfig, Config, HttpSinkConfig
-from lockgate.telemetry.health import StatusServer
+from lockgate.telemetry.health import Answer, StatusServer
 
 if TYPE_CHECKING:
     from lockgate.access.scram import ScramAuthenticator
@@ -41,6 +41,14 @@ class Service(Protocol):
 
     def status(self) -> Mapping[str, object]:
         """What it has done so far, for JSON. Called on the loop it runs on."""
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A service that can say why something did not happen."""
+
+    def explain(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        """Answer `lockgate explain`, for JSON. Called on the loop it runs on."""
 
 
 Build = Callable[[Config], Service]
@@ -166,7 +174,10 @@ class _Host:
         try:
             await asyncio.wait({running, stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done() and not stopping.done():
-                async with StatusServer(path, lambda: self._status(service)):
+                answers: dict[str, Answer] = {"status": lambda _: self._status(service)}
+                if isinstance(service, Explains):
+                    answers["explain"] = service.explain
+                async with StatusServer(path, answers):
                     log.info("%s is ready", self.name)
                     on_ready()
                     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)

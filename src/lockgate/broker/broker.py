@@ -117,7 +117,7 @@ class Broker:
         self.router = Router(limits.routes)
         self.retained = Retained()
         self.wills: dict[str, tuple[Message, float]] = {}  # of Sessions without a connection, and when they are due
-        self.deadlines = Deadlines()
+        self.deadlines = Deadlines(self._is_live)
         self.packet_rules = PacketRules(limits.topic_bytes, limits.topic_levels, limits.user_properties)
         self.touched: list[Connection] = []
         self.waiting: list[Connection] = []  # connections that hold packets back until a commit
@@ -197,29 +197,6 @@ class Broker:
                 self._addresses[address] = count
             else:
                 del self._addresses[address]
-        if connection.watched_at != float("inf"):
-            self.forget_deadline()
-
-    def forget_deadline(self) -> None:
-        """Note that an entry among the deadlines has lost its subject; when most have, only the others are kept."""
-        deadlines = self.deadlines
-        deadlines.forget()
-        if not deadlines.is_stale():
-            return
-        deadlines.clear()
-        for connection in self.connections.values():
-            if connection.throttled:
-                deadlines.add(connection.throttled_until, THROTTLE, str(connection.number))
-            connection.watched_at = float("inf")
-            self.watch(connection)
-        for session in self.sessions.values():
-            session.watched_at = float("inf")
-            if session.expires_at != NEVER:
-                self.watch_session(session)
-        for client_id, (_message, due) in self.wills.items():
-            deadlines.add(due, WILL, client_id)
-        if self._retained_sweep_at != NEVER:
-            deadlines.add(self._retained_sweep_at, RETAINED, "")
 
     def watch_session(self, session: Session) -> None:
         """See to it that a Session is looked at when it expires."""
@@ -298,8 +275,6 @@ class Broker:
         session.subscriptions.clear()
         self.sessions.pop(session.client_id, None)
         self.decisions.record(SESSION_ENDED, session.client_id, "", now, reason)
-        if session.watched_at != float("inf"):
-            self.forget_deadline()
         orphans = outbound.to_hand_on(session)
         outbound.let_go(self, session)
         if session.durable:
@@ -308,7 +283,6 @@ class Broker:
             routing.hand_on(self, delivery, now)
         pending = self.wills.pop(session.client_id, None)
         if pending is not None:
-            self.forget_deadline()
             self._publish_will(session.client_id, pending[0], now)
 
     def _forget(self, session: Session) -> None:
@@ -398,6 +372,22 @@ class Broker:
                 break
             routing.forget_retained(self, message)
         self.watch_retained(now)
+
+    def _is_live(self, at: float, kind: int, subject: str) -> bool:
+        """Whether a deadline still means something."""
+        if kind == CONNECTION:
+            connection = self.connections.get(int(subject))
+            return connection is not None and connection.watched_at == at
+        if kind == SESSION:
+            session = self.sessions.get(subject)
+            return session is not None and session.watched_at == at
+        if kind == THROTTLE:
+            connection = self.connections.get(int(subject))
+            return connection is not None and connection.throttled and connection.throttled_until == at
+        if kind == RETAINED:
+            return self._retained_sweep_at == at
+        pending = self.wills.get(subject)
+        return pending is not None and pending[1] == at
 
     def _expire_connection(self, number: int, at: float, now: float) -> None:
         connection = self.connections.get(number)

@@ -187,7 +187,10 @@ class Connection:
                 else:  # the decoder lets only CONNECT through
                     handshake.handle_connect(broker, self, cast(Connect, packet), now)
         except UnsupportedVersion as refused:  # a name of its own: compiled, a name keeps the type it had first
-            handshake.refuse_version(self, refused)
+            if self.version == 0:
+                handshake.refuse_version(self, refused)
+            else:
+                self.close_with(reason_codes.PROTOCOL_ERROR, "a second CONNECT")  # [MQTT-3.1.0-2]
         except MqttError as error:
             self.close_with(error.reason_code, error.detail)
         # The Session does not wait for the socket: nothing more is sent here [MQTT-3.14.4-1], others may get it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from typing import Final, final
 
 CONNECTION: Final = 0  # subject: the connection's number
@@ -11,19 +12,24 @@ WILL: Final = 2  # subject: the client id
 THROTTLE: Final = 3  # subject: the connection's number
 RETAINED: Final = 4  # no subject: all retained messages
 
-_MANY: Final = 256  # entries below which nobody minds the stale ones
+_SWEEP_FROM: Final = 512  # entries; below, the ones that have lost their meaning may lie there
 
 
 @final
 class Deadlines:
-    """Points in time, in seconds of the broker's clock, each with a kind and a subject."""
+    """Points in time, in seconds of the broker's clock, each with a kind and a subject.
 
-    __slots__ = ("_added", "_heap", "_stale", "moved")
+    `is_live` says whether an entry still means something. Those that do not are swept out whenever the heap has
+    doubled: a client that comes and goes would otherwise leave one behind each time, for as long as its expiry is.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_added", "_heap", "_is_live", "_sweep_at", "moved")
+
+    def __init__(self, is_live: Callable[[float, int, str], bool]) -> None:
+        self._is_live = is_live
+        self._sweep_at = _SWEEP_FROM
         self._heap: list[tuple[float, int, int, str]] = []
         self._added = 0
-        self._stale = 0
         self.moved = False  # the earliest point in time has come nearer; whoever set a timer by it clears this
 
     def add(self, at: float, kind: int, subject: str) -> None:
@@ -32,19 +38,13 @@ class Deadlines:
         if not self._heap or at < self._heap[0][0]:
             self.moved = True
         heapq.heappush(self._heap, (at, self._added, kind, subject))
+        if len(self._heap) > self._sweep_at:
+            self._heap = [entry for entry in self._heap if self._is_live(entry[0], entry[2], entry[3])]
+            heapq.heapify(self._heap)
+            self._sweep_at = max(_SWEEP_FROM, 2 * len(self._heap))
 
-    def forget(self) -> None:
-        """Say that the subject of one entry is gone; the entry stays until it is due or `is_stale`."""
-        self._stale += 1
-
-    def is_stale(self) -> bool:
-        """Whether most entries are of subjects that are gone: then `clear`, and add those of the others again."""
-        return self._stale > _MANY and self._stale * 2 > len(self._heap)
-
-    def clear(self) -> None:
-        """Forget all entries."""
-        self._heap.clear()
-        self._stale = 0
+    def __len__(self) -> int:
+        return len(self._heap)
 
     def next(self) -> float | None:
         """Give the earliest point in time, or None."""

@@ -86,10 +86,9 @@ def let_in(
     else:
         expiry_interval = 0 if packet.clean_start else NEVER_EXPIRES
     properties = _connack_properties(broker, connection, requested, answer) if version == V5 else None
-    if connection.maximum_packet_size and not connection.fits(
-        encode(ConnAck(0, False, properties), version)
-    ):  # [MQTT-3.1.2-24]
-        connection.close("its Maximum Packet Size leaves no room for CONNACK")
+    if properties is not None and not connection.fits(encode(ConnAck(0, False, properties), version)):
+        # [MQTT-3.1.2-24]
+        refuse(connection, reason_codes.PACKET_TOO_LARGE, "its Maximum Packet Size leaves no room for CONNACK")
         return
     session, session_present = _open_session(broker, client_id, username, packet.clean_start, expiry_interval, now)
     connection.decoder.maximum_packet_size = min(
@@ -185,7 +184,6 @@ def _open_session(
         return session, False
     will = broker.wills.pop(client_id, None)
     if will is not None:  # it returned before its Will Delay had passed [MQTT-3.1.3-9]
-        broker.forget_deadline()
         broker.memory.release(will[0])
         broker.store.delete(broker.change(), WILLS, (client_id,))
     old.expiry_interval = expiry_interval

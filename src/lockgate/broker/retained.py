@@ -16,6 +16,9 @@ class _Node:
         self.children: dict[str, _Node] | None = None
         self.message: Message | None = None
 
+    def is_empty(self) -> bool:
+        return self.message is None and not self.children
+
 
 @final
 class Retained:
@@ -102,7 +105,8 @@ class Retained:
         self.size_bytes -= node.message.size()
         node.message = None
         self._expiring.pop(topic_name, None)
-        while path and node.message is None and not node.children:
+        # Asked by a method: compiled, `node.message` would keep the type it was just given, for any later node.
+        while path and node.is_empty():
             node, level = path.pop()
             if node.children is not None:
                 del node.children[level]

@@ -11,6 +11,7 @@ from lockgate.broker.ports import SUBSCRIPTIONS, StoredSubscription
 from lockgate.broker.session import Subscription
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode
+from lockgate.mqtt.errors import MqttError
 from lockgate.mqtt.packets import V3_1_1, V5, SubAck, Subscribe, SubscriptionRequest, UnsubAck, Unsubscribe
 from lockgate.mqtt.topics import SHARE_PREFIX, split_shared
 
@@ -25,6 +26,7 @@ _QUOTA_CODES: Final[dict[int, int]] = {V3_1_1: reason_codes.UNSPECIFIED_ERROR, V
 
 def handle_subscribe(broker: Broker, connection: Connection, session: Session, packet: Subscribe, now: float) -> None:
     """Add or replace Subscriptions, answer SUBACK, then send what is retained (§3.8.4)."""
+    _check_answer(connection, len(packet.requests))
     identifier = 0
     if packet.properties is not None and packet.properties.subscription_identifiers:
         identifier = packet.properties.subscription_identifiers[0]
@@ -51,6 +53,14 @@ def handle_subscribe(broker: Broker, connection: Connection, session: Session, p
     connection.acknowledge(encode(SubAck(packet.packet_id, codes), connection.version), commit)
     if connection.backlog:
         outbound.pump(broker, connection, session, now)
+
+
+def _check_answer(connection: Connection, codes: int) -> None:
+    """Raise an error when the client leaves no room for an answer with so many codes [MQTT-3.1.2-24]."""
+    remaining = 3 + codes
+    size = remaining + (2 if remaining < 0x80 else 3 if remaining < 0x4000 else 4)
+    if connection.maximum_packet_size and size > connection.maximum_packet_size:
+        raise MqttError("its Maximum Packet Size leaves no room for the answer", reason_codes.PACKET_TOO_LARGE)
 
 
 def _subscribe(
@@ -90,6 +100,7 @@ def _take_retained(broker: Broker, connection: Connection, subscription: Subscri
 
 def handle_unsubscribe(broker: Broker, connection: Connection, session: Session, packet: Unsubscribe) -> None:
     """Remove Subscriptions and answer UNSUBACK (§3.10.4)."""
+    _check_answer(connection, len(packet.topic_filters))
     codes: list[int] = []
     for topic_filter in packet.topic_filters:
         subscription = session.subscriptions.pop(topic_filter, None)

@@ -12,12 +12,13 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
+from lockgate.broker.explain import explain
 from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
 from lockgate.broker.ports import Authenticator, Delivery, Store
 from lockgate.config.model import BrokerConfig
@@ -280,5 +281,25 @@ class BrokerService:
                 "slow_reader": totals.dropped_slow,
                 "expired": totals.dropped_expired,
                 "too_large": totals.dropped_too_large,
+                "memory": totals.dropped_shed,
             },
+            "not_retained": totals.not_retained,
+            "memory": {"used": broker.memory.used, "budget": broker.memory.budget},
         }
+
+    def explain(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        """Answer `lockgate explain`: why did a `client` get nothing on a `topic`? Times are seconds since 1970."""
+        client_id, topic = str(arguments.get("client", "")), str(arguments.get("topic", ""))
+        off = time.time() - self.clock()
+        findings = [
+            {
+                "reason": finding.reason,
+                "text": finding.text,
+                "count": finding.count,
+                "first_at": finding.first_at + off if finding.first_at else None,
+                "last_at": finding.last_at + off if finding.last_at else None,
+            }
+            for finding in explain(self.broker, client_id, topic)
+        ]
+        since = self.broker.decisions.since()
+        return {"findings": findings, "remembered_since": since + off if since else None}

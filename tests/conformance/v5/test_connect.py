@@ -249,12 +249,12 @@ def test_mqtt_3_1_2_24_no_publish_above_the_maximum_packet_size_is_sent() -> Non
     assert len(plain.publishes()) == 6
 
 
-def test_mqtt_3_1_2_24_a_client_that_cannot_take_connack_is_closed_without_a_word() -> None:
+def test_mqtt_3_1_2_24_a_client_that_cannot_take_connack_is_refused() -> None:
     server = Server()
     peer = server.peer()
     peer.send(Connect("a", properties=Properties(maximum_packet_size=15)))
     assert peer.closed
-    assert peer.output == b""
+    assert peer.output == bytes.fromhex("2003009500")
     assert server.broker.sessions == {}
     peer = server.peer()
     peer.send(Connect("a", properties=Properties(maximum_packet_size=16)))
@@ -274,8 +274,9 @@ def test_mqtt_3_1_2_24_a_suback_that_is_too_large_is_not_sent() -> None:
     server = Server()
     peer = server.client("s", maximum_packet_size=20)
     peer.send(Subscribe(1, [SubscriptionRequest(f"t{count}") for count in range(16)]))
-    assert peer.received() == []
-    assert not peer.closed
+    assert peer.received() == [Disconnect(reason_codes.PACKET_TOO_LARGE)]
+    assert peer.closed
+    peer = server.client("s", maximum_packet_size=20)
     peer.send(Subscribe(2, [SubscriptionRequest(f"t{count}") for count in range(15)]))
     assert peer.one() == SubAck(2, [0] * 15)
 

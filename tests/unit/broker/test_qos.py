@@ -10,12 +10,19 @@ from lockgate.mqtt.packets import (
     V3_1,
     V3_1_1,
     V5,
+    ConnAck,
+    Connect,
     Disconnect,
     PubAck,
     PubComp,
     Publish,
     PubRec,
     PubRel,
+    SubAck,
+    Subscribe,
+    SubscriptionRequest,
+    UnsubAck,
+    Unsubscribe,
 )
 from lockgate.mqtt.properties import Properties
 from tests.support.server import Server
@@ -199,6 +206,33 @@ def test_a_client_that_never_releases_qos_2_messages_is_bounded() -> None:
         publisher.expect(PubRec)
     publisher.send(Publish("t", b"", 2, packet_id=6))
     assert publisher.one() == Disconnect(reason_codes.RECEIVE_MAXIMUM_EXCEEDED)
+
+
+def test_a_client_that_leaves_no_room_for_connack_is_refused() -> None:
+    server = Server()
+    small = server.peer()
+    small.send(Connect("c", V5, properties=Properties(maximum_packet_size=10)))
+    assert small.one() == ConnAck(reason_codes.PACKET_TOO_LARGE)
+    assert small.closed
+    assert not server.broker.sessions
+    smallest = server.peer()
+    smallest.send(Connect("c", V5, properties=Properties(maximum_packet_size=4)))
+    assert smallest.received() == []
+    assert smallest.closed
+
+
+@pytest.mark.parametrize("count", [26, 200])
+def test_a_client_that_leaves_no_room_for_suback_is_disconnected(count: int) -> None:
+    server = Server()
+    small = server.client("c", maximum_packet_size=30 if count == 26 else count + 5)
+    topics = [f"t/{number}" for number in range(count)]
+    small.send(Subscribe(1, [SubscriptionRequest(topic) for topic in topics[1:]]))
+    assert isinstance(small.one(), SubAck)
+    small.send(Unsubscribe(2, topics[1:]))
+    assert isinstance(small.one(), UnsubAck)
+    small.send(Subscribe(3, [SubscriptionRequest(topic) for topic in topics]))
+    assert small.one() == Disconnect(reason_codes.PACKET_TOO_LARGE)
+    assert small.closed
 
 
 def test_a_message_beyond_the_receiver_s_maximum_packet_size_is_dropped_for_it_alone() -> None:

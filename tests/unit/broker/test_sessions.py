@@ -60,6 +60,13 @@ def test_the_first_packet_must_be_connect() -> None:
     assert peer.closed
 
 
+def test_a_second_connect_is_a_protocol_error_even_in_a_version_we_do_not_speak() -> None:
+    client = Server().client("c")
+    client.send_bytes(bytes.fromhex("100e00044d5154540602003c00026162"))
+    assert client.one() == Disconnect(reason_codes.PROTOCOL_ERROR)
+    assert client.closed
+
+
 def test_a_second_connect_is_a_protocol_error() -> None:
     server = Server()
     for version, farewell in ((V3_1_1, []), (V5, [Disconnect(reason_codes.PROTOCOL_ERROR)])):

@@ -1,0 +1,42 @@
+"""Deadlines come in order, and those that lost their meaning do not gather."""
+
+from __future__ import annotations
+
+from lockgate.broker.deadlines import CONNECTION, SESSION, WILL, Deadlines
+from lockgate.mqtt.packets import V5, Connect, Disconnect, Will
+from lockgate.mqtt.properties import Properties
+from tests.support.server import Server
+
+
+def test_what_is_due_comes_in_the_order_of_time() -> None:
+    deadlines = Deadlines(lambda at, kind, subject: True)
+    for at in (3.0, 1.0, 2.0):
+        deadlines.add(at, SESSION, str(at))
+    assert deadlines.next() == 1.0
+    assert [deadlines.due(2.5) for _ in range(3)] == [(1.0, SESSION, "1.0"), (2.0, SESSION, "2.0"), None]
+
+
+def test_only_what_still_means_something_is_kept() -> None:
+    deadlines = Deadlines(lambda at, kind, subject: kind == WILL)
+    for number in range(5000):
+        deadlines.add(float(number), WILL if number % 10 == 0 else CONNECTION, str(number))
+    assert len(deadlines) < 2048
+    kept = [due[0] for due in iter(lambda: deadlines.due(1e9), None) if due[1] == WILL]
+    assert kept == [float(number) for number in range(0, 5000, 10)]
+
+
+def test_a_client_that_comes_and_goes_leaves_no_deadlines_behind() -> None:
+    server = Server()
+    own = Properties(session_expiry_interval=1_000_000)
+    will = Will("w", b"", properties=Properties(will_delay_interval=500_000))
+    for number in range(2000):
+        server.now += 0.001
+        peer = server.peer()
+        peer.send(Connect("c", V5, False, 65_535, will=will, properties=own))
+        if number % 2:
+            peer.send(Disconnect())
+        else:
+            peer.lose()
+    assert len(server.broker.deadlines) <= 1024
+    server.advance(2_000_000)
+    assert (len(server.broker.deadlines), server.broker.sessions) == (0, {})
