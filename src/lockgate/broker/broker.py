@@ -403,11 +403,6 @@ class Broker:
     def stop(self, now: float) -> None:
         """End in order: every Will is published at once, delays ignored, as Mosquitto does."""
         for connection in list(self.connections.values()):
-            if self.information.reference and connection.version == V5 and connection.state == CONNECTED:
-                moved = self.information.moved
-                code = reason_codes.SERVER_MOVED if moved else reason_codes.USE_ANOTHER_SERVER
-                properties = Properties(server_reference=self.information.reference)
-                connection.send(encode(Disconnect(code, properties), V5))
             will = connection.will
             if will is not None and connection.session is not None:
                 connection.will = None
@@ -415,3 +410,9 @@ class Broker:
         for client_id in list(self.wills):
             message, _due = self.wills.pop(client_id)
             self._publish_will(client_id, message, now)
+        if self.information.reference:  # said last: nothing may follow it [MQTT-3.14.4-1]
+            code = reason_codes.SERVER_MOVED if self.information.moved else reason_codes.USE_ANOTHER_SERVER
+            frame = encode(Disconnect(code, Properties(server_reference=self.information.reference)), V5)
+            for connection in self.connections.values():
+                if connection.version == V5 and connection.state == CONNECTED and connection.fits(frame):
+                    connection.send(frame)

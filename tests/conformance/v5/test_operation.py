@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lockgate.broker.limits import Limits, ListenerLimits
+from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.packets import (
     V5,
@@ -501,3 +501,16 @@ def test_mqtt_4_13_2_1_a_client_that_says_so_is_gone_and_others_are_not() -> Non
         assert "a" not in server.broker.sessions
     bystander.send(PingReq())
     assert bystander.one() == PingResp()
+
+
+def test_mqtt_3_14_4_1_wills_of_a_server_that_stops_come_before_its_disconnect() -> None:
+    server = Server(information=ServerInformation("other.example:1883"))
+    watcher = server.client("w")
+    watcher.subscribe("will")
+    server.client("a", will=Will("will", b"gone"))
+    server.broker.stop(server.now)
+    server.flush()
+    will, farewell = watcher.received()
+    assert isinstance(will, Publish)
+    expected = Properties(server_reference="other.example:1883")
+    assert farewell == Disconnect(reason_codes.USE_ANOTHER_SERVER, expected)
