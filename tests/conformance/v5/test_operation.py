@@ -514,3 +514,35 @@ def test_mqtt_3_14_4_1_wills_of_a_server_that_stops_come_before_its_disconnect()
     assert isinstance(will, Publish)
     expected = Properties(server_reference="other.example:1883")
     assert farewell == Disconnect(reason_codes.USE_ANOTHER_SERVER, expected)
+
+
+def test_mqtt_3_14_2_3_a_reason_string_that_does_not_fit_is_left_out() -> None:
+    peer = Server().client("a")
+    peer.send_bytes(raw.publish(V5, b"a/+"))
+    assert peer.one() == Disconnect(reason_codes.MALFORMED_PACKET)
+    [reason] = peer.reasons
+    assert "wildcard" in reason
+    size = len(peer.output) - 16  # behind CONNACK
+    for maximum, told in ((size, True), (size - 1, False)):
+        peer = Server().client("a", maximum_packet_size=maximum)
+        before = len(peer.output)
+        peer.send_bytes(raw.publish(V5, b"a/+"))
+        assert peer.one() == Disconnect(reason_codes.MALFORMED_PACKET)
+        assert bool(peer.reasons) == told
+        assert len(peer.output) - before <= maximum
+
+
+def test_mqtt_3_14_2_3_a_reason_string_is_short_and_printable_whatever_the_client_said() -> None:
+    peer = Server().client("a")
+    peer.send_bytes(raw.publish(V5, "+\n\u2028\u00e9".encode() * 8000))
+    assert peer.one() == Disconnect(reason_codes.MALFORMED_PACKET)
+    [reason] = peer.reasons
+    assert len(reason) == 200
+    assert reason.isprintable()
+
+
+def test_mqtt_3_14_2_4_disconnect_has_no_user_properties_to_leave_out() -> None:
+    for peer in _told_to_leave():
+        packet = peer.one()
+        assert isinstance(packet, Disconnect)
+        assert packet.properties is None or packet.properties.user_properties == ()
