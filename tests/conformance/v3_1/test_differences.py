@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lockgate.mqtt.packets import V3_1, PubAck, PubComp, Publish, PubRec, PubRel, SubAck
+from lockgate.broker.limits import Limits
+from lockgate.mqtt.packets import V3_1, PubAck, PubComp, Publish, PubRec, PubRel, SubAck, Subscribe, SubscriptionRequest
 from tests.conformance import scenarios
 from tests.support import raw
 from tests.support.server import Server
@@ -125,3 +126,12 @@ def test_mqtt_4_1_1_qos_2_is_delivered_once() -> None:
 
 def test_mqtt_4_2_1_unacknowledged_messages_are_sent_again_with_dup() -> None:
     scenarios.unacknowledged_packets_are_sent_again(V3_1)
+
+
+def test_mqtt_3_9_1_a_subscription_beyond_the_limit_shows_a_granted_qos() -> None:
+    server = Server(Limits(subscriptions=1))
+    peer = server.client("s", V3_1)
+    peer.send(Subscribe(1, [SubscriptionRequest("a", 1), SubscriptionRequest("b", 1)]))
+    assert peer.one() == SubAck(1, [1, 1])
+    server.client("p", V3_1).publish("b")
+    assert peer.received() == []

@@ -96,9 +96,10 @@ def test_mqtt_3_15_2_1_auth_of_the_server_has_a_code_of_the_table() -> None:
 
 
 def test_mqtt_3_15_2_1_auth_of_a_client_with_another_code_is_a_protocol_error() -> None:
+    server = _server()
     for code in range(256):
         if code != reason_codes.RE_AUTHENTICATE:
-            peer = _let_in(_server())
+            peer = _let_in(server)
             peer.send_bytes(raw.packet(0xF0, bytes((code, 6, 0x15)) + raw.string(b"ask")))
             scenarios.assert_ended(peer, reason_codes.PROTOCOL_ERROR)
 

@@ -93,8 +93,9 @@ def test_mqtt_3_14_2_1_disconnect_of_the_server_has_a_code_of_the_table() -> Non
 
 
 def test_mqtt_3_14_2_1_disconnect_of_a_client_with_another_code_is_a_protocol_error() -> None:
+    server = Server()
     for code in range(256):
-        peer = Server().client("a")
+        peer = server.client("a")
         peer.send_bytes(raw.packet(0xE0, bytes((code,))))
         if code in reason_codes.DISCONNECT_CODES:
             assert peer.received() == []
@@ -546,3 +547,25 @@ def test_mqtt_3_14_2_4_disconnect_has_no_user_properties_to_leave_out() -> None:
         packet = peer.one()
         assert isinstance(packet, Disconnect)
         assert packet.properties is None or packet.properties.user_properties == ()
+
+
+def test_mqtt_4_3_3_8_a_qos_2_message_is_passed_on_when_pubrel_arrives() -> None:
+    server = Server()
+    peer = server.client("s")
+    peer.subscribe("t", 2)
+    publisher = server.client("p")
+    publisher.send(Publish("t", b"x", 2, packet_id=3))
+    assert publisher.one() == PubRec(3)
+    assert peer.received() == []
+    publisher.send(PubRel(3))
+    assert peer.messages() == [("t", b"x")]
+
+
+def test_mqtt_4_3_3_10_other_content_under_an_identifier_in_use_takes_its_place() -> None:
+    server = Server()
+    peer = server.client("s")
+    peer.subscribe("#", 2)
+    publisher = server.client("p")
+    publisher.send(Publish("t", b"first", 2, packet_id=3), Publish("u", b"second", 2, packet_id=3), PubRel(3))
+    assert publisher.received() == [PubRec(3), PubRec(3), PubComp(3)]
+    assert peer.messages() == [("u", b"second")]
