@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Final, final
 from lockgate.broker import outbound, shedding
 from lockgate.broker.decisions import NOT_RETAINED
 from lockgate.broker.memory import RETAINED_BYTES
-from lockgate.broker.ports import NEVER, RETAINED, Message
-from lockgate.broker.topic_tree import Route, TopicTree
+from lockgate.broker.ports import NEVER, RETAINED, Delivery, Message
+from lockgate.broker.topic_tree import Route, SharedGroup, TopicTree
 from lockgate.mqtt import reason_codes
+from lockgate.mqtt.topics import split_shared
 
 if TYPE_CHECKING:
     from lockgate.broker.broker import Broker
     from lockgate.broker.session import Subscription
+
+# Of a Shared Subscription whose members are all busy; a larger one makes no message slower than this.
+_MEMBERS_ASKED: Final = 64
 
 
 _RECEIVERS_EACH: Final = 32
@@ -112,12 +116,40 @@ def publish(broker: Broker, message: Message, now: float) -> int:
             if number > commit:
                 commit = number
     for group in route.groups:
-        member = group.choose()
-        if member is not None:
-            number = outbound.deliver(broker, member, message, now)
-            if number > commit:
-                commit = number
+        number = _deliver_to_one(broker, group, message, now)
+        if number > commit:
+            commit = number
     return commit
+
+
+def _deliver_to_one(broker: Broker, group: SharedGroup, message: Message, now: float) -> int:
+    """Hand a message to the member whose turn it is, passing over those that are away or full (§4.8.2)."""
+    members = group.in_turn()
+    count = len(members)
+    chosen: Subscription | None = None
+    chosen_place = 0
+    best = outbound.CANNOT_TAKE + 1
+    for step in range(min(count, _MEMBERS_ASKED)):
+        place = (group.turn + step) % count
+        readiness = outbound.readiness(broker, members[place], message)
+        if readiness < best:
+            best = readiness
+            chosen = members[place]
+            chosen_place = place
+            if readiness == outbound.READY:
+                break
+    if chosen is None:
+        return 0
+    group.turn = chosen_place + 1
+    return outbound.deliver(broker, chosen, message, now)
+
+
+def hand_on(broker: Broker, delivery: Delivery, now: float) -> None:
+    """Give a message of a Shared Subscription, whose Session ended before it had it, to another member."""
+    share_name, topic_filter = split_shared(delivery.share)
+    group = broker.router.tree.group(topic_filter, share_name)
+    if group is not None:
+        _deliver_to_one(broker, group, delivery.message, now)
 
 
 def _fan_out_qos_0(broker: Broker, message: Message, subscriptions: list[Subscription], now: float) -> None:

@@ -11,30 +11,37 @@ if TYPE_CHECKING:
 
 @final
 class SharedGroup:
-    """The Subscriptions of one ShareName to one filter; each message goes to one of them in turn (§4.8.2)."""
+    """The Subscriptions of one ShareName to one filter; each message goes to one of them (§4.8.2)."""
 
-    __slots__ = ("_turn", "members")
+    __slots__ = ("_in_turn", "_members", "turn")
 
     def __init__(self) -> None:
-        self.members: dict[str, Subscription] = {}
-        self._turn = 0
+        self._members: dict[str, Subscription] = {}
+        self._in_turn: list[Subscription] | None = None  # made when it is asked for
+        self.turn = 0  # place of the member whose turn is next; it may lie behind the last
 
-    def choose(self) -> Subscription | None:
-        """Give the next member in turn: one that is connected if there is any, else a durable one."""
-        members = list(self.members.values())
-        count = len(members)
-        durable: Subscription | None = None
-        for step in range(count):
-            place = (self._turn + step) % count
-            member = members[place]
-            if member.session.connection is not None:
-                self._turn = place + 1
-                return member
-            if durable is None and member.session.durable:
-                durable = member
-        if durable is not None:
-            self._turn += 1
-        return durable
+    def add(self, client_id: str, subscription: Subscription) -> bool:
+        """Add a member, or replace its Subscription; say whether it is new."""
+        is_new = client_id not in self._members
+        self._members[client_id] = subscription
+        self._in_turn = None
+        return is_new
+
+    def remove(self, client_id: str) -> bool:
+        """Remove a member; say whether it was one."""
+        self._in_turn = None
+        return self._members.pop(client_id, None) is not None
+
+    def is_empty(self) -> bool:
+        """Whether there is nobody left."""
+        return not self._members
+
+    def in_turn(self) -> list[Subscription]:
+        """Give all members, in the order in which they joined."""
+        members = self._in_turn
+        if members is None:
+            members = self._in_turn = list(self._members.values())
+        return members
 
 
 @final
@@ -176,9 +183,8 @@ class TopicTree:
             group = node.groups.get(share_name)
             if group is None:
                 group = node.groups[share_name] = SharedGroup()
-            if client_id not in group.members:
+            if group.add(client_id, subscription):
                 self.shared_count += 1
-            group.members[client_id] = subscription
             return
         if node.put(client_id, subscription):
             self.count += 1
@@ -195,15 +201,25 @@ class TopicTree:
             node = child
         if share_name:
             group = node.groups.get(share_name) if node.groups is not None else None
-            if group is not None and group.members.pop(client_id, None) is not None:
+            if group is not None and group.remove(client_id):
                 self.shared_count -= 1
-                if not group.members and node.groups is not None:
+                if group.is_empty() and node.groups is not None:
                     del node.groups[share_name]
         elif node.take_out(client_id):
             self.count -= 1
         while path and node.is_empty():
             node, level = path.pop()
             node.drop_child(level)
+
+    def group(self, topic_filter: str, share_name: str) -> SharedGroup | None:
+        """Give the members of a Shared Subscription."""
+        node = self._root
+        for level in topic_filter.split("/"):
+            child = node.children.get(level) if node.children is not None else None
+            if child is None:
+                return None
+            node = child
+        return node.groups.get(share_name) if node.groups is not None else None
 
     def match(self, topic_name: str) -> Route:
         """Find all receivers of a Topic Name."""
