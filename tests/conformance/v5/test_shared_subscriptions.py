@@ -150,3 +150,19 @@ def test_mqtt_4_8_2_6_a_message_that_a_member_refuses_goes_to_no_other() -> None
     first.lose()
     server.advance(101)
     assert second.received() == []
+
+
+def test_mqtt_4_8_2_5_what_is_handed_on_finds_its_group_by_any_filter() -> None:
+    for topic_filter in ("$share/g/a/b", "$share/g/+/b", "$share/g/a/#", "$share/g/#"):
+        server = Server()
+        first = server.client("first")
+        first.subscribe(topic_filter, 1)
+        second = server.client("second")
+        second.subscribe(topic_filter, 1)
+        other = server.client("other")
+        other.subscribe(topic_filter.replace("/g/", "/h/"), 1)
+        server.client("p").publish("a/b", b"x", 1)
+        assert len(first.publishes()) == len(other.publishes()) == 1
+        first.lose()
+        assert scenarios.payloads(second.publishes()) == [b"x"]
+        assert other.received() == []
