@@ -312,7 +312,7 @@ class Broker:
         for connection in waiting:
             if connection.release(self.committed_number):
                 self.waiting.append(connection)
-            if connection.backlog and connection.state == CONNECTED and connection.session is not None:
+            if connection.backlog is not None and connection.state == CONNECTED and connection.session is not None:
                 outbound.pump(self, connection, connection.session, now)
 
     def loaded(self, client_id: str, deliveries: list[Delivery], now: float) -> None:

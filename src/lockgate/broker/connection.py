@@ -40,6 +40,7 @@ from lockgate.mqtt.packets import (
 from lockgate.mqtt.properties import Properties
 
 if TYPE_CHECKING:
+    from lockgate.broker.backlog import Backlog
     from lockgate.broker.broker import Broker
     from lockgate.broker.session import Session
 
@@ -143,7 +144,7 @@ class Connection:
         self.topic_alias_maximum = 0  # aliases we may set up towards the client
         self.aliases_in: dict[int, str] | None = None
         self.aliases_out: dict[str, int] | None = None
-        self.backlog: deque[tuple[Message, str]] | None = None  # retained messages still to be sent, for which filter
+        self.backlog: Backlog | None = None  # retained messages still to be sent
         self.output: list[bytes] = []
         self.output_bytes = 0
         self.touched = False
@@ -360,7 +361,7 @@ class Connection:
     @property
     def has_more(self) -> bool:
         """Whether more output is made when what there is has left: `set_writable` then."""
-        return bool(self.backlog) or bool(self.late)
+        return self.backlog is not None or bool(self.late)
 
     @property
     def wants_input(self) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from lockgate.broker import outbound
+from lockgate.broker.backlog import Backlog
 from lockgate.broker.memory import SUBSCRIPTION_BYTES
 from lockgate.broker.ports import SUBSCRIPTIONS, StoredSubscription
 from lockgate.broker.session import Subscription
@@ -49,9 +49,11 @@ def handle_subscribe(broker: Broker, connection: Connection, session: Session, p
             broker.store.set(commit, SUBSCRIPTIONS, (session.client_id, request.topic_filter), stored)
         wants_retained = request.retain_handling == 0 or (request.retain_handling == 1 and is_new)
         if wants_retained and not subscription.share_name:  # §3.8.3.1, §4.8.2
-            _take_retained(broker, connection, subscription, now)
+            if connection.backlog is None:
+                connection.backlog = Backlog()
+            connection.backlog.add(request.topic_filter, now)
     connection.acknowledge(encode(SubAck(packet.packet_id, codes), connection.version), commit)
-    if connection.backlog:
+    if connection.backlog is not None:
         outbound.pump(broker, connection, session, now)
 
 
@@ -85,19 +87,6 @@ def _subscribe(
     return subscription
 
 
-def _take_retained(broker: Broker, connection: Connection, subscription: Subscription, now: float) -> None:
-    topic_filter = subscription.requested_filter
-    backlog = connection.backlog
-    if backlog:  # what an earlier SUBSCRIBE to this filter left there comes again now
-        backlog = deque([waiting for waiting in backlog if waiting[1] != topic_filter])
-    for message in broker.retained.match(subscription.topic_filter, now):
-        if not (subscription.no_local and message.publisher == subscription.session.client_id):
-            if backlog is None:
-                backlog = deque()
-            backlog.append((message, topic_filter))
-    connection.backlog = backlog
-
-
 def handle_unsubscribe(broker: Broker, connection: Connection, session: Session, packet: Unsubscribe) -> None:
     """Remove Subscriptions and answer UNSUBACK (§3.10.4)."""
     _check_answer(connection, len(packet.topic_filters))
@@ -110,8 +99,8 @@ def handle_unsubscribe(broker: Broker, connection: Connection, session: Session,
         codes.append(reason_codes.SUCCESS)
         broker.router.remove(subscription)
         broker.memory.used -= SUBSCRIPTION_BYTES
-        if connection.backlog:
-            connection.backlog = deque([waiting for waiting in connection.backlog if waiting[1] != topic_filter])
+        if connection.backlog is not None:
+            connection.backlog.discard(topic_filter)
         if session.durable:
             broker.store.delete(broker.change(), SUBSCRIPTIONS, (session.client_id, topic_filter))
     # A filter that is gone already may have gone with a change whose UNSUBACK the client never saw.
