@@ -467,6 +467,11 @@ def test_mqtt_4_13_1_1_what_cannot_be_read_is_malformed_and_what_must_not_be_is_
     for data, code in (
         (b"\x00\x00", malformed),
         (b"\xc0\x01\x00", malformed),
+        (b"\x40\x01\x00", malformed),
+        (b"\x50\x00", malformed),
+        (b"\x30\x01\x00", malformed),
+        (b"\x32\x04\x00\x01t\x00", malformed),  # half an identifier
+        (b"\x30\x04\x00\x09t\x00", malformed),  # a Topic Name beyond its packet
         (b"\x82\x02\x00\x01", malformed),
         (raw.publish(V5, b"t", own=b"\x7f\x00"), malformed),  # an unknown property
         (raw.publish(V5, b"t", own=b"\x01"), malformed),  # half a property
