@@ -2,7 +2,7 @@
 
 Left out by rule, since no behaviour hangs on them: annotations, imports, docstrings, `__slots__`, `__repr__`, code for
 the type checker (`TYPE_CHECKING`, `assert`, the target of `cast`), and wording: strings with a space in them,
-f-strings, and what is handed to a log (whether a line is logged at all is behaviour, and is changed).
+f-strings, tables of names for people, and what is handed to a log (whether a line is logged is behaviour, and changed).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ ARITHMETIC: Final[dict[type[ast.operator], type[ast.operator]]] = {
     ast.BitOr: ast.BitAnd,
     ast.BitXor: ast.BitAnd,
 }
+NAMES_FOR_PEOPLE: Final = frozenset({"TYPE_NAMES", "NAMES", "_TEXTS"})
 LOG_METHODS: Final = frozenset({"debug", "info", "notice", "warning", "error", "exception"})
 
 Node = TypeVar("Node", bound=ast.AST)
@@ -104,6 +105,8 @@ def _walk(node: ast.AST, path: Path, function: str, statement: ast.stmt | None) 
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
         return
     if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("__slots__", "__hash__"):
+        return
+    if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) in NAMES_FOR_PEOPLE:
         return
     if isinstance(node, ast.stmt):
         statement = node

@@ -98,7 +98,7 @@ def run(
     rest = [
         Plan(number, mutant, _order(seen, _tests_of_names(mutant, trees, seen)))
         for number, mutant in enumerate(mutants)
-        if not _is_in_function(mutant, trees)
+        if not _is_in_function(mutant, trees) or _is_of_import(mutant, trees, seen)
     ]
     yield from _in_workers(functools.partial(_run_anew, trees, [test.node_id for test in seen]), rest, jobs)
 
@@ -205,7 +205,7 @@ def _in_collected(
                     lines[file, line].add(number)
         plans = []
         for number, mutant in enumerate(mutants):
-            if _is_in_function(mutant, trees):
+            if _is_in_function(mutant, trees) and not _is_of_import(mutant, trees, seen):
                 file = str(file_of(mutant.module))
                 tests = set().union(*(lines[file, line] for line in range(mutant.first, mutant.last + 1)))
                 plans.append(Plan(number, mutant, _order(seen, tests)))
@@ -324,6 +324,15 @@ def _function_node(mutant: Mutant, tree: ast.Module) -> ast.FunctionDef | ast.As
 def _is_in_function(mutant: Mutant, trees: dict[str, ast.Module]) -> bool:
     """A change that takes `super` away also takes a cell from the code object, and then it cannot replace the other."""
     return "super(" not in mutant.was and _function_node(mutant, trees[mutant.module]) is not None
+
+
+def _is_of_import(mutant: Mutant, trees: dict[str, ast.Module], seen: list[Seen]) -> bool:
+    """Whether no test comes by a function at all: it may have done all it does when its module was imported."""
+    function = _function_node(mutant, trees[mutant.module])
+    if function is None:
+        return False
+    file, first, last = str(file_of(mutant.module)), function.body[0].lineno, function.end_lineno or 0
+    return not any(first <= line <= last for test in seen for line in test.lines.get(file, ()))
 
 
 def _code_in(code: CodeType, function: ast.FunctionDef | ast.AsyncFunctionDef) -> CodeType:
