@@ -43,7 +43,7 @@ IGNORED: Final = (
     "tests/conformance/v3_1_1/test_websocket.py",
     "tests/conformance/v5/test_websocket.py",
 )
-EXAMPLES: Final = 20  # of each property
+EXAMPLES: Final = 10  # of each property
 MEMORY_BYTES: Final = 4 << 30  # a mutant that takes more has failed
 STILL_SECONDS: Final = 30  # a test that waits for longer hangs
 

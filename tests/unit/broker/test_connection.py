@@ -101,7 +101,7 @@ def test_a_connection_is_handed_to_the_shell_once_each_turn() -> None:
 def test_a_throttled_connection_is_handed_to_the_shell_when_it_stops_and_goes_on() -> None:
     server = Server(Limits(publish_rate=1))
     peer = server.client("c")
-    peer.connection.receive(b"\x30\x04\x00\x01t\x00" * 2, server.now)
+    peer.connection.receive(b"\x30\x04\x00\x01t\x00", server.now)
     assert server.broker.take_touched() == [peer.connection]
     assert not peer.connection.wants_input
     server.now += 2

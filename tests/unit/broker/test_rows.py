@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from lockgate.broker.limits import Limits
@@ -54,7 +56,7 @@ class Rows:
         for name in ("set", "delete", "append", "acknowledge", "drop_queue"):
             monkeypatch.setattr(store, name, self._noting(getattr(self, f"_{name}"), getattr(store, name)))
 
-    def _noting(self, note, tell):  # type: ignore[no-untyped-def]
+    def _noting(self, note: Callable[..., None], tell: Callable[..., None]) -> Callable[..., None]:
         def both(commit: int, *arguments: object) -> None:
             assert commit >= self.last  # commit numbers never go back
             self.last = commit
@@ -245,7 +247,7 @@ def test_each_commit_lets_go_what_waited_for_it() -> None:
     base = server.broker.last_change
     publisher.send(*(Publish("t", b"x", 1, packet_id=number) for number in (1, 2, 3)))
     other.send(Publish("t", b"x", 1, packet_id=9))
-    behind = [number for number in range(base + 1, server.broker.last_change + 1)]
+    behind = list(range(base + 1, server.broker.last_change + 1))
     seen = []
     for number in behind:
         server.broker.committed(number, server.now)
