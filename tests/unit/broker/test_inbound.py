@@ -104,8 +104,8 @@ def test_a_receive_maximum_is_told_where_it_is_less_than_mqtt_s(ours: int, told:
     ("ours", "theirs", "window"), [(10, 0, 10), (10, 5, 5), (10, 20, 10), (0, 0, 65_535), (0, 7, 7)]
 )
 def test_the_window_is_the_smaller_of_two(ours: int, theirs: int, window: int) -> None:
-    own = {"receive_maximum": theirs} if theirs else {}
-    peer = Server(Limits(max_inflight_messages=ours)).client("a", **own)
+    server = Server(Limits(max_inflight_messages=ours))
+    peer = server.client("a", receive_maximum=theirs) if theirs else server.client("a")
     assert peer.connection.window == window
 
 
