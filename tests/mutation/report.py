@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, metavar="N", help="only N of the mutants, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", action="store_true", help="only those that survived the last time")
+    parser.add_argument(
+        "--explained", action="store_true", help="run those too whose survival is explained: it takes long"
+    )
     parser.add_argument("--tests", nargs="+", default=list(TESTS), metavar="PATH")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
@@ -63,15 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explanations = read_explanations(EXPLANATIONS)
     unknown = [key for key in explanations if key not in {mutant.key for mutant in every}]
 
+    # Every test passes with a survivor, so it takes longer than a hundred that are killed.
+    to_run = [mutant for mutant in chosen if options.explained or mutant.key not in explanations]
+
     started = time.monotonic()
-    results: dict[int, str] = {}
-    for number, result in runner.run(chosen, trees, options.tests, options.jobs):
-        results[number] = result
-        if result in (SURVIVED, NOT_RUN) and chosen[number].key not in explanations:
-            _print_as_toml(chosen[number], result)
-        if len(results) % 100 == 0:
-            print(f"  {len(results)} of {len(chosen)}, {time.monotonic() - started:.0f} s", flush=True)
-    survivors = [chosen[number] for number in sorted(results) if results[number] in (SURVIVED, NOT_RUN)]
+    survived_now: set[Mutant] = set(chosen) - set(to_run)
+    for done, (number, result) in enumerate(runner.run(to_run, trees, options.tests, options.jobs), 1):
+        if result in (SURVIVED, NOT_RUN):
+            survived_now.add(to_run[number])
+            if to_run[number].key not in explanations:
+                _print_as_toml(to_run[number], result)
+        if done % 100 == 0:
+            print(f"  {done} of {len(to_run)}, {time.monotonic() - started:.0f} s", flush=True)
+    survivors = [mutant for mutant in chosen if mutant in survived_now]
     if options.tests == list(TESTS):
         LAST.parent.mkdir(exist_ok=True)
         LAST.write_text(json.dumps([mutant.key for mutant in survivors]))
@@ -81,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{time.monotonic() - started:.0f} s")
     for key in unknown:
         print(f"survivors.toml explains what cannot be any more: {key}")
-    if is_whole:
+    if is_whole and options.explained:
         alive = {mutant.key for mutant in survivors}
         for key in explanations:
             if key not in alive and key not in unknown:
