@@ -155,6 +155,29 @@ def test_another_filter_s_retained_messages_survive_an_unsubscribe() -> None:
     assert sorted([first.topic, *(one[0] for one in acknowledge_all(peer))]) == ["a/1", "a/2", "b/1"]
 
 
+# --- what the store answers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("successor", [False, True])
+def test_an_answer_for_a_session_that_is_no_more_is_let_be(successor: bool) -> None:
+    server = Server(Limits(max_queued_messages=0, queue_head=2, max_inflight_messages=1), slow_store=True)
+    peer = server.client("s", session_expiry_interval=100)
+    peer.send(Subscribe(1, [SubscriptionRequest("t", 1)]))
+    server.settle()
+    peer.received()
+    publisher = server.client("p")
+    publisher.send(*(Publish("t", b"x", 1, packet_id=1) for _ in range(10)))
+    for _ in range(3):
+        peer.send(PubAck(peer.publishes()[0].packet_id))
+    assert server.broker.sessions["s"].loading
+    new = server.client("s")
+    if not successor:
+        new.lose()
+    server.settle()
+    assert new.received() == []
+    assert (("s" in server.broker.sessions), server.broker.queued_count) == (successor, 0)
+
+
 # --- identifiers --------------------------------------------------------------------------------------------------
 
 
