@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import doors, footprint, latency, throughput
+from benchmarks import doors, footprint, latency, subscriptions, throughput
 
-throughput.main()
-print()
-latency.main()
-print()
-footprint.main()
-print()
-doors.main()
+for program in (throughput, latency, footprint, subscriptions, doors):
+    program.main()
+    print()

@@ -125,8 +125,9 @@ def string_is_checked(
     good: bytes = b"good",
 ) -> None:
     """A packet with a bad string ends the connection; the same one with a good string does not."""
+    server = Server()
     for text in (good, *bad):
-        peer = Server().client("client", version)
+        peer = server.client("client", version)
         peer.send_bytes(make(text))
         if text == good:
             assert not peer.closed
@@ -147,8 +148,9 @@ def connect_string_is_checked(version: int, make: Callable[[bytes], bytes], good
 
 def reserved_flags_end_the_connection(version: int, make: Callable[[int], bytes], right: int) -> None:
     """Of the sixteen values of the flags only the right one is accepted."""
+    server = Server()
     for flags in range(16):
-        peer = Server().client("client", version)
+        peer = server.client("client", version)
         peer.send_bytes(make(flags))
         if flags == right:
             for packet in peer.received():
@@ -163,9 +165,10 @@ def flags_are_checked(version: int) -> None:
         reserved_flags_end_the_connection(version, _acknowledgement_with_flags(kind), right)
     reserved_flags_end_the_connection(version, lambda flags: raw.subscribe(version, b"t", first=0x80 | flags), 2)
     reserved_flags_end_the_connection(version, lambda flags: raw.unsubscribe(version, b"t", 0xA0 | flags), 2)
+    server = Server()
     for kind in (0xC0, 0xE0):
         for flags in range(1, 16):
-            peer = Server().client("a", version)
+            peer = server.client("a", version)
             peer.send_bytes(raw.packet(kind | flags))
             assert_ended(peer)
     for flags in range(1, 16):

@@ -13,6 +13,7 @@ from lockgate.mqtt.packets import (
     V5,
     ConnAck,
     Connect,
+    Disconnect,
     Packet,
     PubAck,
     PubComp,
@@ -136,6 +137,7 @@ class Peer:
         self.closed = False
         self.reading = True
         self.output = b""  # all that ever arrived
+        self.reasons: list[str] = []  # Reason Strings of CONNACK and DISCONNECT
         self.connection: Connection = server.broker.connect("192.0.2.1:5000", server.listener, server.now, address)
         server.peers[self.connection.number] = self
         self._decoder = Decoder(version)
@@ -159,11 +161,22 @@ class Peer:
             if self.connection.has_more and self.connection.writable:
                 self.connection.set_writable(True, self.server.now)
             while (packet := self._decoder.next_packet()) is not None:
+                self._keep_reason(packet)
                 self._packets.append(packet)
         if self.connection.is_closing and not self.closed:
             self.closed = True
             self.server.broker.connection_lost(self.connection, self.server.now)
             self.server.flush()
+
+    def _keep_reason(self, packet: Packet) -> None:
+        """Put a Reason String, which is for people, aside: what a packet means is compared without it."""
+        if isinstance(packet, ConnAck | Disconnect) and packet.properties is not None:
+            reason = packet.properties.reason_string
+            if reason is not None:
+                self.reasons.append(reason)
+                packet.properties.reason_string = None
+                if packet.properties == Properties():
+                    packet.properties = None
 
     def lose(self) -> None:
         """Break the connection without a DISCONNECT."""

@@ -275,9 +275,12 @@ class Broker:
         session.subscriptions.clear()
         self.sessions.pop(session.client_id, None)
         self.decisions.record(SESSION_ENDED, session.client_id, "", now, reason)
+        orphans = outbound.to_hand_on(session)
         outbound.let_go(self, session)
         if session.durable:
             self._forget(session)
+        for delivery in orphans:
+            routing.hand_on(self, delivery, now)
         pending = self.wills.pop(session.client_id, None)
         if pending is not None:
             self._publish_will(session.client_id, pending[0], now)
@@ -400,11 +403,6 @@ class Broker:
     def stop(self, now: float) -> None:
         """End in order: every Will is published at once, delays ignored, as Mosquitto does."""
         for connection in list(self.connections.values()):
-            if self.information.reference and connection.version == V5 and connection.state == CONNECTED:
-                moved = self.information.moved
-                code = reason_codes.SERVER_MOVED if moved else reason_codes.USE_ANOTHER_SERVER
-                properties = Properties(server_reference=self.information.reference)
-                connection.send(encode(Disconnect(code, properties), V5))
             will = connection.will
             if will is not None and connection.session is not None:
                 connection.will = None
@@ -412,3 +410,9 @@ class Broker:
         for client_id in list(self.wills):
             message, _due = self.wills.pop(client_id)
             self._publish_will(client_id, message, now)
+        if self.information.reference:  # said last: nothing may follow it [MQTT-3.14.4-1]
+            code = reason_codes.SERVER_MOVED if self.information.moved else reason_codes.USE_ANOTHER_SERVER
+            frame = encode(Disconnect(code, Properties(server_reference=self.information.reference)), V5)
+            for connection in self.connections.values():
+                if connection.version == V5 and connection.state == CONNECTED and connection.fits(frame):
+                    connection.send(frame)

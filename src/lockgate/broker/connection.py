@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, cast, final
 from lockgate.broker import authentication, handshake, inbound, outbound, subscribing
 from lockgate.broker.deadlines import THROTTLE
 from lockgate.broker.limits import CONNECT_PACKET_BYTES, ListenerLimits
-from lockgate.broker.ports import Delivery, Message
+from lockgate.broker.ports import Delivery, Message, printable
 from lockgate.broker.rates import TokenBucket
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.decoder import Decoder
@@ -37,6 +37,7 @@ from lockgate.mqtt.packets import (
     Subscribe,
     Unsubscribe,
 )
+from lockgate.mqtt.properties import Properties
 
 if TYPE_CHECKING:
     from lockgate.broker.broker import Broker
@@ -46,6 +47,11 @@ AWAITING_CONNECT: Final = 0
 CONNECTED: Final = 1
 AUTHENTICATING: Final = 2  # between CONNECT and CONNACK
 CLOSING: Final = 3  # output may still leave, input is ignored
+
+_REASON_CHARACTERS: Final = 200  # of a Reason String, whatever the client's own words in it
+_NOT_TOLD: Final = frozenset(
+    {reason_codes.BAD_USER_NAME_OR_PASSWORD, reason_codes.NOT_AUTHORIZED, reason_codes.BAD_AUTHENTICATION_METHOD}
+)
 
 
 @final
@@ -105,6 +111,7 @@ class Connection:
         "topic_alias_maximum",
         "touched",
         "version",
+        "wants_reasons",
         "watched_at",
         "will",
         "will_delay",
@@ -132,6 +139,7 @@ class Connection:
         self.will_delay = 0
         self.window = 0  # messages in flight to this client
         self.maximum_packet_size = 0  # that the client accepts; 0: any
+        self.wants_reasons = True  # Request Problem Information
         self.topic_alias_maximum = 0  # aliases we may set up towards the client
         self.aliases_in: dict[int, str] | None = None
         self.aliases_out: dict[str, int] | None = None
@@ -382,10 +390,20 @@ class Connection:
         if self.state == CLOSING:
             return
         if self.state == CONNECTED and self.version == V5:
-            self.send(encode(Disconnect(reason_code), V5))
+            frame = encode(Disconnect(reason_code, self.reason_string(reason_code, detail)), V5)
+            self.send(frame if self.fits(frame) else encode(Disconnect(reason_code), V5))  # [MQTT-3.14.2-3]
         elif self.state == AUTHENTICATING:
-            handshake.send_refusal(self, reason_code)
+            handshake.send_refusal(self, reason_code, detail)
         self.close(f"{reason_codes.NAMES.get(reason_code, 'error')}: {detail}")
+
+    def reason_string(self, reason_code: int, detail: str) -> Properties | None:
+        """Give a Reason String for CONNACK or DISCONNECT, to a client that wants one (§3.1.2.11.7).
+
+        Why somebody may not is for the log alone.
+        """
+        if not self.wants_reasons or reason_code in _NOT_TOLD:
+            return None
+        return Properties(reason_string=printable(detail)[:_REASON_CHARACTERS])
 
     def deadline(self) -> float:
         """Give when silence ends the connection (§3.1.2.10); infinity without a Keep Alive."""

@@ -28,6 +28,7 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     connection.decoder.version = version
     if packet.properties is not None:
         connection.maximum_packet_size = packet.properties.maximum_packet_size or 0
+        connection.wants_reasons = packet.properties.request_problem_information != 0
     if version not in connection.limits.protocol_versions:
         refuse(connection, reason_codes.UNSUPPORTED_PROTOCOL_VERSION, "a version this listener does not accept")
         return
@@ -86,7 +87,7 @@ def let_in(
     else:
         expiry_interval = 0 if packet.clean_start else NEVER_EXPIRES
     properties = _connack_properties(broker, connection, requested, answer) if version == V5 else None
-    if properties is not None and not connection.fits(encode(ConnAck(0, False, properties), version)):
+    if connection.maximum_packet_size and not connection.fits(encode(ConnAck(0, False, properties), version)):
         # [MQTT-3.1.2-24]
         refuse(connection, reason_codes.PACKET_TOO_LARGE, "its Maximum Packet Size leaves no room for CONNACK")
         return
@@ -221,7 +222,7 @@ def refuse(connection: Connection, reason_code: int, detail: str) -> None:
         if reason_code == reason_codes.SERVER_BUSY and information.reference:
             reason_code = reason_codes.SERVER_MOVED if information.moved else reason_codes.USE_ANOTHER_SERVER
             properties = Properties(server_reference=information.reference)
-        send_refusal(connection, reason_code, properties)
+        send_refusal(connection, reason_code, detail, properties)
     else:
         code = reason_codes.CONNACK_V3.get(reason_code)
         if code is not None:
@@ -229,13 +230,16 @@ def refuse(connection: Connection, reason_code: int, detail: str) -> None:
     connection.close(f"refused, {reason_codes.NAMES[reason_code]}: {detail}")
 
 
-def send_refusal(connection: Connection, reason_code: int, properties: Properties | None = None) -> None:
-    """Send the CONNACK of a refusal to a version 5 client, or as much of it as the client takes."""
-    frame = encode(ConnAck(reason_code, False, properties), V5)
-    if properties is not None and not connection.fits(frame):
-        frame = encode(ConnAck(reason_code), V5)
-    if connection.fits(frame):
-        connection.send(frame)
+def send_refusal(connection: Connection, reason_code: int, detail: str, properties: Properties | None = None) -> None:
+    """Send the CONNACK of a refusal to a version 5 client, or as much of it as the client takes [MQTT-3.2.2-19]."""
+    explained = connection.reason_string(reason_code, detail)
+    if explained is not None and properties is not None:
+        explained.server_reference = properties.server_reference
+    for part in (explained, properties, None):
+        frame = encode(ConnAck(reason_code, False, part), V5)
+        if connection.fits(frame):
+            connection.send(frame)
+            return
 
 
 def refuse_version(connection: Connection, error: UnsupportedVersion) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lockgate.broker import routing
 from lockgate.broker.decisions import NOT_RETAINED, REFUSED
-from lockgate.broker.ports import NEVER, RECEIVED, Message
+from lockgate.broker.ports import NEVER, RECEIVED, Message, printable
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode_acknowledgement
 from lockgate.mqtt.errors import MqttError, ProtocolError
@@ -91,6 +91,8 @@ def _receive_qos_2(
         raise MqttError(
             f"{len(session.received)} QoS 2 messages wait for PUBREL", reason_codes.RECEIVE_MAXIMUM_EXCEEDED
         )
+    if connection.version == V5 and not session.exceeding:
+        _watch_receive_maximum(broker, session, packet_id)
     _forget_received(broker, session, packet_id)
     session.received[packet_id] = message
     broker.memory.hold(message)
@@ -102,6 +104,17 @@ def _receive_qos_2(
     if connection.version == V5 and broker.router.route(message.topic).is_empty():
         reason_code = reason_codes.NO_MATCHING_SUBSCRIBERS
     connection.acknowledge(encode_acknowledgement(PUBREC, packet_id, reason_code, connection.version), commit)
+
+
+def _watch_receive_maximum(broker: Broker, session: Session, packet_id: int) -> None:
+    """Tell once of a client that keeps more messages open than we announced; it is let be, as in Mosquitto."""
+    maximum = broker.limits.max_inflight_messages
+    if maximum and len(session.received) >= maximum and packet_id not in session.received:
+        session.exceeding = True
+        broker.log.warning(
+            f"Client {printable(session.client_id)} has more QoS 2 messages open than the Receive Maximum of {maximum}"
+            " (max_inflight_messages)."
+        )
 
 
 def _forget_received(broker: Broker, session: Session, packet_id: int) -> Message | None:

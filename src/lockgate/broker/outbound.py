@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from lockgate.broker.connection import Connection
     from lockgate.broker.session import Session, Subscription
 
+# How well a member of a Shared Subscription could take a message, the best first
+READY: Final = 0
+BUSY: Final = 1  # connected, but it would have to wait
+AWAY: Final = 2
+CANNOT_TAKE: Final = 3
+
 # Identifiers are taken in turn; a small window stays among those whose encoding is a table look-up.
 _SMALL_WINDOW: Final = 512
 _SMALL_IDS: Final = 1023
@@ -51,7 +57,23 @@ def deliver(broker: Broker, subscription: Subscription, message: Message, now: f
         if connection is not None:
             _send_qos_0(broker, connection, message, retain, subscription.identifier, now)
         return 0
-    return _enqueue(broker, session, message, qos, retain, subscription.identifier, now)
+    share = subscription.requested_filter if subscription.share_name else ""
+    return _enqueue(broker, session, message, qos, retain, subscription.identifier, now, share)
+
+
+def readiness(broker: Broker, subscription: Subscription, message: Message) -> int:
+    """Say how well a member of a Shared Subscription could take a message now: READY is best, CANNOT_TAKE worst."""
+    session = subscription.session
+    connection = session.connection
+    if message.qos == 0 or subscription.qos == 0:
+        if connection is None:
+            return CANNOT_TAKE
+        return READY if connection.writable else BUSY
+    if connection is not None and _is_sendable(broker, connection, session):
+        return READY
+    if _is_full(broker, session, message) or (connection is None and not session.durable):
+        return CANNOT_TAKE
+    return BUSY if connection is not None else AWAY
 
 
 def _has_room(broker: Broker, connection: Connection) -> bool:
@@ -179,18 +201,19 @@ def _encode_for(
 
 
 def _enqueue(
-    broker: Broker, session: Session, message: Message, qos: int, retain: bool, identifier: int, now: float
+    broker: Broker,
+    session: Session,
+    message: Message,
+    qos: int,
+    retain: bool,
+    identifier: int,
+    now: float,
+    share: str = "",
 ) -> int:
     connection = session.connection
     if connection is None and not session.durable:
         return 0
-    sendable = (
-        connection is not None
-        and session.queued_count == 0
-        and len(session.in_flight) < connection.window
-        and _has_room(broker, connection)
-        and _bytes_in_window(broker, session)
-    )
+    sendable = connection is not None and _is_sendable(broker, connection, session)
     if not sendable and broker.memory.is_exhausted():
         broker.drop(SHED, session.client_id, message.topic, now)
         return 0
@@ -203,7 +226,7 @@ def _enqueue(
                 " (max_queued_messages, max_queued_bytes)."
             )
         return 0
-    delivery = Delivery(message, qos, retain, identifier, 0)
+    delivery = Delivery(message, qos, retain, identifier, 0, share)
     commit = 0
     if session.durable:
         session.last_position += 1
@@ -233,6 +256,16 @@ def _enqueue(
     if broker.memory.is_spent() or (total and broker.queued_count > total):
         shedding.shed(broker, now)
     return commit
+
+
+def _is_sendable(broker: Broker, connection: Connection, session: Session) -> bool:
+    """Whether a message at QoS 1 or 2 could leave at once."""
+    return (
+        session.queued_count == 0
+        and len(session.in_flight) < connection.window
+        and _has_room(broker, connection)
+        and _bytes_in_window(broker, session)
+    )
 
 
 def _hold(broker: Broker, delivery: Delivery) -> None:
@@ -410,6 +443,20 @@ def keep_backlog(broker: Broker, connection: Connection, session: Session, now: 
         qos = message.qos if message.qos < subscription.qos else subscription.qos
         if qos and broker.retained.get(message.topic) is message:
             _enqueue(broker, session, message, qos, True, subscription.identifier, now)
+
+
+def to_hand_on(session: Session) -> list[Delivery]:
+    """Give the messages of Shared Subscriptions that a Session which ends leaves to other members (§4.8.2).
+
+    Those it has not got, or at QoS 1 not acknowledged. A QoS 2 message that was sent goes to nobody else
+    [MQTT-4.8.2-5], and neither does the part of a long queue that lies in the store.
+    """
+    found = [
+        delivery for delivery in session.in_flight.values() if delivery.share and delivery.state == AWAITING_PUBACK
+    ]
+    if session.queue is not None:
+        found += [one for one in session.queue if one.share and (one.qos == 1 or not one.packet_id)]
+    return found
 
 
 def let_go(broker: Broker, session: Session) -> None:

@@ -156,14 +156,17 @@ class Delivery:
     `position` orders the queue of a durable Session and names the row in the store; `packet_id` is 0 until it is sent.
     """
 
-    __slots__ = ("dropped", "identifier", "message", "packet_id", "position", "qos", "retain", "state")
+    __slots__ = ("dropped", "identifier", "message", "packet_id", "position", "qos", "retain", "share", "state")
 
-    def __init__(self, message: Message, qos: int, retain: bool, identifier: int, position: int) -> None:
+    def __init__(
+        self, message: Message, qos: int, retain: bool, identifier: int, position: int, share: str = ""
+    ) -> None:
         self.message = message
         self.qos = qos
         self.retain = retain
         self.identifier = identifier  # the Subscription Identifier, 0 without one
         self.position = position
+        self.share = share  # the filter of the Shared Subscription that brought it, with $share; else empty
         self.packet_id = 0
         self.state = QUEUED
         self.dropped = False

@@ -2,45 +2,59 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 from lockgate.broker import outbound, shedding
 from lockgate.broker.decisions import NOT_RETAINED
 from lockgate.broker.memory import RETAINED_BYTES
-from lockgate.broker.ports import NEVER, RETAINED, Message
-from lockgate.broker.topic_tree import Route, TopicTree
+from lockgate.broker.ports import NEVER, RETAINED, Delivery, Message
+from lockgate.broker.topic_tree import Route, SharedGroup, TopicTree
 from lockgate.mqtt import reason_codes
+from lockgate.mqtt.topics import split_shared
 
 if TYPE_CHECKING:
     from lockgate.broker.broker import Broker
     from lockgate.broker.session import Subscription
 
+# Of a Shared Subscription whose members are all busy; a larger one makes no message slower than this.
+_MEMBERS_ASKED: Final = 64
+
+
+_RECEIVERS_EACH: Final = 32
+_LONG_TOPIC: Final = 512  # characters; longer ones are not remembered
+
 
 @final
 class Router:
-    """The topic tree with a bounded memory of the routes it found.
+    """The topic tree with a bounded memory of the routes it found: so many topics, 32 receivers for each on average.
 
     A changed Subscription forgets the routes it could touch: one topic when it has no wildcard, the topics with its
     first level when that is no wildcard, else all.
     """
 
-    __slots__ = ("_by_first_level", "_limit", "_remembered", "_routes", "tree")
+    __slots__ = ("_by_first_level", "_limit", "_receivers", "_receivers_limit", "_remembered", "_routes", "tree")
 
     def __init__(self, limit: int) -> None:
         self.tree = TopicTree()
         self._limit = limit
         self._routes: dict[str, Route] = {}
         self._by_first_level: dict[str, list[str]] = {}
-        self._remembered = 0
+        self._remembered = 0  # routes and receivers since all were forgotten, whether or not one was forgotten alone
+        self._receivers = 0
+        self._receivers_limit = limit * _RECEIVERS_EACH
 
     def route(self, topic: str) -> Route:
         """Give the receivers of a topic."""
         route = self._routes.get(topic)
         if route is None:
             route = self.tree.match(topic)
-            if self._remembered >= self._limit:
+            receivers = len(route.subscriptions) + len(route.groups)
+            if len(topic) > _LONG_TOPIC or receivers > self._receivers_limit // 4:
+                return route
+            if self._remembered >= self._limit or self._receivers + receivers > self._receivers_limit:
                 self._forget_all()
             self._remembered += 1
+            self._receivers += receivers
             self._routes[topic] = route
             first = topic.partition("/")[0]
             topics = self._by_first_level.get(first)
@@ -75,6 +89,7 @@ class Router:
         self._routes.clear()
         self._by_first_level.clear()
         self._remembered = 0
+        self._receivers = 0
 
 
 def publish(broker: Broker, message: Message, now: float) -> int:
@@ -101,12 +116,40 @@ def publish(broker: Broker, message: Message, now: float) -> int:
             if number > commit:
                 commit = number
     for group in route.groups:
-        member = group.choose()
-        if member is not None:
-            number = outbound.deliver(broker, member, message, now)
-            if number > commit:
-                commit = number
+        number = _deliver_to_one(broker, group, message, now)
+        if number > commit:
+            commit = number
     return commit
+
+
+def _deliver_to_one(broker: Broker, group: SharedGroup, message: Message, now: float) -> int:
+    """Hand a message to the member whose turn it is, passing over those that are away or full (§4.8.2)."""
+    members = group.in_turn()
+    count = len(members)
+    chosen: Subscription | None = None
+    chosen_place = 0
+    best = outbound.CANNOT_TAKE + 1
+    for step in range(min(count, _MEMBERS_ASKED)):
+        place = (group.turn + step) % count
+        readiness = outbound.readiness(broker, members[place], message)
+        if readiness < best:
+            best = readiness
+            chosen = members[place]
+            chosen_place = place
+            if readiness == outbound.READY:
+                break
+    if chosen is None:
+        return 0
+    group.turn = chosen_place + 1
+    return outbound.deliver(broker, chosen, message, now)
+
+
+def hand_on(broker: Broker, delivery: Delivery, now: float) -> None:
+    """Give a message of a Shared Subscription, whose Session ended before it had it, to another member."""
+    share_name, topic_filter = split_shared(delivery.share)
+    group = broker.router.tree.group(topic_filter, share_name)
+    if group is not None:
+        _deliver_to_one(broker, group, delivery.message, now)
 
 
 def _fan_out_qos_0(broker: Broker, message: Message, subscriptions: list[Subscription], now: float) -> None:

@@ -62,6 +62,7 @@ class Session:
         "disconnected_at",
         "dropping",
         "durable",
+        "exceeding",
         "expires_at",
         "expiry_interval",
         "head_position",
@@ -92,6 +93,7 @@ class Session:
         self.subscriptions: dict[str, Subscription] = {}
         # inbound: QoS 2 identifiers between PUBREC and PUBREL; None where the message was refused
         self.received: dict[int, Message | None] = {}
+        self.exceeding = False  # its client once had more of them open than we announced
         # outbound: what was sent and not yet acknowledged, in the order of sending
         self.in_flight: dict[int, Delivery] = {}
         self.in_flight_bytes = 0

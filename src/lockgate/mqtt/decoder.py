@@ -50,6 +50,7 @@ from lockgate.mqtt.topics import MAXIMUM_LEVELS, check_topic_filter, check_topic
 from lockgate.mqtt.wire import decode_utf8
 
 _KNOWN_TOPICS_LIMIT: Final = 4096
+_KNOWN_TOPIC_BYTES: Final = 512  # longer names are not remembered
 
 
 @final
@@ -85,9 +86,10 @@ class PacketRules:
         """Give the Topic Name of these bytes; raises MalformedPacket when it is not one."""
         topic_name = decode_utf8(encoded)
         self.check_name(topic_name)
-        if len(self.known) >= _KNOWN_TOPICS_LIMIT:
-            self.known.clear()
-        self.known[encoded] = topic_name
+        if len(encoded) <= _KNOWN_TOPIC_BYTES:
+            if len(self.known) >= _KNOWN_TOPICS_LIMIT:
+                self.known.clear()
+            self.known[encoded] = topic_name
         return topic_name
 
 

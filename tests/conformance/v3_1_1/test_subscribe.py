@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lockgate.mqtt.packets import V3_1_1, SubAck
+from lockgate.broker.limits import Limits
+from lockgate.mqtt.packets import V3_1_1, SubAck, Subscribe, SubscriptionRequest
 from tests.conformance import scenarios
 from tests.support import raw
 from tests.support.server import Server
@@ -23,8 +24,9 @@ def test_mqtt_3_8_3_3_subscribe_without_a_filter_ends_the_connection() -> None:
 
 
 def test_mqtt_3_8_3_4_reserved_bits_and_qos_3_end_the_connection() -> None:
+    server = Server()
     for options in range(256):
-        peer = Server().client("s", V3_1_1)
+        peer = server.client("s", V3_1_1)
         peer.send_bytes(raw.subscribe(V3_1_1, b"t", options))
         if options <= 2:
             assert peer.one() == SubAck(7, [options])
@@ -102,3 +104,9 @@ def test_mqtt_3_10_4_5_unsubscribe_of_nothing_is_answered_too() -> None:
 
 def test_mqtt_3_10_4_6_several_filters_get_one_unsuback() -> None:
     scenarios.several_filters_one_unsuback(V3_1_1)
+
+
+def test_mqtt_3_9_3_2_a_subscription_beyond_the_limit_is_refused_with_0x80() -> None:
+    peer = Server(Limits(subscriptions=2)).client("s", V3_1_1)
+    peer.send(Subscribe(1, [SubscriptionRequest(topic_filter, 1) for topic_filter in ("a", "b", "c", "a")]))
+    assert peer.one() == SubAck(1, [1, 1, 0x80, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lockgate.broker.limits import Limits
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.packets import V5, Acknowledgement, Packet, PubAck, PubComp, Publish, PubRec, PubRel
 from tests.conformance import scenarios
@@ -34,8 +35,9 @@ def _codes(kind: type[Acknowledgement]) -> list[int]:
 
 def _code_is_checked(make: int, first: int, allowed: frozenset[int]) -> None:
     """Every code of the table is taken from a client, any other ends the connection."""
+    server = Server()
     for code in range(256):
-        peer = Server().client("a")
+        peer = server.client("a")
         peer.send_bytes(raw.packet(first, raw.number(make) + bytes((code,))))
         if code in allowed:
             assert not peer.closed
@@ -109,3 +111,10 @@ def test_mqtt_3_7_2_2_pubcomp_has_no_reason_string_to_leave_out() -> None:
 
 def test_mqtt_3_7_2_3_pubcomp_has_no_user_properties_to_leave_out() -> None:
     assert [packet.properties for packet in _answers(PubComp)] == [None] * 4
+
+
+def test_mqtt_3_4_2_1_a_retained_message_beyond_the_limit_is_refused_with_a_code_of_the_table() -> None:
+    peer = Server(Limits(retained_messages=1)).client("p")
+    peer.publish("a", b"x", 1, retain=True)
+    peer.send(Publish("b", b"x", 1, True, packet_id=4), Publish("b", b"x", 2, True, packet_id=5))
+    assert peer.received() == [PubAck(4, reason_codes.QUOTA_EXCEEDED), PubRec(5, reason_codes.QUOTA_EXCEEDED)]

@@ -174,3 +174,34 @@ def test_mqtt_3_2_2_22_without_server_keep_alive_the_client_s_holds() -> None:
     assert not peer.closed
     server.advance(0.2)
     assert peer.closed
+
+
+def test_mqtt_3_2_2_19_a_reason_string_that_does_not_fit_is_left_out() -> None:
+    server = Server(listener=ListenerLimits(allow_anonymous=True, max_qos=1))
+    will = Will("will", b"gone", 2)
+    peer = server.peer()
+    peer.send(Connect("a", will=will))
+    assert peer.one() == ConnAck(reason_codes.QOS_NOT_SUPPORTED)
+    assert peer.reasons == ["the Will's QoS is above max_qos"]
+    whole = len(peer.output)
+    for maximum, sent in ((whole, whole), (whole - 1, 5), (5, 5), (4, 0)):
+        peer = server.peer()
+        peer.send(Connect("a", will=will, properties=Properties(maximum_packet_size=maximum)))
+        assert len(peer.output) == sent
+        assert peer.closed
+
+
+def test_mqtt_3_2_2_19_why_somebody_may_not_is_not_told() -> None:
+    peer = scenarios.refusal(Server(), V5)
+    assert peer.one() == ConnAck(reason_codes.NOT_AUTHORIZED)
+    assert peer.reasons == []
+
+
+def test_mqtt_3_2_2_20_connack_has_no_user_properties_to_leave_out() -> None:
+    answers = [Server().client("a").connack]
+    peer = Server(listener=ListenerLimits(allow_anonymous=True, max_qos=1)).peer()
+    peer.send(Connect("a", will=Will("will", b"gone", 2)))
+    assert peer.output.count(b"\x26") == 0
+    for answer in answers:
+        assert answer.properties is not None
+        assert answer.properties.user_properties == ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lockgate.broker.limits import Limits, ListenerLimits
+from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.packets import (
     V5,
@@ -359,6 +359,26 @@ def test_mqtt_3_1_2_29_acknowledgements_have_neither_reason_string_nor_user_prop
     for packet in packets:
         assert isinstance(packet, PubAck | PubRec | PubRel | PubComp | SubAck)
         assert packet.properties is None
+
+
+def test_mqtt_3_1_2_29_a_client_that_wants_no_reasons_gets_none() -> None:
+    for wanted, told in ((None, True), (1, True), (0, False)):
+        peer = Server().peer()
+        peer.send(Connect("a", properties=Properties(request_problem_information=wanted)))
+        peer.received()
+        peer.send(Connect("a"))
+        assert peer.one() == Disconnect(reason_codes.PROTOCOL_ERROR)
+        assert bool(peer.reasons) == told
+
+
+def test_mqtt_3_1_2_28_response_information_is_returned_to_who_asks() -> None:
+    server = Server(information=ServerInformation(response_information="answers/"))
+    for wanted, answer in ((None, None), (0, None), (1, "answers/")):
+        peer = server.peer()
+        peer.send(Connect("a", properties=Properties(request_response_information=wanted)))
+        properties = scenarios.let_in(peer).properties
+        assert properties is not None
+        assert properties.response_information == answer
 
 
 def test_mqtt_3_1_3_1_the_fields_of_the_payload_are_read_in_order() -> None:

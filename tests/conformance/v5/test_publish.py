@@ -394,6 +394,9 @@ def test_mqtt_3_3_4_7_a_client_far_beyond_the_receive_maximum_is_closed() -> Non
     for packet_id in range(1, 6):
         peer.send(Publish("t", b"x", 2, packet_id=packet_id))
     assert len(peer.received()) == 5
+    assert [line for line in server.log.lines if "Receive Maximum of 2" in line] == [
+        "Client p has more QoS 2 messages open than the Receive Maximum of 2 (max_inflight_messages)."
+    ]
     peer.send(Publish("t", b"x", 2, packet_id=6))
     scenarios.assert_ended(peer, reason_codes.RECEIVE_MAXIMUM_EXCEEDED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lockgate.broker.limits import Limits
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.packets import V5, Publish, SubAck, Subscribe, SubscriptionRequest, UnsubAck, Unsubscribe
 from lockgate.mqtt.properties import Properties
@@ -60,8 +61,9 @@ def test_mqtt_3_8_3_4_no_local_on_a_shared_subscription_is_a_protocol_error() ->
 
 
 def test_mqtt_3_8_3_5_reserved_bits_of_the_options_are_malformed() -> None:
+    server = Server()
     for options in range(256):
-        peer = Server().client("s")
+        peer = server.client("s")
         peer.send_bytes(raw.subscribe(V5, b"t", options))
         if options & 0xC0 or options & 0x03 == 0x03 or options & 0x30 == 0x30:
             scenarios.assert_ended(peer)
@@ -211,3 +213,9 @@ def test_mqtt_3_11_3_2_codes_of_unsuback_are_those_of_the_table() -> None:
     answer = peer.one()
     assert isinstance(answer, UnsubAck)
     assert answer.reason_codes == [0x00, 0x11]
+
+
+def test_mqtt_3_9_3_2_a_subscription_beyond_the_limit_is_refused_with_a_code_of_the_table() -> None:
+    peer = Server(Limits(subscriptions=2)).client("s")
+    peer.send(Subscribe(1, [SubscriptionRequest(topic_filter, 1) for topic_filter in ("a", "b", "c", "a")]))
+    assert peer.one() == SubAck(1, [1, 1, reason_codes.QUOTA_EXCEEDED, 1])

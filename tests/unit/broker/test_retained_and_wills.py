@@ -218,7 +218,8 @@ def test_a_shared_group_takes_turns_and_skips_members_that_are_away() -> None:
     members[1].lose()
     for _number in range(4):
         publisher.publish("t", b"x", 1)
-    assert [len(member.messages()) for member in (members[0], members[2])] == [2, 2]
+    # and the two messages that it had not acknowledged
+    assert [len(member.messages()) for member in (members[0], members[2])] == [3, 3]
 
 
 def test_a_will_is_published_when_a_connection_breaks_and_not_after_disconnect() -> None:
