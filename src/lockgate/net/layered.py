@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
-from lockgate.net.stream import LINGER_SECONDS, Stream
+from lockgate.net.stream import Stream
 from lockgate.transport.layer import Layer, TransportError
 from lockgate.transport.proxy_protocol import ProxyProtocol
 
@@ -91,8 +90,8 @@ class LayeredStream(Stream):
                 data = layer.send(data)
             if data:
                 self._write(data)
-            if connection.has_more and connection.writable:
-                connection.set_writable(True, self._clock())  # the next piece of what waits
+            if connection.has_more:
+                self._broker.continue_later(connection)
         if not connection.writable:
             connection.count_unsent(self._transport.get_write_buffer_size())
         if not connection.is_closing:
@@ -114,7 +113,7 @@ class LayeredStream(Stream):
                 self._write(data)
             if not self._reading:  # the answer has to be heard
                 self._read(True)
-            asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
+            self._abort_later()
         if not wait or not any(layer.awaits_goodbye for layer in self._layers):
             self._transport.close()
 

@@ -121,6 +121,7 @@ class BrokerService:
         self._streams: dict[int, Stream] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._continuing: list[Connection] = []  # that have more output to make
         self._busy = False
         self._reads = 0  # in this turn, counted while busy
         self._last_read_at = 0.0
@@ -234,6 +235,20 @@ class BrokerService:
                 if stream is not None:
                     stream.write()
             touched = self.broker.take_touched()
+
+    def continue_later(self, connection: Connection) -> None:
+        """Let a connection make its next piece of output in the next turn, so that others come in between."""
+        if not self._continuing:
+            asyncio.get_running_loop().call_soon(self._continue)
+        self._continuing.append(connection)
+
+    def _continue(self) -> None:
+        continuing, self._continuing = self._continuing, []
+        now = self.clock()
+        for connection in continuing:
+            if connection.writable:
+                connection.set_writable(True, now)
+        self.flush()
 
     def _watch(self) -> None:
         """Set the one timer to the broker's next deadline."""

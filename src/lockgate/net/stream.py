@@ -16,13 +16,23 @@ if TYPE_CHECKING:
 # The transport reports itself full beyond this; output then gathers in the connection, where it is bounded.
 _WRITE_BUFFER_BYTES = 262_144
 # How long a peer may take to read the last packets before its socket is closed.
-LINGER_SECONDS = 5.0
+_LINGER_SECONDS = 5.0
 
 
 class Stream(asyncio.Protocol):
     """The asyncio side of one Network Connection."""
 
-    __slots__ = ("_broker", "_clock", "_listener", "_reading", "_socket", "_transport", "connection", "refused")
+    __slots__ = (
+        "_broker",
+        "_clock",
+        "_linger",
+        "_listener",
+        "_reading",
+        "_socket",
+        "_transport",
+        "connection",
+        "refused",
+    )
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -30,6 +40,7 @@ class Stream(asyncio.Protocol):
         self._clock = listener.broker.clock
         self._reading = True
         self._socket = -1
+        self._linger: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
         self.connection: Connection
         self.refused = False  # the listener has max_connections already
@@ -91,6 +102,8 @@ class Stream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the broker."""
+        if self._linger is not None:
+            self._linger.cancel()  # it would keep all of this for as long
         self._listener.streams.discard(self)
         self._broker.dismiss(self, self._clock())
 
@@ -100,16 +113,19 @@ class Stream(asyncio.Protocol):
         if connection.output:
             if connection.writable or connection.is_closing:
                 self._write(connection.take_output())
-                if connection.has_more and connection.writable:
-                    connection.set_writable(True, self._clock())  # the next piece of what waits
             if not connection.writable:
                 connection.count_unsent(self._transport.get_write_buffer_size())
+        if connection.has_more and connection.writable:
+            self._broker.continue_later(connection)
         if connection.is_closing:
             if not self._transport.is_closing():
                 self._transport.close()
-                asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
+                self._abort_later()
         elif connection.wants_input != self._reading:
             self._read(not self._reading)
+
+    def _abort_later(self) -> None:
+        self._linger = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
 
     def _read(self, reading: bool) -> None:
         self._reading = reading
