@@ -563,6 +563,8 @@ def handle_pubrec(
     packet_id = packet.packet_id
     delivery = session.in_flight.get(packet_id)
     if delivery is None or delivery.state == AWAITING_PUBACK:
+        if packet.reason_code >= 0x80:
+            return  # nothing follows a refusal [MQTT-4.3.3-4]
         code = reason_codes.PACKET_IDENTIFIER_NOT_FOUND
         connection.deliver(encode_acknowledgement(PUBREL, packet_id, code, connection.version), 0)
         return

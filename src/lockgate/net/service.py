@@ -33,6 +33,8 @@ _BOOTTIME = time.CLOCK_BOOTTIME
 _STOP_SECONDS = 2.0
 # Two reads this close to each other belong to one turn of a busy loop.
 _BUSY_SECONDS = 50e-6
+# So many at most are written for together: what the first of them brought does not wait for a thousand others.
+_MOST_READS = 64
 
 
 class SettlingStore(Store, Protocol):
@@ -216,6 +218,8 @@ class BrokerService:
         self._reads += 1
         if self._reads == 1:
             asyncio.get_running_loop().call_soon(self._end_turn)
+        elif self._reads % _MOST_READS == 0:
+            self.flush()
 
     def _end_turn(self) -> None:
         self._busy = self._reads > 1
