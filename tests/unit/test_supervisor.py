@@ -101,6 +101,24 @@ async def test_a_killed_child_is_started_again_and_the_others_stay(
     await asyncio.wait_for(running, 10)
 
 
+async def test_a_hangup_reaches_the_children_and_harms_none_that_does_not_listen_yet(tmp_path: Path) -> None:
+    listening = SERVICE.replace(
+        "server = ", "signal.signal(signal.SIGHUP, lambda *_: os.write(1, b'hup\\n'))\nserver = "
+    )
+    output, stop = Output(), asyncio.Event()
+    watched = supervise(tmp_path, output, [["a"]], "import signal\n" + listening)
+    running = asyncio.create_task(watched.run(stop))
+    while watched._stages[0][0]._process is None:
+        await asyncio.sleep(0)
+    watched.reload()  # it has hardly begun
+    await output.wait_for(lambda lines: len(output.pids("a")) == 1)
+    watched.reload()
+    await output.wait_for(lambda lines: ("a", "hup") in lines)
+    assert watched.restarts() == {"a": 0}
+    stop.set()
+    await asyncio.wait_for(running, 10)
+
+
 async def test_pauses_grow_until_a_child_has_been_stable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
-from lockgate.net.stream import LARGE_READ, LINGER_SECONDS, Stream
+from lockgate.net.stream import LARGE_READ, Stream
 from lockgate.transport.layer import Layer, TransportError
 from lockgate.transport.proxy_protocol import ProxyProtocol
 
@@ -43,7 +42,7 @@ class LayeredStream(Stream):
         if data:
             connection.receive(data, now)
             if len(data) >= LARGE_READ and self._broker.takes_too_much(self, len(data)):
-                connection.wait(now, now)
+                self._give_way(now)
         for layer in self._layers:
             if layer.ended:
                 connection.close("")
@@ -116,7 +115,7 @@ class LayeredStream(Stream):
                 self._write(data)
             if not self._reading:  # the answer has to be heard
                 self._read(True)
-            asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
+            self._abort_later()
         if not wait or not any(layer.awaits_goodbye for layer in self._layers):
             self._transport.close()
 

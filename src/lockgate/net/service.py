@@ -164,6 +164,7 @@ class BrokerService:
         deadline = self.clock() + _STOP_SECONDS
         while self._streams and self.clock() < deadline:
             await asyncio.sleep(0.01)
+        self.complaints.close()
 
     # --- the turn ------------------------------------------------------------------------------------------------
 
@@ -198,9 +199,12 @@ class BrokerService:
         """Take back the connection of a closed socket."""
         connection = stream.connection
         self._streams.pop(connection.number, None)
-        if connection.closing_reason and not connection.client_name:  # anybody can cause that, as often as they like
-            self.complaints.tell(connection.peer, connection.closing_reason, now)
-            connection.closing_reason = ""
+        if not connection.client_name:  # anybody can cause that, as often as they like
+            if connection.closing_reason:
+                self.complaints.tell(connection.peer, connection.closing_reason, now)
+                connection.closing_reason = ""
+            else:
+                self.complaints.count(connection.peer, now)
         self.broker.connection_lost(connection, now)
         self.flush()
 

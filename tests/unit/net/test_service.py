@@ -309,9 +309,10 @@ def test_the_limits_of_a_configuration_are_those_of_the_core() -> None:
 async def test_a_trusted_proxy_is_not_counted_by_its_address() -> None:
     limits = BrokerLimitsConfig(connections_per_address=1)
     async with serving(BrokerConfig(limits=limits)) as service:
-        await Wire.client(service, "a")
+        first = await Wire.client(service, "a")
         second = await Wire.open(service)
         assert await second.receive() is None
+        first.writer.close()
     proxies = (ip_network("127.0.0.0/8"),)
     async with serving(BrokerConfig(limits=limits, trusted_proxies=proxies)) as service:
         for client_id in ("a", "b", "c"):

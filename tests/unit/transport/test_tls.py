@@ -325,6 +325,26 @@ def test_a_reload_counts_for_new_connections_and_a_bad_file_changes_nothing(
     Client(authority.cafile).shake(before)  # it was accepted before
 
 
+def test_a_certificate_revoked_later_is_refused_after_the_reload(
+    config: TlsConfig, authority: Authority, tmp_path: Path
+) -> None:
+    lost = authority.issue("lost", common_name="lost")
+    config = dataclasses.replace(
+        config, require_certificate=True, cafile=authority.cafile, crlfile=tmp_path / "crl.pem"
+    )
+    assert config.crlfile is not None
+    config.crlfile.write_bytes(authority.revoke().read_bytes())
+    server = TlsServer(config)
+    connected, client = server.layer(), Client(authority.cafile, certificate=lost)
+    client.shake(connected)
+    config.crlfile.write_bytes(authority.revoke(lost[0]).read_bytes())
+    server.reload()
+    with pytest.raises(TransportError, match="certificate revoked"):
+        Client(authority.cafile, certificate=lost).shake(server.layer())
+    client.object.write(b"still here")
+    assert connected.receive(client.outgoing.read()) == b"still here"
+
+
 # --- names --------------------------------------------------------------------------------------------------------
 
 
