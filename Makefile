@@ -42,8 +42,12 @@ bench: $(VENV)/installed ## us and Debian's mosquitto, side by side
 	$(BIN)/python -m benchmarks
 
 FUZZ_PACKETS ?= 10000000
-fuzz: $(VENV)/installed ## two clients, ten million packets; then the property tests with many more examples
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/installed ## two clients, ten million packets; guided by coverage, each target; properties, with many examples
 	$(BIN)/python -m tests.fuzz --packets $(FUZZ_PACKETS)
+	for target in decoder properties topics websocket proxy; do \
+	  PYTHONPATH=$(CURDIR)/src $(BIN)/python -m tests.fuzz.guided $$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 || exit 1; \
+	done
 	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m pytest tests/properties --hypothesis-seed=random -p no:timeout $(PYTEST_ARGS)
 
 lock: ## write requirements.lock anew from pyproject.toml; needs pip-tools
