@@ -57,6 +57,7 @@ lock: ## write requirements.lock anew from pyproject.toml; needs pip-tools
 docs: $(VENV)/locked ## the generated pages of docs/reference
 	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m lockgate.config.reference > docs/reference/configuration.md
 	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m tests.interop.scenarios.differences > docs/reference/differences.md
+	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m tests.conformance.page > docs/reference/conformance.md
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo tests/interop/node_modules

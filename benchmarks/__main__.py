@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import footprint, latency, throughput
+from benchmarks import doors, footprint, latency, subscriptions, throughput
 
-throughput.main()
-print()
-latency.main()
-print()
-footprint.main()
+for program in (throughput, latency, footprint, subscriptions, doors):
+    program.main()
+    print()

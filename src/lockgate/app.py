@@ -14,12 +14,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lockgate import __version__
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BrokerConfig, Config, HttpSinkConfig
-from lockgate.telemetry.health import StatusServer
+from lockgate.telemetry.health import Answer, StatusServer
 
 if TYPE_CHECKING:
     from lockgate.access.scram import ScramAuthenticator
@@ -41,6 +41,22 @@ class Service(Protocol):
 
     def status(self) -> Mapping[str, object]:
         """What it has done so far, for JSON. Called on the loop it runs on."""
+
+
+@runtime_checkable
+class Reloads(Protocol):
+    """A service that SIGHUP means something to."""
+
+    def reload(self) -> None:
+        """Read again what may change while it serves. Called on the loop it runs on."""
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A service that can say why something did not happen."""
+
+    def explain(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        """Answer `lockgate explain`, for JSON. Called on the loop it runs on."""
 
 
 Build = Callable[[Config], Service]
@@ -122,6 +138,7 @@ class _Host:
         self._config = config
         self._started = time.monotonic()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._service: Service | None = None
         self._stop = asyncio.Event()
         self._deadline = 0.0
 
@@ -145,6 +162,21 @@ class _Host:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop_by, deadline)
 
+    def request_reload(self) -> None:
+        """Have the service read again what it can. Any thread may ask."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._reload)
+
+    def _reload(self) -> None:
+        if not isinstance(self._service, Reloads):
+            log.warning("SIGHUP ignored by %s: nothing of it can be read again yet; restart instead", self.name)
+            return
+        log.info("SIGHUP: %s reads its certificates again; anything else takes a restart", self.name)
+        try:
+            self._service.reload()
+        except Exception:
+            log.exception("%s could not reload", self.name)
+
     def _stop_by(self, deadline: float) -> None:
         self._deadline = deadline
         self._stop.set()
@@ -156,8 +188,8 @@ class _Host:
         if on_signal:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, lambda: self._stop_by(time.monotonic() + STOP_SECONDS))
-            self._loop.add_signal_handler(signal.SIGHUP, ignore_hangup)
-        service = self._build(self._config)
+            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        service = self._service = self._build(self._config)
         ready = asyncio.Event()
         path = self._config.gateway.sockets_dir / f"{self.name}.sock"
         running = asyncio.create_task(service.run(ready.set))
@@ -166,7 +198,10 @@ class _Host:
         try:
             await asyncio.wait({running, stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done() and not stopping.done():
-                async with StatusServer(path, lambda: self._status(service)):
+                answers: dict[str, Answer] = {"status": lambda _: self._status(service)}
+                if isinstance(service, Explains):
+                    answers["explain"] = service.explain
+                async with StatusServer(path, answers):
                     log.info("%s is ready", self.name)
                     on_ready()
                     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -211,7 +246,7 @@ def _run_many(hosts: Sequence[_Host]) -> int:
     )  # a host that is ready; None: a signal, or one has ended
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: events.put(None))
-    signal.signal(signal.SIGHUP, lambda *_: ignore_hangup())
+    signal.signal(signal.SIGHUP, lambda *_: _reload_all(hosts))
     threads: list[threading.Thread] = []
     try:
         for host in hosts:
@@ -232,6 +267,11 @@ def _run_many(hosts: Sequence[_Host]) -> int:
     return next((host.exit_code for host in hosts if host.exit_code), 0)
 
 
+def _reload_all(hosts: Sequence[_Host]) -> None:
+    for host in hosts:
+        host.request_reload()
+
+
 def _run_thread(host: _Host, events: queue.SimpleQueue[_Host | None]) -> None:
     try:
         host.run(lambda: events.put(host))
@@ -245,11 +285,6 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     except ImportError:  # there is none for this platform
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
-
-
-def ignore_hangup() -> None:
-    """Say what SIGHUP does not do yet."""
-    log.warning("SIGHUP ignored: reloading the configuration is not there yet; restart instead")
 
 
 def _explain(error: OSError) -> str:

@@ -63,6 +63,11 @@ class Child:
         while await asyncio.to_thread(health.ask, self._socket) is None:
             await asyncio.sleep(0.05)
 
+    def reload(self) -> None:
+        """Pass SIGHUP on, if the process runs."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGHUP)
+
     async def stop(self, deadline: float) -> None:
         """End the process with SIGTERM, at `deadline` (time.monotonic) with SIGKILL."""
         self._stopping.set()
@@ -87,6 +92,7 @@ class Child:
             if os.getppid() != parent:
                 os._exit(1)
             os.setpgid(0, 0)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it listens to it: we may pass one on at any time
 
         process = self._process = await asyncio.create_subprocess_exec(
             *self._command,
@@ -152,6 +158,12 @@ class Supervisor:
             await asyncio.wait(running, timeout=0.2)  # their last words
             for task in running:
                 task.cancel()
+
+    def reload(self) -> None:
+        """Have the children read again what they can."""
+        for stage in self._stages:
+            for child in stage:
+                child.reload()
 
     def restarts(self) -> Mapping[str, int]:
         return {child.name: child.restarts for stage in self._stages for child in stage}

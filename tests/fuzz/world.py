@@ -360,7 +360,7 @@ class World:
 
     def _act(self, client: Watcher, name: object, step: Step) -> None:
         if name == "send":
-            if client.reading or not client.connection.is_full:  # else the shell has stopped reading, too
+            if client.connection.wants_input:  # else the shell has stopped reading, too
                 client.speak(cast(bytes, step[2]), cast(int, step[3]))
         elif name == "answer":
             if client.reading:

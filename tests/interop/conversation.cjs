@@ -1,9 +1,12 @@
 // mqtt.js talks to the broker on the port given, in the protocol version given, and prints what it saw as JSON.
 const mqtt = require("mqtt");
 
-const [port, version] = process.argv.slice(2).map(Number);
+const [port, version] = process.argv.slice(2, 4).map(Number);
+// Optionally another way in: a URL, and the file of the authority that signed its certificate.
+const [other, cafile] = process.argv.slice(4);
 const options = { protocolVersion: version, protocolId: version === 3 ? "MQIsdp" : "MQTT", reconnectPeriod: 0 };
-const url = `mqtt://127.0.0.1:${port}`;
+const url = other ?? `mqtt://127.0.0.1:${port}`;
+if (cafile) options.ca = require("fs").readFileSync(cafile);
 const seen = [];
 
 async function main() {

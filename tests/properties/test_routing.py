@@ -79,3 +79,18 @@ def test_retained_messages_are_found_by_filter(steps: list[tuple[str, bool]], to
     assert found == {name for name in model if matches(topic_filter, name)}
     assert retained.count == len(model)
     assert retained.size_bytes == sum(len(name) + 1 for name in model)
+
+
+def test_what_is_remembered_is_bounded_in_topics_receivers_and_length() -> None:
+    router = Router(10)
+    for number in range(100):
+        router.add(Subscription(Session(str(number), 0, None), "a/#", "a/#", "", 0, False, False, 0))
+    for number in range(50):
+        assert len(router.route(f"a/{number}").subscriptions) == 100
+        assert len(router.route("a/" + "x" * 600 + str(number)).subscriptions) == 100
+    held = [route for topic, route in router._routes.items() if len(topic) < 600]
+    assert len(held) == len(router._routes)
+    assert sum(len(route.subscriptions) for route in held) <= 320
+    for number in range(50):
+        router.route(f"b/{number}")
+    assert len(router._routes) <= 10

@@ -47,19 +47,21 @@ class Gateway:
             wait_for_port(self.port, process, self.log)
         deadline = time.monotonic() + 15
         while True:
-            try:
-                health.ask(self.sockets / f"{service}.sock")
+            if health.ask(self.sockets / f"{service}.sock") is not None:
                 return
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"{service} does not get ready: {self.log.read_text(errors='replace')}")
-                time.sleep(0.02)
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"{service} does not get ready: {self.log.read_text(errors='replace')}")
+            time.sleep(0.02)
 
     def kill(self, service: str) -> None:
         """kill -9 a service."""
         process = self._processes.pop(service)
         process.send_signal(signal.SIGKILL)
         process.wait(10)
+
+    def signal(self, service: str, number: signal.Signals) -> None:
+        """Send a signal to a service."""
+        self._processes[service].send_signal(number)
 
     def stop(self, service: str) -> None:
         """SIGTERM a service; it must end by itself within three seconds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
-from lockgate.broker.limits import Limits, ListenerLimits
+from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
 from lockgate.broker.ports import Authenticator, Delivery
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import encode
@@ -13,6 +13,7 @@ from lockgate.mqtt.packets import (
     V5,
     ConnAck,
     Connect,
+    Disconnect,
     Packet,
     PubAck,
     PubComp,
@@ -50,6 +51,7 @@ class Server:
         listener: ListenerLimits | None = None,
         slow_store: bool = False,
         authenticator: Authenticator | None = None,
+        information: ServerInformation | None = None,
     ) -> None:
         self.now = 1000.0
         self.slow_store = slow_store
@@ -58,7 +60,7 @@ class Server:
         self._invented = 0
         self.store = MemoryStore(self._committed, self._loaded)
         limits = limits if limits is not None else Limits()
-        self.broker = Broker(limits, self.store, self.log, self._invent, authenticator)
+        self.broker = Broker(limits, self.store, self.log, self._invent, authenticator, information)
         self.peers: dict[int, Peer] = {}
 
     def _invent(self) -> str:
@@ -98,9 +100,11 @@ class Server:
             self.flush()
         self.now = until
 
-    def peer(self, version: int = V5) -> Peer:
-        """Accept a connection that has sent nothing yet."""
-        return Peer(self, version)
+    def peer(self, version: int = V5, address: str = "") -> Peer:
+        """Accept a connection that has sent nothing yet; `address` is counted against the limits of an address."""
+        peer = Peer(self, version, address)
+        self.flush()
+        return peer
 
     def client(
         self,
@@ -126,13 +130,15 @@ class Server:
 class Peer:
     """The other end of a connection. `received` empties what has arrived."""
 
-    def __init__(self, server: Server, version: int) -> None:
+    def __init__(self, server: Server, version: int, address: str = "") -> None:
         self.server = server
         self.version = version
         self.connack = ConnAck()
         self.closed = False
         self.reading = True
-        self.connection: Connection = server.broker.connect("192.0.2.1:5000", server.listener, server.now)
+        self.output = b""  # all that ever arrived
+        self.reasons: list[str] = []  # Reason Strings of CONNACK and DISCONNECT
+        self.connection: Connection = server.broker.connect("192.0.2.1:5000", server.listener, server.now, address)
         server.peers[self.connection.number] = self
         self._decoder = Decoder(version)
         self._packets: list[Packet] = []
@@ -149,15 +155,28 @@ class Peer:
     def take(self) -> None:
         """Take what the broker has written, and learn whether it closed."""
         if self.connection.output and (self.reading or self.connection.is_closing):
-            self._decoder.feed(self.connection.take_output())
-            if self.connection.backlog and self.connection.writable:
+            output = self.connection.take_output()
+            self.output += output
+            self._decoder.feed(output)
+            if self.connection.has_more and self.connection.writable:
                 self.connection.set_writable(True, self.server.now)
             while (packet := self._decoder.next_packet()) is not None:
+                self._keep_reason(packet)
                 self._packets.append(packet)
         if self.connection.is_closing and not self.closed:
             self.closed = True
             self.server.broker.connection_lost(self.connection, self.server.now)
             self.server.flush()
+
+    def _keep_reason(self, packet: Packet) -> None:
+        """Put a Reason String, which is for people, aside: what a packet means is compared without it."""
+        if isinstance(packet, ConnAck | Disconnect) and packet.properties is not None:
+            reason = packet.properties.reason_string
+            if reason is not None:
+                self.reasons.append(reason)
+                packet.properties.reason_string = None
+                if packet.properties == Properties():
+                    packet.properties = None
 
     def lose(self) -> None:
         """Break the connection without a DISCONNECT."""

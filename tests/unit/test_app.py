@@ -48,11 +48,18 @@ class Service:
     def status(self):
         return {"answer": 42}
 
+class Reloading(Service):
+    def reload(self):
+        print("reload", self.name, flush=True)
+
+def build(name):
+    return lambda config: Reloading(name) if name == "reloading" else Service(name)
+
 folder, *names = sys.argv[1:]
 config = Config(path=None, gateway=GatewayConfig(id="g", data_dir=Path(folder)), broker=BrokerConfig(),
     processor=ProcessorConfig(), buffer=BufferConfig(), forwarder=ForwarderConfig())
 logs.configure(LogConfig(destinations=("stdout",), timestamp=False))
-sys.exit(app.run(config, names, {name: (lambda c, name=name: Service(name)) for name in names}))
+sys.exit(app.run(config, names, {name: build(name) for name in names}))
 """
 
 
@@ -178,13 +185,18 @@ def test_an_error_of_the_system_is_told_with_its_file_and_without_its_number() -
     assert app._explain(OSError("no number")) == "no number"
 
 
-def test_a_hangup_is_survived_and_said(start) -> None:  # type: ignore[no-untyped-def]
-    process = start("alone")
-    process.wait_for("alone is ready")
+@pytest.mark.parametrize("others", [(), ("other",)])
+def test_a_hangup_reloads_what_can_be_and_the_rest_is_said(start, others: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
+    process = start(*others, "reloading")
+    process.wait_for("reloading is ready")
     os.kill(process.pid, signal.SIGHUP)
-    process.wait_for("Warning: SIGHUP ignored: reloading the configuration is not there yet; restart instead")
+    process.wait_for("reload reloading")
+    for other in others:
+        process.wait_for(f"Warning: SIGHUP ignored by {other}: nothing of it can be read again yet; restart instead")
     os.kill(process.pid, signal.SIGTERM)
-    assert process.end()[0] == 0
+    code, lines = process.end()
+    assert code == 0
+    assert "SIGHUP: reloading reads its certificates again; anything else takes a restart" in lines
 
 
 @pytest.mark.parametrize("names", [("stubborn",), ("first", "stubborn")])

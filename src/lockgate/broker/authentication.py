@@ -88,7 +88,7 @@ def _step(
     code = step.reason_code
     answer = Properties(authentication_method=state.method, authentication_data=step.data or None)
     if code == reason_codes.CONTINUE_AUTHENTICATION:
-        connection.send(encode(Auth(code, answer), V5))
+        _send(connection, Auth(code, answer))
         return
     state.exchange = None
     connect = state.connect
@@ -104,4 +104,12 @@ def _step(
     elif step.username != state.username:  # everything that the Session holds belongs to the first
         raise MqttError("the re-authentication is that of another user", reason_codes.NOT_AUTHORIZED)
     else:
-        connection.send(encode(Auth(code, answer), V5))
+        _send(connection, Auth(code, answer))
+
+
+def _send(connection: Connection, packet: Auth) -> None:
+    frame = encode(packet, V5)
+    if connection.fits(frame):
+        connection.send(frame)
+    else:
+        connection.close("its Maximum Packet Size leaves no room for AUTH")

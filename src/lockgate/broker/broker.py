@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
+from typing import Final, final
 
 from lockgate.broker import inbound, outbound, routing
 from lockgate.broker.connection import CONNECTED, Connection
-from lockgate.broker.deadlines import CONNECTION, SESSION, WILL, Deadlines
-from lockgate.broker.limits import Limits, ListenerLimits
+from lockgate.broker.deadlines import CONNECTION, RETAINED, SESSION, THROTTLE, WILL, Deadlines
+from lockgate.broker.decisions import (
+    DISCONNECTED,
+    EXPIRED,
+    NOT_RETAINED,
+    QUEUE_FULL,
+    SESSION_ENDED,
+    SHED,
+    SLOW_READER,
+    TOO_LARGE,
+    Decisions,
+)
+from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
+from lockgate.broker.memory import CONNECTION_BYTES, SESSION_BYTES, SUBSCRIPTION_BYTES, Memory
 from lockgate.broker.ports import (
     NEVER,
     RECEIVED,
@@ -22,11 +34,19 @@ from lockgate.broker.ports import (
     Store,
     StoredSession,
 )
+from lockgate.broker.rates import Flapping, Rate
 from lockgate.broker.retained import Retained
 from lockgate.broker.routing import Router
 from lockgate.broker.session import NEVER_EXPIRES, Session
 from lockgate.broker.statistics import Statistics
-from lockgate.mqtt.decoder import TopicNames
+from lockgate.mqtt import reason_codes
+from lockgate.mqtt.decoder import PacketRules
+from lockgate.mqtt.encoder import encode
+from lockgate.mqtt.packets import V5, Disconnect
+from lockgate.mqtt.properties import Properties
+
+# An expired retained message is never sent; this is how long it may still take up memory.
+_RETAINED_SWEEP_SECONDS: Final = 60.0
 
 
 @final
@@ -37,16 +57,27 @@ class Broker:
     """
 
     __slots__ = (
+        "_address_rate",
+        "_addresses",
         "_connections_made",
+        "_retained_sweep_at",
         "authenticator",
         "committed_number",
+        "connect_rate",
         "connections",
         "deadlines",
+        "decisions",
+        "flapping",
+        "information",
         "last_change",
         "limits",
         "log",
+        "memory",
         "new_client_id",
         "no_subscribers_code",
+        "packet_rules",
+        "pending",
+        "queued_count",
         "received_limit",
         "retained",
         "router",
@@ -54,7 +85,6 @@ class Broker:
         "spent_position",
         "statistics",
         "store",
-        "topic_names",
         "touched",
         "waiting",
         "wills",
@@ -67,8 +97,10 @@ class Broker:
         log: Log,
         new_client_id: Callable[[], str],
         authenticator: Authenticator | None = None,
+        information: ServerInformation | None = None,
     ) -> None:
         self.limits = limits
+        self.information = information if information is not None else ServerInformation()
         self.authenticator = authenticator  # of enhanced authentication
         self.store = store
         self.log = log
@@ -76,11 +108,17 @@ class Broker:
         self.statistics = Statistics()
         self.sessions: dict[str, Session] = {}
         self.connections: dict[int, Connection] = {}
+        self.pending: dict[int, Connection] = {}  # connections whose client is not let in yet, the oldest first
+        self.memory = Memory(limits.memory_budget)
+        self.decisions = Decisions(limits.decisions)
+        self.connect_rate = Rate(limits.connect_rate)
+        self.flapping = Flapping(limits.flapping_connects, limits.flapping_window, limits.flapping_hold_off)
+        self.queued_count = 0  # deliveries that wait, of all Sessions
         self.router = Router(limits.routes)
         self.retained = Retained()
         self.wills: dict[str, tuple[Message, float]] = {}  # of Sessions without a connection, and when they are due
         self.deadlines = Deadlines(self._is_live)
-        self.topic_names = TopicNames()
+        self.packet_rules = PacketRules(limits.topic_bytes, limits.topic_levels, limits.user_properties)
         self.touched: list[Connection] = []
         self.waiting: list[Connection] = []  # connections that hold packets back until a commit
         self.last_change = 0  # commit number of the youngest change
@@ -91,17 +129,42 @@ class Broker:
         window = limits.max_inflight_messages or 65535
         self.received_limit = min(65535, window + (limits.max_queued_messages or 65535))
         self._connections_made = 0
+        self._retained_sweep_at = NEVER
+        self._address_rate = Rate(limits.connect_rate_per_address)
+        self._addresses: dict[str, int] = {}  # connections of each address, where they are limited
 
     # --- connections ---------------------------------------------------------------------------------------------
 
-    def connect(self, peer: str, limits: ListenerLimits, now: float) -> Connection:
-        """Take a Network Connection that was accepted; `peer` is its address for the log."""
+    def connect(self, peer: str, limits: ListenerLimits, now: float, address: str = "") -> Connection:
+        """Take a Network Connection that was accepted.
+
+        `peer` is its address and port for the log, `address` is counted against the limits of an address: empty for a
+        trusted proxy and for what has none.
+        """
         self._connections_made += 1
         connection = Connection(self, self._connections_made, peer, limits, now)
         self.connections[connection.number] = connection
+        self.pending[connection.number] = connection
         self.statistics.connections_accepted += 1
+        self.memory.used += CONNECTION_BYTES
         self.watch(connection)
+        if address:
+            self.count_address(connection, address, now)
+        if self.limits.pending_logins and len(self.pending) > self.limits.pending_logins:
+            next(iter(self.pending.values())).close("too many connections wait to be let in, and it is the oldest")
         return connection
+
+    def count_address(self, connection: Connection, address: str, now: float) -> None:
+        """Count a connection against the limits of its address, where that is known later than the connection."""
+        limit = self.limits.connections_per_address
+        if limit:
+            count = self._addresses.get(address, 0)
+            self._addresses[address] = count + 1
+            connection.address = address
+            if count >= limit:
+                connection.close("connections_per_address is reached")
+        if not self._address_rate.allows(address, now):
+            connection.close("connect_rate_per_address is reached")
 
     def watch(self, connection: Connection) -> None:
         """See to it that a connection is looked at when its deadline comes, unless that is seen to already."""
@@ -112,7 +175,8 @@ class Broker:
 
     def connection_lost(self, connection: Connection, now: float) -> None:
         """Say that the socket of a connection is closed, by whomever."""
-        self.connections.pop(connection.number, None)
+        if self.connections.pop(connection.number, None) is not None:
+            self._let_go(connection)
         reason = connection.closing_reason
         if connection.client_name:
             told = f": {reason}" if reason else ""
@@ -121,6 +185,41 @@ class Broker:
             self.log.notice(f"Client [{connection.peer}] disconnected: {reason}.")
         connection.close("")
         self.detach(connection, now, False)
+
+    def _let_go(self, connection: Connection) -> None:
+        self.pending.pop(connection.number, None)
+        self.memory.used -= CONNECTION_BYTES
+        connection.count_unsent(-connection.output_bytes)
+        address = connection.address
+        if address:
+            count = self._addresses[address] - 1
+            if count:
+                self._addresses[address] = count
+            else:
+                del self._addresses[address]
+
+    def watch_session(self, session: Session) -> None:
+        """See to it that a Session is looked at when it expires."""
+        if session.expires_at < session.watched_at:
+            session.watched_at = session.expires_at
+            self.deadlines.add(session.expires_at, SESSION, session.client_id)
+
+    def drop(self, reason: int, client_id: str, topic: str, now: float) -> None:
+        """Count and remember that a message is not delivered to a client."""
+        statistics = self.statistics
+        if reason == QUEUE_FULL:
+            statistics.dropped_queue_full += 1
+        elif reason == SLOW_READER:
+            statistics.dropped_slow += 1
+        elif reason == EXPIRED:
+            statistics.dropped_expired += 1
+        elif reason == TOO_LARGE:
+            statistics.dropped_too_large += 1
+        elif reason == NOT_RETAINED:
+            statistics.not_retained += 1
+        elif reason == SHED:
+            statistics.dropped_shed += 1
+        self.decisions.record(reason, client_id, topic, now)
 
     def take_touched(self) -> list[Connection]:
         """Give the connections that have output or are to be closed since the last call."""
@@ -137,6 +236,8 @@ class Broker:
             return
         session.connection = None
         connection.session = None
+        session.disconnected_at = now
+        self.decisions.record(DISCONNECTED, session.client_id, "", now, connection.closing_reason)
         outbound.keep_backlog(self, connection, session, now)
         will = connection.will
         connection.will = None
@@ -148,10 +249,10 @@ class Broker:
                 self.wills[session.client_id] = (will, now + delay)
                 self.deadlines.add(now + delay, WILL, session.client_id)
         if session.expiry_interval == 0:
-            self.end_session(session, now)
+            self.end_session(session, now, "its Session Expiry Interval is 0")
         elif session.expiry_interval != NEVER_EXPIRES:
             session.expires_at = now + session.expiry_interval
-            self.deadlines.add(session.expires_at, SESSION, session.client_id)
+            self.watch_session(session)
             stored = StoredSession(session.expiry_interval, session.expires_at, session.username)
             self.store.set(self.change(), SESSIONS, (session.client_id,), stored)
 
@@ -159,20 +260,27 @@ class Broker:
         properties = will.properties
         if properties is not None and properties.message_expiry_interval is not None:
             will.expires_at = now + properties.message_expiry_interval
+        self.memory.release(will)
         if inbound.may_publish(will.topic):
             routing.publish(self, will, now)
         self.store.delete(self.change(), WILLS, (client_id,))
 
     # --- sessions ------------------------------------------------------------------------------------------------
 
-    def end_session(self, session: Session, now: float) -> None:
+    def end_session(self, session: Session, now: float, reason: str) -> None:
         """End a Session and all it holds; a Will that was still delayed is published now [MQTT-3.1.3-9]."""
         for subscription in session.subscriptions.values():
             self.router.remove(subscription)
+        self.memory.used -= SESSION_BYTES + SUBSCRIPTION_BYTES * len(session.subscriptions)
         session.subscriptions.clear()
         self.sessions.pop(session.client_id, None)
+        self.decisions.record(SESSION_ENDED, session.client_id, "", now, reason)
+        orphans = outbound.to_hand_on(session)
+        outbound.let_go(self, session)
         if session.durable:
             self._forget(session)
+        for delivery in orphans:
+            routing.hand_on(self, delivery, now)
         pending = self.wills.pop(session.client_id, None)
         if pending is not None:
             self._publish_will(session.client_id, pending[0], now)
@@ -232,13 +340,38 @@ class Broker:
                 self._expire_connection(int(subject), at, now)
             elif kind == SESSION:
                 session = self.sessions.get(subject)
-                if session is not None and session.expires_at != NEVER and session.expires_at <= now:
-                    self.end_session(session, now)
+                if session is not None and at == session.watched_at:
+                    session.watched_at = float("inf")
+                    if session.expires_at != NEVER and session.expires_at <= now:
+                        self.end_session(session, now, "it expired")
+                    elif session.expires_at != NEVER:
+                        self.watch_session(session)
+            elif kind == THROTTLE:
+                connection = self.connections.get(int(subject))
+                if connection is not None and connection.throttled:
+                    connection.go_on(now)
+            elif kind == RETAINED:
+                self._expire_retained(now)
             else:
                 pending = self.wills.get(subject)
                 if pending is not None and pending[1] <= now:
                     del self.wills[subject]
                     self._publish_will(subject, pending[0], now)
+
+    def watch_retained(self, now: float) -> None:
+        """See to it that retained messages are looked at when some of them expire."""
+        if self._retained_sweep_at == NEVER and self.retained.any_expires:
+            self._retained_sweep_at = now + _RETAINED_SWEEP_SECONDS
+            self.deadlines.add(self._retained_sweep_at, RETAINED, "")
+
+    def _expire_retained(self, now: float) -> None:
+        self._retained_sweep_at = NEVER
+        while True:
+            message = self.retained.next_expired(now)
+            if message is None:
+                break
+            routing.forget_retained(self, message)
+        self.watch_retained(now)
 
     def _is_live(self, at: float, kind: int, subject: str) -> bool:
         """Whether a deadline still means something."""
@@ -247,7 +380,12 @@ class Broker:
             return connection is not None and connection.watched_at == at
         if kind == SESSION:
             session = self.sessions.get(subject)
-            return session is not None and session.expires_at == at
+            return session is not None and session.watched_at == at
+        if kind == THROTTLE:
+            connection = self.connections.get(int(subject))
+            return connection is not None and connection.throttled and connection.throttled_until == at
+        if kind == RETAINED:
+            return self._retained_sweep_at == at
         pending = self.wills.get(subject)
         return pending is not None and pending[1] == at
 
@@ -272,3 +410,9 @@ class Broker:
         for client_id in list(self.wills):
             message, _due = self.wills.pop(client_id)
             self._publish_will(client_id, message, now)
+        if self.information.reference:  # said last: nothing may follow it [MQTT-3.14.4-1]
+            code = reason_codes.SERVER_MOVED if self.information.moved else reason_codes.USE_ANOTHER_SERVER
+            frame = encode(Disconnect(code, Properties(server_reference=self.information.reference)), V5)
+            for connection in self.connections.values():
+                if connection.version == V5 and connection.state == CONNECTED and connection.fits(frame):
+                    connection.send(frame)

@@ -6,8 +6,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, cast, final
 
 from lockgate.broker import authentication, handshake, inbound, outbound, subscribing
+from lockgate.broker.deadlines import THROTTLE
 from lockgate.broker.limits import CONNECT_PACKET_BYTES, ListenerLimits
-from lockgate.broker.ports import Message
+from lockgate.broker.ports import Delivery, Message, printable
+from lockgate.broker.rates import TokenBucket
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import PINGRESP_FRAME, encode
@@ -28,7 +30,6 @@ from lockgate.mqtt.packets import (
     V5,
     Acknowledgement,
     Auth,
-    ConnAck,
     Connect,
     Disconnect,
     Packet,
@@ -36,6 +37,7 @@ from lockgate.mqtt.packets import (
     Subscribe,
     Unsubscribe,
 )
+from lockgate.mqtt.properties import Properties
 
 if TYPE_CHECKING:
     from lockgate.broker.broker import Broker
@@ -45,6 +47,11 @@ AWAITING_CONNECT: Final = 0
 CONNECTED: Final = 1
 AUTHENTICATING: Final = 2  # between CONNECT and CONNACK
 CLOSING: Final = 3  # output may still leave, input is ignored
+
+_REASON_CHARACTERS: Final = 200  # of a Reason String, whatever the client's own words in it
+_NOT_TOLD: Final = frozenset(
+    {reason_codes.BAD_USER_NAME_OR_PASSWORD, reason_codes.NOT_AUTHORIZED, reason_codes.BAD_AUTHENTICATION_METHOD}
+)
 
 
 @final
@@ -72,8 +79,11 @@ class Connection:
     __slots__ = (
         "_acknowledgements",
         "_deliveries",
+        "_unfinished",
+        "_unsent",
         "_waits",
         "accepted_at",
+        "address",
         "aliases_in",
         "aliases_out",
         "authentication",
@@ -85,17 +95,23 @@ class Connection:
         "identity",
         "keep_alive_seconds",
         "last_packet_at",
+        "late",
+        "late_bytes",
         "limits",
         "maximum_packet_size",
         "number",
         "output",
         "output_bytes",
         "peer",
+        "publish_rate",
         "session",
         "state",
+        "throttled",
+        "throttled_until",
         "topic_alias_maximum",
         "touched",
         "version",
+        "wants_reasons",
         "watched_at",
         "will",
         "will_delay",
@@ -113,7 +129,7 @@ class Connection:
         self.state = AWAITING_CONNECT
         self.version = 0
         self.session: Session | None = None
-        self.decoder = Decoder(0, CONNECT_PACKET_BYTES, True, broker.topic_names)
+        self.decoder = Decoder(0, CONNECT_PACKET_BYTES, True, broker.packet_rules)
         self.accepted_at = now
         self.last_packet_at = now
         self.watched_at = float("inf")  # the time of this connection's entry among the deadlines
@@ -123,6 +139,7 @@ class Connection:
         self.will_delay = 0
         self.window = 0  # messages in flight to this client
         self.maximum_packet_size = 0  # that the client accepts; 0: any
+        self.wants_reasons = True  # Request Problem Information
         self.topic_alias_maximum = 0  # aliases we may set up towards the client
         self.aliases_in: dict[int, str] | None = None
         self.aliases_out: dict[str, int] | None = None
@@ -132,6 +149,14 @@ class Connection:
         self.touched = False
         self.writable = True
         self.closing_reason = ""
+        self.address = ""  # where it is counted against the limits of an address
+        self.late: deque[Delivery] | None = None  # QoS 0 messages kept while the peer does not read
+        self.late_bytes = 0
+        self.publish_rate: TokenBucket | None = None
+        self.throttled = False  # it published too fast and is not read for a while
+        self.throttled_until = 0.0
+        self._unfinished = 0  # bytes of a packet that is still arriving
+        self._unsent = 0  # bytes the peer does not take, as far as they are counted
         self._acknowledgements: Gate | None = None
         self._deliveries: Gate | None = None
         self._waits = False
@@ -152,8 +177,10 @@ class Connection:
         decoder.feed(data)
         try:
             while self.state != CLOSING:
-                packet = decoder.next_packet()
+                packet = decoder.next_packet() if not self.throttled else None
                 if packet is None:
+                    if decoder.pending != self._unfinished:
+                        self._count_unfinished(decoder.pending)
                     return
                 broker.statistics.packets_received += 1
                 if self.state == CONNECTED:
@@ -176,6 +203,31 @@ class Connection:
             self.close_with(error.reason_code, error.detail)
         # The Session does not wait for the socket: nothing more is sent here [MQTT-3.14.4-1], others may get it.
         broker.detach(self, now, False)
+
+    def _count_unfinished(self, size: int) -> None:
+        memory = self.broker.memory
+        memory.hold_unfinished(size - self._unfinished)
+        grows = size > self._unfinished
+        self._unfinished = size
+        if grows and memory.budget and memory.unfinished > memory.unfinished_limit:
+            raise MqttError("too much of the memory budget lies in unfinished packets", reason_codes.QUOTA_EXCEEDED)
+
+    def spend_publish(self, now: float) -> None:
+        """Count a PUBLISH against `Limits.publish_rate`; who is too fast is not read until the rate allows it."""
+        if self.publish_rate is None:
+            self.publish_rate = TokenBucket(self.broker.limits.publish_rate, now)
+        wait = self.publish_rate.spend(now)
+        if wait > 0.0:
+            self.throttled = True
+            self.throttled_until = now + wait
+            self.broker.deadlines.add(self.throttled_until, THROTTLE, str(self.number))
+            self.touch()
+
+    def go_on(self, now: float) -> None:
+        """Read again what was held back by `Limits.publish_rate`."""
+        self.throttled = False
+        self.touch()
+        self.receive(b"", now)
 
     def _dispatch(self, broker: Broker, session: Session, packet: Packet, now: float) -> None:
         packet_type = packet.type
@@ -210,18 +262,23 @@ class Connection:
         self.output_bytes += len(frame)
         self.touch()
 
+    def fits(self, frame: bytes) -> bool:
+        """Whether the client takes a packet of this size [MQTT-3.1.2-24]."""
+        return not self.maximum_packet_size or len(frame) <= self.maximum_packet_size
+
     def touch(self) -> None:
         """Ask the shell to look at this connection even if it has no output: it may be closing."""
         if not self.touched:
             self.touched = True
             self.broker.touched.append(self)
 
-    def accepts(self, size: int) -> bool:
-        """Whether a packet of this size is within the client's Maximum Packet Size (§3.1.2.11.4)."""
-        return self.maximum_packet_size == 0 or size <= self.maximum_packet_size
-
     def acknowledge(self, frame: bytes, commit: int) -> None:
-        """Send PUBACK, PUBREC, PUBCOMP, SUBACK or UNSUBACK once a change is committed, in the order of arrival."""
+        """Send PUBACK, PUBREC, PUBCOMP, SUBACK or UNSUBACK once a change is committed, in the order of arrival.
+
+        One that the client could not take is dropped [MQTT-3.1.2-25]: only SUBACK and UNSUBACK can grow so large.
+        """
+        if not self.fits(frame):
+            return
         if self._may_leave(self._acknowledgements, commit):
             self.send(frame)
         else:
@@ -294,15 +351,26 @@ class Connection:
         if writable and self.state == CONNECTED and self.session is not None:
             outbound.pump(self.broker, self, self.session, now)
 
+    def count_unsent(self, in_transport: int) -> None:
+        """Count what the peer does not take against the memory budget: what the transport keeps, and the output."""
+        unsent = in_transport + self.output_bytes
+        self.broker.memory.used += unsent - self._unsent
+        self._unsent = unsent
+
+    @property
+    def has_more(self) -> bool:
+        """Whether more output is made when what there is has left: `set_writable` then."""
+        return bool(self.backlog) or bool(self.late)
+
+    @property
+    def wants_input(self) -> bool:
+        """Whether the shell should read."""
+        return not self.throttled and self.output_bytes <= self.broker.limits.output_bytes
+
     @property
     def is_closing(self) -> bool:
         """Whether the shell has to close the socket after what is left to write."""
         return self.state == CLOSING
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the peer leaves so much unread that nothing more should be read from it."""
-        return self.output_bytes > self.broker.limits.output_bytes
 
     # --- the end -----------------------------------------------------------------------------------------------
 
@@ -311,6 +379,10 @@ class Connection:
         if self.state != CLOSING:
             self.state = CLOSING
             self.closing_reason = reason
+            self.broker.memory.hold_unfinished(-self._unfinished)
+            self._unfinished = 0
+            self.decoder.clear()
+            outbound.drop_all_late(self.broker, self)
             self.touch()
 
     def close_with(self, reason_code: int, detail: str) -> None:
@@ -318,10 +390,20 @@ class Connection:
         if self.state == CLOSING:
             return
         if self.state == CONNECTED and self.version == V5:
-            self.send(encode(Disconnect(reason_code), V5))
+            frame = encode(Disconnect(reason_code, self.reason_string(reason_code, detail)), V5)
+            self.send(frame if self.fits(frame) else encode(Disconnect(reason_code), V5))  # [MQTT-3.14.2-3]
         elif self.state == AUTHENTICATING:
-            self.send(encode(ConnAck(reason_code), V5))
+            handshake.send_refusal(self, reason_code, detail)
         self.close(f"{reason_codes.NAMES.get(reason_code, 'error')}: {detail}")
+
+    def reason_string(self, reason_code: int, detail: str) -> Properties | None:
+        """Give a Reason String for CONNACK or DISCONNECT, to a client that wants one (§3.1.2.11.7).
+
+        Why somebody may not is for the log alone.
+        """
+        if not self.wants_reasons or reason_code in _NOT_TOLD:
+            return None
+        return Properties(reason_string=printable(detail)[:_REASON_CHARACTERS])
 
     def deadline(self) -> float:
         """Give when silence ends the connection (§3.1.2.10); infinity without a Keep Alive."""

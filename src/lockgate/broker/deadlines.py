@@ -9,8 +9,10 @@ from typing import Final, final
 CONNECTION: Final = 0  # subject: the connection's number
 SESSION: Final = 1  # subject: the client id
 WILL: Final = 2  # subject: the client id
+THROTTLE: Final = 3  # subject: the connection's number
+RETAINED: Final = 4  # no subject: all retained messages
 
-_SWEEP_FROM: Final = 1024  # entries; below, the ones that have lost their meaning may lie there
+_SWEEP_FROM: Final = 512  # entries; below, the ones that have lost their meaning may lie there
 
 
 @final

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from lockgate.broker import authentication, outbound
 from lockgate.broker import connection as states
 from lockgate.broker.limits import LARGEST_PACKET_BYTES
+from lockgate.broker.memory import SESSION_BYTES
 from lockgate.broker.ports import NEVER, SESSIONS, WILLS, Message, StoredSession, StoredWill, printable
 from lockgate.broker.session import NEVER_EXPIRES, Session
 from lockgate.mqtt import reason_codes
@@ -25,6 +26,9 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     version = packet.version
     connection.version = version
     connection.decoder.version = version
+    if packet.properties is not None:
+        connection.maximum_packet_size = packet.properties.maximum_packet_size or 0
+        connection.wants_reasons = packet.properties.request_problem_information != 0
     if version not in connection.limits.protocol_versions:
         refuse(connection, reason_codes.UNSUPPORTED_PROTOCOL_VERSION, "a version this listener does not accept")
         return
@@ -58,7 +62,11 @@ def let_in(
     client_id = packet.client_id
     if not client_id:
         client_id = broker.new_client_id()
+        while client_id in broker.sessions:  # somebody may have chosen that name [MQTT-3.2.2-16]
+            client_id = broker.new_client_id()
         answer.assigned_client_identifier = client_id
+    if _is_too_much(broker, connection, client_id, now):
+        return
     keep_alive = packet.keep_alive
     longest = broker.limits.max_keepalive
     if longest and (keep_alive == 0 or keep_alive > longest):
@@ -74,30 +82,20 @@ def let_in(
             connection.close("the Will's QoS is above max_qos")
         return
 
-    properties: Properties | None = None
-    if version == V5:
-        if connection.limits.max_topic_alias:
-            answer.topic_alias_maximum = connection.limits.max_topic_alias
-        if broker.limits.max_packet_size:
-            answer.maximum_packet_size = broker.limits.max_packet_size
-        if 0 < broker.limits.max_inflight_messages < 65535:
-            answer.receive_maximum = broker.limits.max_inflight_messages
-        if connection.limits.max_qos < 2:
-            answer.maximum_qos = connection.limits.max_qos
-        properties = answer
-    connection.maximum_packet_size = requested.maximum_packet_size or 0
-    if not connection.accepts(len(encode(ConnAck(0, False, properties), version))):  # [MQTT-3.1.2-24]
-        refuse(connection, reason_codes.PACKET_TOO_LARGE, "its Maximum Packet Size leaves no room for CONNACK")
-        return
-
     if version == V5:
         expiry_interval = requested.session_expiry_interval or 0
     else:
         expiry_interval = 0 if packet.clean_start else NEVER_EXPIRES
+    properties = _connack_properties(broker, connection, requested, answer) if version == V5 else None
+    if connection.maximum_packet_size and not connection.fits(encode(ConnAck(0, False, properties), version)):
+        # [MQTT-3.1.2-24]
+        refuse(connection, reason_codes.PACKET_TOO_LARGE, "its Maximum Packet Size leaves no room for CONNACK")
+        return
     session, session_present = _open_session(broker, client_id, username, packet.clean_start, expiry_interval, now)
     connection.decoder.maximum_packet_size = min(
         broker.limits.max_packet_size or LARGEST_PACKET_BYTES, LARGEST_PACKET_BYTES
     )
+    broker.pending.pop(connection.number, None)
     connection.session = session
     session.connection = connection
     connection.state = states.CONNECTED
@@ -110,7 +108,6 @@ def let_in(
         broker.store.set(broker.change(), SESSIONS, (client_id,), StoredSession(expiry_interval, NEVER, username))
     if will is not None:
         _keep_will(broker, connection, session, packet)
-
     # MQTT 3.1 has no Session Present flag
     connection.send(encode(ConnAck(0, session_present and version != V3_1, properties), version))
     user = f", u'{printable(username)}'" if username is not None else ""
@@ -124,6 +121,48 @@ def let_in(
 _NOTHING = Properties()
 
 
+def _connack_properties(
+    broker: Broker, connection: Connection, requested: Properties, answer: Properties
+) -> Properties:
+    """Add what this listener allows a client, where it is less than MQTT would (§3.2.2.3)."""
+    if connection.limits.max_topic_alias:
+        answer.topic_alias_maximum = connection.limits.max_topic_alias
+    if broker.limits.max_packet_size:
+        answer.maximum_packet_size = broker.limits.max_packet_size
+    if 0 < broker.limits.max_inflight_messages < 65535:
+        answer.receive_maximum = broker.limits.max_inflight_messages
+    if connection.limits.max_qos < 2:
+        answer.maximum_qos = connection.limits.max_qos
+    if requested.request_response_information and broker.information.response_information:
+        answer.response_information = broker.information.response_information  # [MQTT-3.1.2-28]
+    return answer
+
+
+def _is_too_much(broker: Broker, connection: Connection, client_id: str, now: float) -> bool:
+    """Refuse a client that the limits leave no room for; say whether that happened."""
+    limits = broker.limits
+    held_off = broker.flapping.held_off(client_id, now)
+    if held_off:
+        code = reason_codes.CONNECTION_RATE_EXCEEDED
+        refuse(connection, code, f"{printable(client_id)} connects too often, held off for {held_off:.0f} s")
+        return True
+    if not broker.connect_rate.allows(client_id, now):
+        refuse(connection, reason_codes.CONNECTION_RATE_EXCEEDED, f"{printable(client_id)} is above connect_rate")
+        return True
+    session = broker.sessions.get(client_id)
+    connected = session is not None and session.connection is not None
+    if limits.connections and not connected and len(broker.connections) - len(broker.pending) >= limits.connections:
+        refuse(connection, reason_codes.SERVER_BUSY, f"{limits.connections} clients are connected")
+        return True
+    if limits.sessions and session is None and len(broker.sessions) >= limits.sessions:
+        refuse(connection, reason_codes.QUOTA_EXCEEDED, f"there are {limits.sessions} sessions")
+        return True
+    if session is None and broker.memory.is_exhausted():
+        refuse(connection, reason_codes.SERVER_BUSY, "the memory budget is spent")
+        return True
+    return False
+
+
 def _open_session(
     broker: Broker, client_id: str, username: str | None, clean_start: bool, expiry_interval: int, now: float
 ) -> tuple[Session, bool]:
@@ -135,15 +174,18 @@ def _open_session(
         broker.detach(predecessor, now, clean_start)
         old = broker.sessions.get(client_id)  # a Session without expiry ended just now
     if old is not None and clean_start:
-        broker.end_session(old, now)
+        broker.end_session(old, now, "the client started clean")
         old = None
     if old is None:
         session = Session(client_id, expiry_interval, username)
         if session.durable:
             session.head_position = session.last_position = broker.spent_position
         broker.sessions[client_id] = session
+        broker.memory.used += SESSION_BYTES
         return session, False
-    if broker.wills.pop(client_id, None) is not None:  # it returned before its Will Delay had passed [MQTT-3.1.3-9]
+    will = broker.wills.pop(client_id, None)
+    if will is not None:  # it returned before its Will Delay had passed [MQTT-3.1.3-9]
+        broker.memory.release(will[0])
         broker.store.delete(broker.change(), WILLS, (client_id,))
     old.expiry_interval = expiry_interval
     old.expires_at = NEVER
@@ -167,6 +209,7 @@ def _keep_will(broker: Broker, connection: Connection, session: Session, packet:
         properties.will_delay_interval = None  # it is not part of the message
     connection.will = Message(will.topic, will.payload, will.qos, will.retain, properties, NEVER, session.client_id)
     connection.will_delay = delay
+    broker.memory.hold(connection.will)
     if session.durable:
         broker.store.set(broker.change(), WILLS, (session.client_id,), StoredWill(connection.will, delay))
 
@@ -174,9 +217,12 @@ def _keep_will(broker: Broker, connection: Connection, session: Session, packet:
 def refuse(connection: Connection, reason_code: int, detail: str) -> None:
     """Answer CONNECT with a refusal and close; versions before 5 have a code for few reasons and else just close."""
     if connection.version == V5:
-        answer = encode(ConnAck(reason_code), V5)
-        if connection.accepts(len(answer)):
-            connection.send(answer)
+        properties: Properties | None = None
+        information = connection.broker.information
+        if reason_code == reason_codes.SERVER_BUSY and information.reference:
+            reason_code = reason_codes.SERVER_MOVED if information.moved else reason_codes.USE_ANOTHER_SERVER
+            properties = Properties(server_reference=information.reference)
+        send_refusal(connection, reason_code, detail, properties)
     else:
         code = reason_codes.CONNACK_V3.get(reason_code)
         if code is not None:
@@ -184,10 +230,25 @@ def refuse(connection: Connection, reason_code: int, detail: str) -> None:
     connection.close(f"refused, {reason_codes.NAMES[reason_code]}: {detail}")
 
 
+def send_refusal(connection: Connection, reason_code: int, detail: str, properties: Properties | None = None) -> None:
+    """Send the CONNACK of a refusal to a version 5 client, or as much of it as the client takes [MQTT-3.2.2-19]."""
+    explained = connection.reason_string(reason_code, detail)
+    if explained is not None and properties is not None:
+        explained.server_reference = properties.server_reference
+    for part in (explained, properties, None):
+        frame = encode(ConnAck(reason_code, False, part), V5)
+        if connection.fits(frame):
+            connection.send(frame)
+            return
+
+
 def refuse_version(connection: Connection, error: UnsupportedVersion) -> None:
-    """Answer a CONNECT whose version we do not speak, as Mosquitto does: it decides the form of the answer."""
+    """Answer a CONNECT whose version we do not speak.
+
+    A level below 5 asks for the return code of 3.1.1 [MQTT-3.1.2-2 of 3.1.1], one above for that of version 5.
+    """
     if error.known_protocol:
-        if error.protocol_name == "MQTT" and error.protocol_level & 0x7F not in (V3_1, V3_1_1):
+        if error.protocol_name == "MQTT" and error.protocol_level & 0x7F >= V5:
             connection.send(encode(ConnAck(reason_codes.UNSUPPORTED_PROTOCOL_VERSION), V5))
         else:
             connection.send(encode(ConnAck(reason_codes.UNACCEPTABLE_PROTOCOL_VERSION_V3), V3_1_1))
@@ -195,7 +256,7 @@ def refuse_version(connection: Connection, error: UnsupportedVersion) -> None:
 
 
 def handle_disconnect(broker: Broker, connection: Connection, session: Session, packet: Disconnect) -> None:
-    """Let a client go; its Will is not published unless it asks for that (§3.14.4)."""
+    """Let a client go; only a normal disconnection discards its Will [MQTT-3.1.2-8], in version 5 by its code 0x00."""
     properties = packet.properties
     if properties is not None and properties.session_expiry_interval is not None:
         if session.expiry_interval == 0 and properties.session_expiry_interval:  # [MQTT-3.14.2.2.2]
@@ -204,8 +265,10 @@ def handle_disconnect(broker: Broker, connection: Connection, session: Session, 
         if session.durable:  # one that never expires is not stored again when its connection is gone
             stored = StoredSession(session.expiry_interval, NEVER, session.username)
             broker.store.set(broker.change(), SESSIONS, (session.client_id,), stored)
-    if packet.reason_code != reason_codes.DISCONNECT_WITH_WILL_MESSAGE:
-        connection.will = None
+    if packet.reason_code == reason_codes.SUCCESS:
+        if connection.will is not None:
+            broker.memory.release(connection.will)
+            connection.will = None
         if session.durable:
             broker.store.delete(broker.change(), WILLS, (session.client_id,))
     connection.close("")

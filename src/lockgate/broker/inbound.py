@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lockgate.broker import routing
-from lockgate.broker.ports import NEVER, RECEIVED, Message
+from lockgate.broker.decisions import NOT_RETAINED, REFUSED
+from lockgate.broker.ports import NEVER, RECEIVED, Message, printable
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode_acknowledgement
 from lockgate.mqtt.errors import MqttError, ProtocolError
@@ -25,6 +26,8 @@ def may_publish(topic: str) -> bool:
 def handle_publish(broker: Broker, connection: Connection, session: Session, packet: Publish, now: float) -> None:
     """Take a message over: route it at once at QoS 0 and 1, keep it until PUBREL at QoS 2 (§4.3)."""
     broker.statistics.publish_received += 1
+    if broker.limits.publish_rate:
+        connection.spend_publish(now)
     qos = packet.qos
     if qos > connection.limits.max_qos:
         raise ProtocolError("PUBLISH above max_qos", reason_codes.QOS_NOT_SUPPORTED)
@@ -39,7 +42,6 @@ def handle_publish(broker: Broker, connection: Connection, session: Session, pac
             properties.topic_alias = None  # it belongs to this connection, not to the message
         if properties.message_expiry_interval is not None:
             expires_at = now + properties.message_expiry_interval
-    refusal = 0 if may_publish(topic) else reason_codes.NOT_AUTHORIZED
     message = Message(
         topic,
         packet.payload,
@@ -51,6 +53,13 @@ def handle_publish(broker: Broker, connection: Connection, session: Session, pac
         packet.frame,
         connection.version,
     )
+    refusal = 0
+    if topic.startswith("$SYS/"):
+        refusal = reason_codes.NOT_AUTHORIZED
+        broker.decisions.record(REFUSED, session.client_id, topic, now, "$SYS belongs to the Server")
+    elif message.retain and qos and connection.version == V5 and not routing.may_retain(broker, message):
+        refusal = reason_codes.QUOTA_EXCEEDED
+        broker.drop(NOT_RETAINED, session.client_id, topic, now)
     if qos == 0:
         if not refusal:
             routing.publish(broker, message, now)
@@ -82,7 +91,11 @@ def _receive_qos_2(
         raise MqttError(
             f"{len(session.received)} QoS 2 messages wait for PUBREL", reason_codes.RECEIVE_MAXIMUM_EXCEEDED
         )
+    if connection.version == V5 and not session.exceeding:
+        _watch_receive_maximum(broker, session, packet_id)
+    _forget_received(broker, session, packet_id)
     session.received[packet_id] = message
+    broker.memory.hold(message)
     commit = 0
     if session.durable:
         commit = broker.change()
@@ -91,6 +104,24 @@ def _receive_qos_2(
     if connection.version == V5 and broker.router.route(message.topic).is_empty():
         reason_code = reason_codes.NO_MATCHING_SUBSCRIBERS
     connection.acknowledge(encode_acknowledgement(PUBREC, packet_id, reason_code, connection.version), commit)
+
+
+def _watch_receive_maximum(broker: Broker, session: Session, packet_id: int) -> None:
+    """Tell once of a client that keeps more messages open than we announced; it is let be, as in Mosquitto."""
+    maximum = broker.limits.max_inflight_messages
+    if maximum and len(session.received) >= maximum and packet_id not in session.received:
+        session.exceeding = True
+        broker.log.warning(
+            f"Client {printable(session.client_id)} has more QoS 2 messages open than the Receive Maximum of {maximum}"
+            " (max_inflight_messages)."
+        )
+
+
+def _forget_received(broker: Broker, session: Session, packet_id: int) -> Message | None:
+    message = session.received.pop(packet_id, None)
+    if message is not None:
+        broker.memory.release(message)
+    return message
 
 
 def handle_pubrel(
@@ -104,7 +135,7 @@ def handle_pubrel(
         code = reason_codes.PACKET_IDENTIFIER_NOT_FOUND
         connection.acknowledge(encode_acknowledgement(PUBCOMP, packet_id, code, connection.version), commit)
         return
-    message = session.received.pop(packet_id)
+    message = _forget_received(broker, session, packet_id)
     commit = 0
     if message is not None and (message.expires_at == NEVER or message.expires_at > now):
         commit = routing.publish(broker, message, now)

@@ -13,18 +13,51 @@ LARGEST_PACKET_BYTES: Final = 268_300_000
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the whole broker and of each Session."""
+    """Bounds of the whole broker and of each Session. Bytes and seconds; 0: no limit."""
 
+    # for each client
     max_inflight_messages: int = 20  # unacknowledged QoS 1/2 messages to a client; announced as Receive Maximum
     max_inflight_bytes: int = 0
     max_queued_messages: int = 1000  # waiting for a client beyond those in flight
     max_queued_bytes: int = 0
-    max_packet_size: int = 2_000_000  # bytes of a whole packet, either way
-    max_keepalive: int = 0  # seconds
-    connect_timeout: float = 30.0  # seconds from accept to CONNECT
+    max_packet_size: int = 2_000_000  # of a whole packet, either way
+    max_keepalive: int = 0
+    subscriptions: int = 10_000  # of one Session
     output_bytes: int = 1_048_576  # unsent to one client; QoS 0 beyond is dropped, its reading is paused
-    queue_head: int = 256  # deliveries of a durable Session kept in memory, the rest lies in the store
+    queue_head: int = 256  # deliveries of a durable Session kept in memory, the rest lies in the store; 0: all
+    publish_rate: float = 0.0  # messages a second from one client; it is read no faster
+    connect_rate: float = 0.0  # CONNECT packets a second with one Client Identifier
+    flapping_connects: int = 0  # CONNECT packets with one Client Identifier in a window before it is held off
+    flapping_window: float = 60.0
+    flapping_hold_off: float = 300.0
+    # for each address of a peer that is no trusted proxy
+    connections_per_address: int = 0
+    connect_rate_per_address: float = 0.0  # connections accepted a second
+    # for each packet
+    topic_bytes: int = 65_535
+    topic_levels: int = 200  # Mosquitto's bound
+    user_properties: int = 100
+    # for the whole broker
+    connections: int = 0  # of clients that were let in (global_max_connections)
+    sessions: int = 0  # connected or stored (global_max_clients)
+    pending_logins: int = 1000  # connections not let in yet; the oldest gives way
+    connect_timeout: float = 30.0  # from accept to CONNACK
+    retained_messages: int = 1_000_000
+    retained_bytes: int = 0
+    total_queued_messages: int = 1_000_000  # waiting for all clients together
+    memory_budget: int = 0
+    alarms: tuple[str, ...] = ()  # Topic Filters of messages that give way last
     routes: int = 8192  # topics whose receivers are remembered
+    decisions: int = 4096  # remembered for `lockgate explain`
+
+
+@dataclass(frozen=True)
+class ServerInformation:
+    """What CONNACK and DISCONNECT tell a version 5 client about this Server; empty: nothing."""
+
+    reference: str = ""  # another Server to use when this one is full or stops (§4.11)
+    moved: bool = False  # that Server has taken this one's place for good
+    response_information: str = ""  # a topic that response topics may begin with (§4.10.1)
 
 
 @dataclass(frozen=True)

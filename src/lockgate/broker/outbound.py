@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from lockgate.broker import shedding
+from lockgate.broker.decisions import EXPIRED, NO_LOCAL, QUEUE_FULL, SHED, SLOW_READER, TOO_LARGE
+from lockgate.broker.memory import DELIVERY_BYTES
 from lockgate.broker.ports import (
     AWAITING_PUBACK,
     AWAITING_PUBCOMP,
@@ -26,6 +29,12 @@ if TYPE_CHECKING:
     from lockgate.broker.connection import Connection
     from lockgate.broker.session import Session, Subscription
 
+# How well a member of a Shared Subscription could take a message, the best first
+READY: Final = 0
+BUSY: Final = 1  # connected, but it would have to wait
+AWAY: Final = 2
+CANNOT_TAKE: Final = 3
+
 # Identifiers are taken in turn; a small window stays among those whose encoding is a table look-up.
 _SMALL_WINDOW: Final = 512
 _SMALL_IDS: Final = 1023
@@ -38,8 +47,9 @@ def deliver(broker: Broker, subscription: Subscription, message: Message, now: f
     Gives the commit number after which the receiver's copy is safe, 0 when nothing has to be waited for.
     """
     session = subscription.session
-    if subscription.no_local and message.publisher == session.client_id:
-        return 0  # [MQTT-3.8.3-3]
+    if subscription.no_local and message.publisher == session.client_id:  # [MQTT-3.8.3-3]
+        broker.decisions.record(NO_LOCAL, session.client_id, message.topic, now)
+        return 0
     qos = message.qos if message.qos < subscription.qos else subscription.qos
     retain = message.retain and subscription.retain_as_published
     if qos == 0:
@@ -47,22 +57,40 @@ def deliver(broker: Broker, subscription: Subscription, message: Message, now: f
         if connection is not None:
             _send_qos_0(broker, connection, message, retain, subscription.identifier, now)
         return 0
-    return _enqueue(broker, session, message, qos, retain, subscription.identifier, now)
+    share = subscription.requested_filter if subscription.share_name else ""
+    return _enqueue(broker, session, message, qos, retain, subscription.identifier, now, share)
+
+
+def readiness(broker: Broker, subscription: Subscription, message: Message) -> int:
+    """Say how well a member of a Shared Subscription could take a message now: READY is best, CANNOT_TAKE worst."""
+    session = subscription.session
+    connection = session.connection
+    if message.qos == 0 or subscription.qos == 0:
+        if connection is None:
+            return CANNOT_TAKE
+        return READY if connection.writable else BUSY
+    if connection is not None and _is_sendable(broker, connection, session):
+        return READY
+    if _is_full(broker, session, message) or (connection is None and not session.durable):
+        return CANNOT_TAKE
+    return BUSY if connection is not None else AWAY
 
 
 def _has_room(broker: Broker, connection: Connection) -> bool:
     """Whether the peer reads what we write, or not too much is waiting for it."""
-    return connection.writable or connection.output_bytes <= broker.limits.output_bytes
+    if connection.late:
+        return False  # what came before it still waits
+    return connection.writable or connection.output_bytes <= broker.memory.output_bytes(broker.limits.output_bytes)
 
 
 def _send_qos_0(
     broker: Broker, connection: Connection, message: Message, retain: bool, identifier: int, now: float
 ) -> None:
-    if not _has_room(broker, connection):
-        broker.statistics.dropped_slow += 1
+    if not connection.writable:
+        hold_late(broker, connection, message, retain, identifier, now)
         return
     if message.expires_at != NEVER and message.expires_at <= now:
-        broker.statistics.dropped_expired += 1
+        broker.drop(EXPIRED, _client_id(connection), message.topic, now)
         return
     version = connection.version
     if version == V5 and (identifier or message.expires_at != NEVER or connection.topic_alias_maximum):
@@ -72,13 +100,67 @@ def _send_qos_0(
     else:
         frame = message.frame_qos_0(version)
     if connection.maximum_packet_size and len(frame) > connection.maximum_packet_size:
-        broker.statistics.dropped_too_large += 1
+        broker.drop(TOO_LARGE, _client_id(connection), message.topic, now)
         return
     aliases = connection.aliases_out
     if aliases is not None and message.topic not in aliases and len(aliases) < connection.topic_alias_maximum:
         aliases[message.topic] = len(aliases) + 1
     broker.statistics.publish_sent += 1
     connection.send(frame)
+
+
+def _client_id(connection: Connection) -> str:
+    return connection.session.client_id if connection.session is not None else ""
+
+
+def hold_late(
+    broker: Broker, connection: Connection, message: Message, retain: bool, identifier: int, now: float
+) -> None:
+    """Keep a QoS 0 message for a client that does not read now, within `Limits.output_bytes`."""
+    memory = broker.memory
+    limit = memory.output_bytes(broker.limits.output_bytes)
+    size = message.size()
+    if connection.output_bytes + connection.late_bytes + size > limit or memory.is_exhausted():
+        broker.drop(SLOW_READER, _client_id(connection), message.topic, now)
+        return
+    if connection.late is None:
+        connection.late = deque()
+    connection.late.append(Delivery(message, 0, retain, identifier, 0))
+    connection.late_bytes += size
+    memory.hold(message)
+    memory.used += DELIVERY_BYTES
+    if memory.is_spent():
+        shedding.shed(broker, now)
+
+
+def _take_late(broker: Broker, connection: Connection, delivery: Delivery) -> None:
+    connection.late_bytes -= delivery.message.size()
+    broker.memory.used -= DELIVERY_BYTES
+    broker.memory.release(delivery.message)
+
+
+def drop_all_late(broker: Broker, connection: Connection) -> None:
+    """Give up all QoS 0 messages kept for a connection that closes."""
+    late = connection.late
+    while late:
+        _take_late(broker, connection, late.popleft())
+        broker.statistics.dropped_slow += 1
+
+
+def drop_late(broker: Broker, connection: Connection, delivery: Delivery, reason: int, now: float) -> None:
+    """Give up a QoS 0 message that was taken from `Connection.late`."""
+    _take_late(broker, connection, delivery)
+    broker.drop(reason, _client_id(connection), delivery.message.topic, now)
+
+
+def _pump_late(broker: Broker, connection: Connection, now: float) -> None:
+    """Send the QoS 0 messages that were kept, in pieces like the retained ones."""
+    late = connection.late
+    limit = broker.limits.output_bytes
+    while late and connection.writable and connection.output_bytes <= limit:
+        delivery = late.popleft()
+        _take_late(broker, connection, delivery)
+        _send_qos_0(broker, connection, delivery.message, delivery.retain, delivery.identifier, now)
 
 
 def _encode_for(
@@ -119,20 +201,24 @@ def _encode_for(
 
 
 def _enqueue(
-    broker: Broker, session: Session, message: Message, qos: int, retain: bool, identifier: int, now: float
+    broker: Broker,
+    session: Session,
+    message: Message,
+    qos: int,
+    retain: bool,
+    identifier: int,
+    now: float,
+    share: str = "",
 ) -> int:
     connection = session.connection
     if connection is None and not session.durable:
         return 0
-    sendable = (
-        connection is not None
-        and session.queued_count == 0
-        and len(session.in_flight) < connection.window
-        and _has_room(broker, connection)
-        and _bytes_in_window(broker, session)
-    )
+    sendable = connection is not None and _is_sendable(broker, connection, session)
+    if not sendable and broker.memory.is_exhausted():
+        broker.drop(SHED, session.client_id, message.topic, now)
+        return 0
     if not sendable and _is_full(broker, session, message):
-        broker.statistics.dropped_queue_full += 1
+        broker.drop(QUEUE_FULL, session.client_id, message.topic, now)
         if not session.dropping:
             session.dropping = True
             broker.log.warning(
@@ -140,7 +226,7 @@ def _enqueue(
                 " (max_queued_messages, max_queued_bytes)."
             )
         return 0
-    delivery = Delivery(message, qos, retain, identifier, 0)
+    delivery = Delivery(message, qos, retain, identifier, 0, share)
     commit = 0
     if session.durable:
         session.last_position += 1
@@ -148,21 +234,43 @@ def _enqueue(
         commit = broker.change()
         broker.store.append(commit, session.client_id, delivery)
     if sendable and connection is not None:
+        _hold(broker, delivery)
         session.head_position = delivery.position
         session.dropping = False
         _send(broker, connection, session, delivery, now)
         return commit
     session.queued_count += 1
     session.queued_bytes += message.size()
+    broker.queued_count += 1
     queue = session.queue
     if queue is None:
         queue = session.queue = deque()
     if session.durable:
-        if session.head_position != delivery.position - 1 or len(queue) >= broker.limits.queue_head:
+        head = broker.limits.queue_head
+        if session.head_position != delivery.position - 1 or (head and len(queue) >= head):
             return commit  # it lies in the store, and will be asked for
         session.head_position = delivery.position
     queue.append(delivery)
+    _hold(broker, delivery)
+    total = broker.limits.total_queued_messages
+    if broker.memory.is_spent() or (total and broker.queued_count > total):
+        shedding.shed(broker, now)
     return commit
+
+
+def _is_sendable(broker: Broker, connection: Connection, session: Session) -> bool:
+    """Whether a message at QoS 1 or 2 could leave at once."""
+    return (
+        session.queued_count == 0
+        and len(session.in_flight) < connection.window
+        and _has_room(broker, connection)
+        and _bytes_in_window(broker, session)
+    )
+
+
+def _hold(broker: Broker, delivery: Delivery) -> None:
+    broker.memory.hold(delivery.message)
+    broker.memory.used += DELIVERY_BYTES
 
 
 def _bytes_in_window(broker: Broker, session: Session) -> bool:
@@ -184,16 +292,19 @@ def _send(broker: Broker, connection: Connection, session: Session, delivery: De
     version = connection.version
     # What was sent once does not expire any more [MQTT-4.3.3-7]: its identifier is known to the client.
     if message.expires_at != NEVER and message.expires_at <= now and not delivery.packet_id:
-        broker.statistics.dropped_expired += 1
-        _done(broker, session, delivery)
+        broker.drop(EXPIRED, session.client_id, message.topic, now)
+        done(broker, session, delivery)
         return
     if version == V5 and (delivery.identifier or message.expires_at != NEVER or connection.aliases_out is not None):
         head, tail = _encode_for(connection, message, qos, delivery.retain, delivery.identifier, now)
     else:
         head, tail = message.parts(version, qos, delivery.retain)
     if connection.maximum_packet_size and len(head) + 2 + len(tail) > connection.maximum_packet_size:
-        broker.statistics.dropped_too_large += 1  # [MQTT-3.1.2-25]
-        _done(broker, session, delivery)
+        broker.drop(TOO_LARGE, session.client_id, message.topic, now)  # [MQTT-3.1.2-25]
+        if delivery.packet_id and qos == 2:
+            _release(broker, connection, session, delivery)
+        else:
+            done(broker, session, delivery)
         return
     packet_id = delivery.packet_id
     if packet_id:  # it was sent on an earlier connection [MQTT-4.4.0-1]
@@ -213,6 +324,22 @@ def _send(broker: Broker, connection: Connection, session: Session, delivery: De
     connection.deliver_parts(head, encode_packet_id(packet_id), tail, commit if qos == 2 else 0)
 
 
+def _release(broker: Broker, connection: Connection, session: Session, delivery: Delivery) -> None:
+    """Send PUBREL for a message that cannot be sent again.
+
+    The client may hold its identifier from an earlier connection, and would take a later message under it for this one.
+    """
+    delivery.state = AWAITING_PUBCOMP
+    session.in_flight[delivery.packet_id] = delivery
+    session.in_flight_bytes += delivery.message.size()
+    commit = 0
+    if session.durable:
+        commit = broker.change()
+        key = (session.client_id, str(delivery.position))
+        broker.store.set(commit, IN_FLIGHT, key, (delivery.packet_id, AWAITING_PUBCOMP))
+    connection.deliver(encode_acknowledgement(PUBREL, delivery.packet_id, 0, connection.version), commit)
+
+
 def _next_packet_id(session: Session, window: int) -> int:
     highest = _SMALL_IDS if window <= _SMALL_WINDOW else _ALL_IDS
     packet_id = session.next_packet_id
@@ -224,13 +351,31 @@ def _next_packet_id(session: Session, window: int) -> int:
     return packet_id
 
 
-def _done(broker: Broker, session: Session, delivery: Delivery) -> None:
+def drop_queued(broker: Broker, session: Session, delivery: Delivery, reason: int, now: float) -> None:
+    """Give up a delivery that waits; the caller takes it out of the queue."""
+    _count_out(broker, session, delivery)
+    done(broker, session, delivery)
+    broker.drop(reason, session.client_id, delivery.message.topic, now)
+
+
+def _count_out(broker: Broker, session: Session, delivery: Delivery) -> None:
+    session.queued_count -= 1
+    session.queued_bytes -= delivery.message.size()
+    broker.queued_count -= 1
+
+
+def done(broker: Broker, session: Session, delivery: Delivery) -> None:
+    """Let go of a delivery that is acknowledged or given up."""
+    broker.memory.used -= DELIVERY_BYTES
+    broker.memory.release(delivery.message)
     if session.durable:
         broker.store.acknowledge(broker.change(), session.client_id, delivery.position)
 
 
 def pump(broker: Broker, connection: Connection, session: Session, now: float) -> None:
     """Send what waits for this client as far as its window and its reading allow."""
+    if connection.late:
+        _pump_late(broker, connection, now)
     queue = session.queue
     while (
         queue
@@ -239,14 +384,14 @@ def pump(broker: Broker, connection: Connection, session: Session, now: float) -
         and _has_room(broker, connection)
     ):
         delivery = queue.popleft()
-        session.queued_count -= 1
-        session.queued_bytes -= delivery.message.size()
+        _count_out(broker, session, delivery)
         _send(broker, connection, session, delivery, now)
     if session.head_position < session.last_position and not session.loading:
         waiting = len(queue) if queue is not None else 0
-        if waiting <= broker.limits.queue_head // 2:
+        head = broker.limits.queue_head
+        if waiting <= head // 2:
             session.loading = True
-            broker.store.want(session.client_id, session.head_position, broker.limits.queue_head - waiting)
+            broker.store.want(session.client_id, session.head_position, max(1, head - waiting))
     if connection.backlog:
         _pump_backlog(broker, connection, session, now)
 
@@ -258,6 +403,7 @@ def take_loaded(broker: Broker, session: Session, deliveries: list[Delivery], no
     for delivery in deliveries:
         if delivery.position > session.head_position:
             session.queue.append(delivery)
+            _hold(broker, delivery)
             session.head_position = delivery.position
     if session.connection is not None:
         pump(broker, session.connection, session, now)
@@ -299,6 +445,36 @@ def keep_backlog(broker: Broker, connection: Connection, session: Session, now: 
             _enqueue(broker, session, message, qos, True, subscription.identifier, now)
 
 
+def to_hand_on(session: Session) -> list[Delivery]:
+    """Give the messages of Shared Subscriptions that a Session which ends leaves to other members (§4.8.2).
+
+    Those it has not got, or at QoS 1 not acknowledged. A QoS 2 message that was sent goes to nobody else
+    [MQTT-4.8.2-5], and neither does the part of a long queue that lies in the store.
+    """
+    found = [
+        delivery for delivery in session.in_flight.values() if delivery.share and delivery.state == AWAITING_PUBACK
+    ]
+    if session.queue is not None:
+        found += [one for one in session.queue if one.share and (one.qos == 1 or not one.packet_id)]
+    return found
+
+
+def let_go(broker: Broker, session: Session) -> None:
+    """Give back what a Session that ends holds."""
+    memory = broker.memory
+    broker.queued_count -= session.queued_count
+    for delivery in session.in_flight.values():
+        memory.used -= DELIVERY_BYTES
+        memory.release(delivery.message)
+    if session.queue is not None:
+        for delivery in session.queue:
+            memory.used -= DELIVERY_BYTES
+            memory.release(delivery.message)
+    for message in session.received.values():
+        if message is not None:
+            memory.release(message)
+
+
 def resume(broker: Broker, connection: Connection, session: Session, now: float) -> None:
     """Send again, in order, what an earlier connection left unacknowledged, then what waits (§4.4)."""
     unacknowledged = list(session.in_flight.values())
@@ -322,6 +498,7 @@ def resume(broker: Broker, connection: Connection, session: Session, now: float)
             session.queue.appendleft(delivery)
             session.queued_count += 1
             session.queued_bytes += delivery.message.size()
+            broker.queued_count += 1
     pump(broker, connection, session, now)
 
 
@@ -373,6 +550,6 @@ def handle_pubcomp(
 def _complete(broker: Broker, connection: Connection, session: Session, delivery: Delivery, now: float) -> None:
     del session.in_flight[delivery.packet_id]
     session.in_flight_bytes -= delivery.message.size()
-    _done(broker, session, delivery)
+    done(broker, session, delivery)
     if session.queued_count or connection.backlog is not None:
         pump(broker, connection, session, now)

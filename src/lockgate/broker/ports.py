@@ -20,6 +20,10 @@ WILLS: Final = "wills"  # client id → StoredWill
 RECEIVED: Final = "received"  # client id, Packet Identifier → Message, or None once PUBREC said no
 IN_FLIGHT: Final = "in flight"  # client id, position → (Packet Identifier, state)
 
+_MESSAGE_BYTES: Final = 450
+_PROPERTIES_BYTES: Final = 400
+_PAIR_BYTES: Final = 200
+
 NEVER: Final = 0.0  # of a point in time: it never comes
 
 
@@ -40,7 +44,10 @@ class Message:
         "_v5_head",
         "_v5_tail",
         "_v5_variant",
+        "arrived_at",
         "expires_at",
+        "held_bytes",
+        "holders",
         "payload",
         "properties",
         "publisher",
@@ -68,6 +75,9 @@ class Message:
         self.properties = properties
         self.expires_at = expires_at
         self.publisher = publisher
+        self.arrived_at = 0.0
+        self.holders = 0  # queues, windows, retained, … that hold it; counted by `broker.memory`
+        self.held_bytes = 0
         self._v3_frame = b""
         self._v5_frame = b""
         if frame:
@@ -85,6 +95,22 @@ class Message:
     def size(self) -> int:
         """Give the bytes that count against limits: topic and payload."""
         return len(self.topic) + len(self.payload)
+
+    def memory_bytes(self) -> int:
+        """Give what it costs to hold, about: an encoding repeats the payload."""
+        size = _MESSAGE_BYTES + len(self.topic) + 2 * len(self.payload)
+        properties = self.properties
+        if properties is not None:
+            size += _PROPERTIES_BYTES
+            for name, value in properties.user_properties:
+                size += _PAIR_BYTES + len(name) + len(value)
+            if properties.correlation_data is not None:
+                size += len(properties.correlation_data)
+            if properties.content_type is not None:
+                size += len(properties.content_type)
+            if properties.response_topic is not None:
+                size += len(properties.response_topic)
+        return size
 
     def frame_qos_0(self, version: int) -> bytes:
         """Give the QoS 0 PUBLISH without RETAIN for a version; a message with an expiry has none for version 5."""
@@ -130,16 +156,20 @@ class Delivery:
     `position` orders the queue of a durable Session and names the row in the store; `packet_id` is 0 until it is sent.
     """
 
-    __slots__ = ("identifier", "message", "packet_id", "position", "qos", "retain", "state")
+    __slots__ = ("dropped", "identifier", "message", "packet_id", "position", "qos", "retain", "share", "state")
 
-    def __init__(self, message: Message, qos: int, retain: bool, identifier: int, position: int) -> None:
+    def __init__(
+        self, message: Message, qos: int, retain: bool, identifier: int, position: int, share: str = ""
+    ) -> None:
         self.message = message
         self.qos = qos
         self.retain = retain
         self.identifier = identifier  # the Subscription Identifier, 0 without one
         self.position = position
+        self.share = share  # the filter of the Shared Subscription that brought it, with $share; else empty
         self.packet_id = 0
         self.state = QUEUED
+        self.dropped = False
 
 
 @final

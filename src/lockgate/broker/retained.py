@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from typing import final
 
 from lockgate.broker.ports import NEVER, Message
@@ -23,10 +24,12 @@ class _Node:
 class Retained:
     """At most one Message for each Topic Name, found by name or by filter."""
 
-    __slots__ = ("_root", "count", "size_bytes")
+    __slots__ = ("_expiring", "_expiry_heap", "_root", "count", "size_bytes")
 
     def __init__(self) -> None:
         self._root = _Node()
+        self._expiring: dict[str, float] = {}  # when each message with an expiry ends, by topic
+        self._expiry_heap: list[tuple[float, str]] = []  # the same by time, with entries that no longer hold
         self.count = 0
         self.size_bytes = 0
 
@@ -56,6 +59,35 @@ class Retained:
             self.size_bytes -= node.message.size()
         self.size_bytes += message.size()
         node.message = message
+        if message.expires_at != NEVER:
+            self._expire_at(message.topic, message.expires_at)
+        elif self._expiring:
+            self._expiring.pop(message.topic, None)
+
+    def _expire_at(self, topic: str, at: float) -> None:
+        expiring = self._expiring
+        expiring[topic] = at
+        heap = self._expiry_heap
+        heapq.heappush(heap, (at, topic))
+        if len(heap) > 2 * len(expiring) + 64:  # more entries are void than hold: start afresh
+            heap = [(time, name) for name, time in expiring.items()]
+            heapq.heapify(heap)
+            self._expiry_heap = heap
+
+    @property
+    def any_expires(self) -> bool:
+        """Whether there is a message that `next_expired` will give one day."""
+        return len(self._expiring) > 0
+
+    def next_expired(self, now: float) -> Message | None:
+        """Give a Message whose time is over, to be removed, or None when there is none."""
+        heap = self._expiry_heap
+        while heap and heap[0][0] <= now:
+            at, topic = heap[0]
+            if self._expiring.get(topic) == at:
+                return self.get(topic)
+            heapq.heappop(heap)
+        return None
 
     def remove(self, topic_name: str) -> bool:
         """Forget the retained Message of a topic; say whether there was one."""
@@ -72,6 +104,7 @@ class Retained:
         self.count -= 1
         self.size_bytes -= node.message.size()
         node.message = None
+        self._expiring.pop(topic_name, None)
         # Asked by a method: compiled, `node.message` would keep the type it was just given, for any later node.
         while path and node.is_empty():
             node, level = path.pop()

@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
-from lockgate.broker import outbound
-from lockgate.broker.ports import NEVER, RETAINED, Message
-from lockgate.broker.topic_tree import Route, TopicTree
+from lockgate.broker import outbound, shedding
+from lockgate.broker.decisions import NOT_RETAINED
+from lockgate.broker.memory import RETAINED_BYTES
+from lockgate.broker.ports import NEVER, RETAINED, Delivery, Message
+from lockgate.broker.topic_tree import Route, SharedGroup, TopicTree
 from lockgate.mqtt import reason_codes
+from lockgate.mqtt.topics import split_shared
 
 if TYPE_CHECKING:
     from lockgate.broker.broker import Broker
     from lockgate.broker.session import Subscription
 
+# Of a Shared Subscription whose members are all busy; a larger one makes no message slower than this.
+_MEMBERS_ASKED: Final = 64
+
+
+_RECEIVERS_EACH: Final = 32
+_LONG_TOPIC: Final = 512  # characters; longer ones are not remembered
+
 
 @final
 class Router:
-    """The topic tree with a bounded memory of the routes it found.
+    """The topic tree with a bounded memory of the routes it found: so many topics, 32 receivers for each on average.
 
     A changed Subscription forgets the routes it could touch: one topic when it has no wildcard, the topics with its
     first level when that is no wildcard, else all.
     """
 
-    __slots__ = ("_by_first_level", "_limit", "_remembered", "_routes", "tree")
+    __slots__ = ("_by_first_level", "_limit", "_receivers", "_receivers_limit", "_remembered", "_routes", "tree")
 
     def __init__(self, limit: int) -> None:
         self.tree = TopicTree()
         self._limit = limit
         self._routes: dict[str, Route] = {}
         self._by_first_level: dict[str, list[str]] = {}
-        self._remembered = 0
+        self._remembered = 0  # routes and receivers since all were forgotten, whether or not one was forgotten alone
+        self._receivers = 0
+        self._receivers_limit = limit * _RECEIVERS_EACH
 
     def route(self, topic: str) -> Route:
         """Give the receivers of a topic."""
         route = self._routes.get(topic)
         if route is None:
             route = self.tree.match(topic)
-            if self._remembered >= self._limit:
+            receivers = len(route.subscriptions) + len(route.groups)
+            if len(topic) > _LONG_TOPIC or receivers > self._receivers_limit // 4:
+                return route
+            if self._remembered >= self._limit or self._receivers + receivers > self._receivers_limit:
                 self._forget_all()
             self._remembered += 1
+            self._receivers += receivers
             self._routes[topic] = route
             first = topic.partition("/")[0]
             topics = self._by_first_level.get(first)
@@ -73,6 +89,7 @@ class Router:
         self._routes.clear()
         self._by_first_level.clear()
         self._remembered = 0
+        self._receivers = 0
 
 
 def publish(broker: Broker, message: Message, now: float) -> int:
@@ -82,8 +99,9 @@ def publish(broker: Broker, message: Message, now: float) -> int:
     is subscribed" in `broker.no_subscribers_code`.
     """
     commit = 0
+    message.arrived_at = now
     if message.retain:
-        commit = _retain(broker, message)
+        commit = _retain(broker, message, now)
     route = broker.router.route(message.topic)
     subscriptions = route.subscriptions
     broker.no_subscribers_code = 0
@@ -98,17 +116,44 @@ def publish(broker: Broker, message: Message, now: float) -> int:
             if number > commit:
                 commit = number
     for group in route.groups:
-        member = group.choose()
-        if member is not None:
-            number = outbound.deliver(broker, member, message, now)
-            if number > commit:
-                commit = number
+        number = _deliver_to_one(broker, group, message, now)
+        if number > commit:
+            commit = number
     return commit
+
+
+def _deliver_to_one(broker: Broker, group: SharedGroup, message: Message, now: float) -> int:
+    """Hand a message to the member whose turn it is, passing over those that are away or full (§4.8.2)."""
+    members = group.in_turn()
+    count = len(members)
+    chosen: Subscription | None = None
+    chosen_place = 0
+    best = outbound.CANNOT_TAKE + 1
+    for step in range(min(count, _MEMBERS_ASKED)):
+        place = (group.turn + step) % count
+        readiness = outbound.readiness(broker, members[place], message)
+        if readiness < best:
+            best = readiness
+            chosen = members[place]
+            chosen_place = place
+            if readiness == outbound.READY:
+                break
+    if chosen is None:
+        return 0
+    group.turn = chosen_place + 1
+    return outbound.deliver(broker, chosen, message, now)
+
+
+def hand_on(broker: Broker, delivery: Delivery, now: float) -> None:
+    """Give a message of a Shared Subscription, whose Session ended before it had it, to another member."""
+    share_name, topic_filter = split_shared(delivery.share)
+    group = broker.router.tree.group(topic_filter, share_name)
+    if group is not None:
+        _deliver_to_one(broker, group, delivery.message, now)
 
 
 def _fan_out_qos_0(broker: Broker, message: Message, subscriptions: list[Subscription], now: float) -> None:
     """The quick way: one encoding for each version, appended to the output of everybody who is connected."""
-    limit = broker.limits.output_bytes
     sent = 0
     for subscription in subscriptions:
         connection = subscription.session.connection
@@ -117,8 +162,8 @@ def _fan_out_qos_0(broker: Broker, message: Message, subscriptions: list[Subscri
         if not subscription.plain or connection.topic_alias_maximum or connection.maximum_packet_size:
             outbound.deliver(broker, subscription, message, now)
             continue
-        if connection.output_bytes > limit and not connection.writable:
-            broker.statistics.dropped_slow += 1
+        if not connection.writable:
+            outbound.hold_late(broker, connection, message, False, 0, now)
             continue
         frame = message.frame_qos_0(connection.version)
         connection.output.append(frame)
@@ -130,15 +175,55 @@ def _fan_out_qos_0(broker: Broker, message: Message, subscriptions: list[Subscri
     broker.statistics.publish_sent += sent
 
 
-def _retain(broker: Broker, message: Message) -> int:
-    """Keep, replace or remove the retained message of a topic [MQTT-3.3.1-5, 3.3.1-6]."""
+def may_retain(broker: Broker, message: Message) -> bool:
+    """Whether there is room for a retained message, which may replace another one or remove it."""
+    limits = broker.limits
+    retained = broker.retained
     if not message.payload:
-        if not broker.retained.remove(message.topic):
+        return True
+    old = retained.get(message.topic)
+    if old is None and limits.retained_messages and retained.count >= limits.retained_messages:
+        return False
+    grows = message.size() - (old.size() if old is not None else 0)
+    if limits.retained_bytes and grows > 0 and retained.size_bytes + grows > limits.retained_bytes:
+        return False
+    return grows <= 0 or not broker.memory.is_exhausted()
+
+
+def _retain(broker: Broker, message: Message, now: float) -> int:
+    """Keep, replace or remove the retained message of a topic [MQTT-3.3.1-5, 3.3.1-6]."""
+    memory = broker.memory
+    old = broker.retained.get(message.topic)
+    if not message.payload:
+        if old is None:
             return 0
-        number = broker.change()
-        broker.store.delete(number, RETAINED, (message.topic,))
+        number = forget_retained(broker, old)
     else:
+        if not may_retain(broker, message):
+            broker.drop(NOT_RETAINED, message.publisher, message.topic, now)
+            return 0
         broker.retained.set(message)
+        memory.hold(message)
+        memory.used += RETAINED_BYTES
         number = broker.change()
         broker.store.set(number, RETAINED, (message.topic,), message)
+        broker.watch_retained(now)
+        if old is not None:
+            _let_go(broker, old)
+    if memory.is_spent():
+        shedding.shed(broker, now)
     return number if message.qos else 0
+
+
+def forget_retained(broker: Broker, message: Message) -> int:
+    """Remove a retained message; give the commit number of the change."""
+    broker.retained.remove(message.topic)
+    _let_go(broker, message)
+    number = broker.change()
+    broker.store.delete(number, RETAINED, (message.topic,))
+    return number
+
+
+def _let_go(broker: Broker, message: Message) -> None:
+    broker.memory.release(message)
+    broker.memory.used -= RETAINED_BYTES

@@ -59,8 +59,10 @@ class Session:
     __slots__ = (
         "client_id",
         "connection",
+        "disconnected_at",
         "dropping",
         "durable",
+        "exceeding",
         "expires_at",
         "expiry_interval",
         "head_position",
@@ -75,6 +77,7 @@ class Session:
         "received",
         "subscriptions",
         "username",
+        "watched_at",
     )
 
     def __init__(self, client_id: str, expiry_interval: int, username: str | None) -> None:
@@ -84,10 +87,13 @@ class Session:
         # It lies in the store, until it ends: a client that returns without an interval still gets what waited for it.
         self.durable = expiry_interval > 0
         self.expires_at = NEVER  # set while it is not connected
+        self.watched_at = float("inf")  # the time of this Session's entry among the deadlines
+        self.disconnected_at = 0.0
         self.connection: Connection | None = None
         self.subscriptions: dict[str, Subscription] = {}
         # inbound: QoS 2 identifiers between PUBREC and PUBREL; None where the message was refused
         self.received: dict[int, Message | None] = {}
+        self.exceeding = False  # its client once had more of them open than we announced
         # outbound: what was sent and not yet acknowledged, in the order of sending
         self.in_flight: dict[int, Delivery] = {}
         self.in_flight_bytes = 0
@@ -100,3 +106,8 @@ class Session:
         self.last_position = 0  # of the youngest delivery
         self.head_position = 0  # of the youngest delivery that was ever in the head
         self.loading = False  # the store was asked for more
+
+    def remove_dropped(self) -> None:
+        """Take the deliveries marked as dropped out of the queue."""
+        if self.queue is not None:
+            self.queue = deque([delivery for delivery in self.queue if not delivery.dropped])

@@ -15,8 +15,10 @@ class Statistics:
         "connections_accepted",
         "dropped_expired",
         "dropped_queue_full",
+        "dropped_shed",
         "dropped_slow",
         "dropped_too_large",
+        "not_retained",
         "packets_received",
         "publish_received",
         "publish_sent",
@@ -28,8 +30,10 @@ class Statistics:
         self.packets_received = 0
         self.connections_accepted = 0
         self.publish_received = 0
+        self.not_retained = 0  # messages that found no room among the retained ones
         self.publish_sent = 0
         self.dropped_queue_full = 0  # beyond max_queued_messages or max_queued_bytes
         self.dropped_slow = 0  # QoS 0 to a client that does not read
         self.dropped_expired = 0  # Message Expiry Interval passed
+        self.dropped_shed = 0  # because the memory budget or the total of queued messages was reached
         self.dropped_too_large = 0  # beyond the receiver's Maximum Packet Size

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lockgate.broker import outbound
+from lockgate.broker.memory import SUBSCRIPTION_BYTES
 from lockgate.broker.ports import SUBSCRIPTIONS, StoredSubscription
 from lockgate.broker.session import Subscription
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.errors import MqttError
-from lockgate.mqtt.packets import SubAck, Subscribe, SubscriptionRequest, UnsubAck, Unsubscribe
+from lockgate.mqtt.packets import V3_1_1, V5, SubAck, Subscribe, SubscriptionRequest, UnsubAck, Unsubscribe
 from lockgate.mqtt.topics import SHARE_PREFIX, split_shared
 
 if TYPE_CHECKING:
     from lockgate.broker.broker import Broker
     from lockgate.broker.connection import Connection
     from lockgate.broker.session import Session
+
+# What SUBACK says when the limit is reached; MQTT 3.1 has no word for a refusal.
+_QUOTA_CODES: Final[dict[int, int]] = {V3_1_1: reason_codes.UNSPECIFIED_ERROR, V5: reason_codes.QUOTA_EXCEEDED}
 
 
 def handle_subscribe(broker: Broker, connection: Connection, session: Session, packet: Subscribe, now: float) -> None:
@@ -28,10 +32,16 @@ def handle_subscribe(broker: Broker, connection: Connection, session: Session, p
         identifier = packet.properties.subscription_identifiers[0]
     codes: list[int] = []
     commit = 0
+    limit = broker.limits.subscriptions
     for request in packet.requests:
         qos = min(request.qos, connection.limits.max_qos)
-        codes.append(qos)
         is_new = request.topic_filter not in session.subscriptions
+        if is_new and ((limit and len(session.subscriptions) >= limit) or broker.memory.is_exhausted()):
+            codes.append(_QUOTA_CODES.get(connection.version, qos))
+            continue
+        codes.append(qos)
+        if is_new:
+            broker.memory.used += SUBSCRIPTION_BYTES
         subscription = _subscribe(broker, session, request, qos, identifier)
         if session.durable:
             commit = broker.change()
@@ -49,7 +59,7 @@ def _check_answer(connection: Connection, codes: int) -> None:
     """Raise an error when the client leaves no room for an answer with so many codes [MQTT-3.1.2-24]."""
     remaining = 3 + codes
     size = remaining + (2 if remaining < 0x80 else 3 if remaining < 0x4000 else 4)
-    if not connection.accepts(size):
+    if connection.maximum_packet_size and size > connection.maximum_packet_size:
         raise MqttError("its Maximum Packet Size leaves no room for the answer", reason_codes.PACKET_TOO_LARGE)
 
 
@@ -99,6 +109,7 @@ def handle_unsubscribe(broker: Broker, connection: Connection, session: Session,
             continue
         codes.append(reason_codes.SUCCESS)
         broker.router.remove(subscription)
+        broker.memory.used -= SUBSCRIPTION_BYTES
         if connection.backlog:
             connection.backlog = deque([waiting for waiting in connection.backlog if waiting[1] != topic_filter])
         if session.durable:

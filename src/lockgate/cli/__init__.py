@@ -21,6 +21,7 @@ COMMANDS = {
     "ledger": "what became of every message, in two books that have to close",
     "pub": "publish messages to an MQTT server",
     "sub": "subscribe at an MQTT server and print messages",
+    "explain": "why a client did not get a message",
     "scram": "add, change or remove a user of enhanced authentication (SCRAM-SHA-256)",
     "version": "print the version",
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from lockgate.app import scram_authenticator
 from lockgate.cli.common import load_config
 from lockgate.config.errors import ConfigError
-from lockgate.config.model import Config
+from lockgate.config.model import Config, ListenerConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,9 @@ def main(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
     scram_authenticator(config.broker)
     check_rules(config)
+    check_certificates(config)
+    for warning in config.broker.warnings:
+        print(f"Warning: {warning}")
     print(summary(config))
     return 0
 
@@ -34,8 +37,18 @@ def check_rules(config: Config) -> None:
         raise
 
 
+def check_certificates(config: Config) -> None:
+    """Read the certificates and keys of every listener. Raises ConfigError, with option and line."""
+    configured = [listener.tls for listener in config.broker.listeners if listener.tls is not None]
+    if configured:
+        from lockgate.transport.tls import TlsServer
+
+        for tls in configured:
+            TlsServer(tls)
+
+
 def summary(config: Config) -> str:
-    listeners = ", ".join(f"{one.address or '*'}:{one.port}" for one in config.broker.listeners)
+    listeners = ", ".join(map(_listener, config.broker.listeners))
     anonymous = "everybody is let in" if config.broker.allow_anonymous else "nobody is let in without a user name"
     lines = [
         f"{config.path or 'no lockgate.toml, defaults'}: good",
@@ -45,3 +58,11 @@ def summary(config: Config) -> str:
         f"forwarder  {len(config.forwarder.sinks)} sinks: {', '.join(sink.name for sink in config.forwarder.sinks)}",
     ]
     return "\n".join(line.rstrip(" :") for line in lines)
+
+
+def _listener(listener: ListenerConfig) -> str:
+    place = str(listener.path) if listener.path is not None else f"{listener.address or '*'}:{listener.port}"
+    speaks = ["WebSocket"] if listener.websockets else []
+    speaks += ["TLS"] if listener.tls is not None else []
+    speaks += [f"PROXY version {listener.proxy_protocol}"] if listener.proxy_protocol else []
+    return f"{place} ({', '.join(speaks)})" if speaks else place

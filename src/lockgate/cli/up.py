@@ -72,7 +72,7 @@ async def run_until_signal(supervisor: Supervisor) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, app.ignore_hangup)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.reload)
     await supervisor.run(stop)
 
 

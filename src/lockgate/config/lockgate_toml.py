@@ -15,7 +15,9 @@ from lockgate.config import values
 from lockgate.config.errors import ConfigError, did_you_mean, raise_all
 from lockgate.config.model import (
     BrokerConfig,
+    BrokerLimitsConfig,
     BufferConfig,
+    CertificateConfig,
     Config,
     ConnectionConfig,
     FileSinkConfig,
@@ -23,6 +25,7 @@ from lockgate.config.model import (
     GatewayConfig,
     HttpSinkConfig,
     MqttSinkConfig,
+    Place,
     ProcessorConfig,
     RuleConfig,
     SchemaConfig,
@@ -100,8 +103,85 @@ SECTIONS: tuple[Section, ...] = (
                 "users of enhanced authentication with SCRAM-SHA-256 (MQTT 5), made by `lockgate scram`",
                 default="none: no Authentication Method is offered",
             ),
+            Key(
+                "memory_budget",
+                values.SIZE_OR_NONE,
+                "what the broker may hold for clients, about; then QoS 0 for clients that do not read gives way, "
+                "the oldest queued messages, alarms, and what comes is refused. 0: no budget",
+                default="a quarter of the memory of the machine or the container",
+            ),
+            Key("alarms", values.TOPIC_FILTERS, "messages that give way last", default="none"),
+            Key(
+                "server_reference",
+                values.TEXT,
+                "another Server that version 5 clients are told of when this one is full or stops",
+                default="none",
+            ),
+            Key("server_moved", values.YES_OR_NO, "that Server has taken this one's place for good"),
+            Key(
+                "response_information",
+                values.TOPIC_NAME,
+                "start of response topics, told to version 5 clients that ask for it",
+                default="none",
+            ),
+            Key(
+                "trusted_proxies",
+                values.NETWORKS,
+                "peers to which no limit of an address applies, because many clients stand behind them",
+                default="none",
+            ),
         ),
         BrokerConfig,
+    ),
+    Section(
+        "certificates",
+        "One more certificate of a listener with TLS, for clients that ask for one of its host names (SNI).",
+        (
+            Key("listener", values.whole_number(1, 65535), "port of the listener", required=True),
+            Key("hosts", values.HOSTS, "host names; `*` stands for one label", required=True),
+            Key("certfile", values.PATH, "certificate and its chain, in PEM", required=True),
+            Key("keyfile", values.PATH, "its private key, in PEM and without a passphrase", required=True),
+        ),
+        CertificateConfig,
+        named=True,
+    ),
+    Section(
+        "broker.limits",
+        "Bounds that Mosquitto has no word for; 0 is no limit. Rates are for each second.",
+        (
+            Key("pending_logins", values.COUNT, "connections not let in yet; the oldest is closed"),
+            Key(
+                "connect_timeout",
+                values.duration(1, 600),
+                "from accept to CONNACK",
+                field="connect_timeout_seconds",
+            ),
+            Key("subscriptions", values.COUNT, "subscriptions of one client"),
+            Key("user_properties", values.COUNT, "User Properties of one packet"),
+            Key("topic_bytes", values.whole_number(1, 65535), "bytes of a Topic Name or Topic Filter"),
+            Key("topic_levels", values.whole_number(1, 200), "levels of a Topic Name or Topic Filter"),
+            Key("retained_messages", values.COUNT, "retained messages"),
+            Key("retained_bytes", values.SIZE_OR_NONE, "their topics and payloads"),
+            Key("queued_messages", values.COUNT, "messages queued for all clients together; the oldest give way"),
+            Key("publish_rate", values.RATE, "messages of one client; it is read no faster"),
+            Key("connect_rate", values.RATE, "connects of one Client Identifier"),
+            Key("connect_rate_per_address", values.RATE, "connections from one address"),
+            Key("connections_per_address", values.COUNT, "connections from one address at once"),
+            Key("flapping_connects", values.COUNT, "connects of one Client Identifier in flapping_window"),
+            Key(
+                "flapping_window",
+                values.duration(1, 86400),
+                "time in which they are counted",
+                field="flapping_window_seconds",
+            ),
+            Key(
+                "flapping_hold_off",
+                values.duration(1, 86400),
+                "how long a client that exceeds them is refused",
+                field="flapping_hold_off_seconds",
+            ),
+        ),
+        BrokerLimitsConfig,
     ),
     Section(
         "processor",
@@ -224,7 +304,7 @@ SECTIONS: tuple[Section, ...] = (
 PLAIN = {section.name: section for section in SECTIONS if not section.named}
 NAMED = {section.name: section for section in SECTIONS if section.named and not section.variant}
 SINKS = {section.variant: section for section in SECTIONS if section.variant}
-TOP_LEVEL = (*PLAIN, *NAMED, "sinks")
+TOP_LEVEL = (*(name for name in PLAIN if "." not in name), *NAMED, "sinks")
 
 
 def find() -> Path | None:
@@ -256,13 +336,15 @@ class _Reading:
         document = self._document()
         raise_all(self.errors)
         self._unknown_sections(document)
-        plain = {name: self._table(section, (name,), document.get(name, {})) for name, section in PLAIN.items()}
+        plain = {name: self._plain(section, document) for name, section in PLAIN.items()}
         named = {
             name: [(one, self._table(section, (name, one), table)) for one, table in self._tables(document, name)]
             for name, section in NAMED.items()
         }
         sinks = [self._sink(name, table) for name, table in self._tables(document, "sinks")]
-        broker = self._broker(plain["broker"])
+        limits = BrokerLimitsConfig(**plain["broker.limits"])  # type: ignore[arg-type]
+        broker = self._broker(plain["broker"] | {"limits": limits})
+        broker = self._with_certificates(broker, named["certificates"])
         raise_all(self.errors)
 
         buffer = BufferConfig(**plain["buffer"])  # type: ignore[arg-type]
@@ -311,12 +393,15 @@ class _Reading:
     def _override(self, document: dict[str, Any]) -> None:
         """Put what LOCKGATE_<SECTION>_<KEY> says into `document`, so that it is checked like the rest."""
         for variable, text in sorted(self.environment.items()):
-            section = next((name for name in TOP_LEVEL if variable.startswith(f"LOCKGATE_{name.upper()}_")), None)
-            if section is None:
+            sections = [name for name in (*PLAIN, *TOP_LEVEL) if variable.startswith(f"LOCKGATE_{_shout(name)}_")]
+            if not sections:
                 continue
-            rest = variable.removeprefix(f"LOCKGATE_{section.upper()}_")
-            table = document.setdefault(section, {})
-            where: tuple[str, ...] = (section,)
+            section = max(sections, key=len)
+            rest = variable.removeprefix(f"LOCKGATE_{_shout(section)}_")
+            where: tuple[str, ...] = tuple(section.split("."))
+            table: Any = document
+            for part in where:
+                table = table.setdefault(part, {}) if isinstance(table, dict) else None
             keys = PLAIN[section].keys if section in PLAIN else ()
             if section not in PLAIN and isinstance(table, dict):
                 # LOCKGATE_SINKS_CLOUD_URL: the longest name that is in the file
@@ -329,7 +414,7 @@ class _Reading:
                         break
             key = next((key for key in keys if _shout(key.name) == rest), None)
             if key is None or not isinstance(table, dict):
-                known = [f"LOCKGATE_{section.upper()}_{_shout(key.name)}" for key in keys]
+                known = [f"LOCKGATE_{_shout(section)}_{_shout(key.name)}" for key in keys]
                 problem = f"overrides nothing that lockgate.toml knows.{did_you_mean(variable, known)}"
                 self.errors.append(ConfigError(problem, key=variable))
                 continue
@@ -350,6 +435,17 @@ class _Reading:
         for name in document:
             if name not in TOP_LEVEL:
                 self._wrong((name,), f"is no section.{did_you_mean(name, TOP_LEVEL)}", ", ".join(TOP_LEVEL))
+
+    def _plain(self, section: Section, document: Mapping[str, object]) -> Said:
+        """Read a section without a name of its own; one within another, as [broker.limits], is none of its keys."""
+        where = tuple(section.name.split("."))
+        table: object = document
+        for part in where:
+            table = table.get(part, {}) if isinstance(table, dict) else {}
+        if isinstance(table, dict):
+            inner = [name.removeprefix(f"{section.name}.") for name in PLAIN if name.startswith(f"{section.name}.")]
+            table = {name: value for name, value in table.items() if name not in inner}
+        return self._table(section, where, table)
 
     def _table(self, section: Section, where: tuple[str, ...], table: object) -> Said:
         if not isinstance(table, dict):
@@ -393,6 +489,26 @@ class _Reading:
         except ConfigError as error:
             self.errors.append(error)
             return BrokerConfig()
+
+    def _with_certificates(self, broker: BrokerConfig, tables: list[tuple[str, Said]]) -> BrokerConfig:
+        """Hand each certificate to its listener."""
+        if self.errors or not tables:
+            return broker
+        listeners = list(broker.listeners)
+        for name, said in tables:
+            place = Place(self.path or Path("lockgate.toml"), self._line("certificates", name))
+            certificate = CertificateConfig(name=name, place=place, **said)  # type: ignore[arg-type]
+            found = False
+            for number, listener in enumerate(listeners):
+                if listener.port == certificate.listener and listener.tls is not None:
+                    tls = dataclasses.replace(listener.tls, certificates=(*listener.tls.certificates, certificate))
+                    listeners[number] = dataclasses.replace(listener, tls=tls)
+                    found = True
+            if not found:
+                ports = [str(one.port) for one in listeners if one.tls is not None]
+                problem = f"no listener with a certificate has port {certificate.listener}"
+                self._wrong(("certificates", name, "listener"), problem, ", ".join(ports) or "first a certfile")
+        return dataclasses.replace(broker, listeners=tuple(listeners))
 
     def _from_here(self, value: object) -> object:
         if isinstance(value, Path) and self.path is not None:
@@ -452,7 +568,7 @@ def _connection(said: Said, client_id: str) -> ConnectionConfig:
 
 
 def _shout(name: str) -> str:
-    return name.upper().replace("-", "_")
+    return name.upper().replace("-", "_").replace(".", "_")
 
 
 def _toml_value(text: str) -> object:

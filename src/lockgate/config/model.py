@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -35,10 +36,11 @@ class LogConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateConfig:
-    """[[broker.certificates]]: one more certificate of a listener, for clients that ask for its names (SNI)."""
+    """[certificates.NAME]: one more certificate of a listener, for clients that ask for its host names (SNI)."""
 
+    name: str
     listener: int  # its port
-    names: tuple[str, ...]  # host names; "*.example" stands for one label
+    hosts: tuple[str, ...]  # host names; "*.example" stands for one label
     certfile: Path
     keyfile: Path
     place: Place | None = field(default=None, compare=False, repr=False)
@@ -86,6 +88,28 @@ class ListenerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerLimitsConfig:
+    """[broker.limits]: bounds that Mosquitto has no word for; 0 is no limit."""
+
+    pending_logins: int = 1000
+    connect_timeout_seconds: float = 30.0
+    subscriptions: int = 10_000
+    user_properties: int = 100
+    topic_bytes: int = 65_535
+    topic_levels: int = 200
+    retained_messages: int = 1_000_000
+    retained_bytes: int = 0
+    queued_messages: int = 1_000_000
+    publish_rate: float = 0.0
+    connect_rate: float = 0.0
+    connect_rate_per_address: float = 0.0
+    connections_per_address: int = 0
+    flapping_connects: int = 0
+    flapping_window_seconds: float = 60.0
+    flapping_hold_off_seconds: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerConfig:
     """What mosquitto.conf said, with Mosquitto's defaults, and [broker]: what Mosquitto has no word for."""
 
@@ -105,7 +129,18 @@ class BrokerConfig:
     websockets_headers_size: int = 4096  # bytes
     warnings: tuple[str, ...] = field(default=(), compare=False)  # to be logged at the start
     log: LogConfig = field(default_factory=LogConfig)
+    global_max_clients: int = -1  # sessions, connected or not; -1: no limit
+    global_max_connections: int = -1  # clients that are connected; -1: no limit
+    memory_limit: int = 0  # bytes; 0: no limit, and memory_budget alone counts
+    # [broker]
     scram_file: Path | None = None  # users of enhanced authentication
+    memory_budget: int | None = None  # bytes; None: a quarter of what the machine or the container has
+    alarms: tuple[str, ...] = ()  # Topic Filters of messages that give way last
+    server_reference: str = ""  # another Server, named when this one is full or stops
+    server_moved: bool = False
+    response_information: str = ""
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    limits: BrokerLimitsConfig = field(default_factory=lambda: BrokerLimitsConfig())
 
 
 # --- lockgate.toml ------------------------------------------------------------------------------------------------

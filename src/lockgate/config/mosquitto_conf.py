@@ -270,6 +270,18 @@ OPTIONS: dict[str, Option] = {
     "allow_anonymous": Option(
         to_broker(boolean), "true, false", "false; true without any listener", "let clients in that give no user name"
     ),
+    "global_max_clients": Option(
+        to_broker(limit(none=-1)), "number", "-1", "sessions, connected or stored; below 0: no limit"
+    ),
+    "global_max_connections": Option(
+        to_broker(limit(none=-1)), "number", "-1", "clients connected at once, on all listeners; below 0: no limit"
+    ),
+    "memory_limit": Option(
+        to_broker(limit()),
+        "bytes",
+        "0",
+        "what is held for clients, about; 0: no limit but `memory_budget` of lockgate.toml, the smaller counts",
+    ),
     "max_inflight_bytes": Option(to_broker(limit()), "bytes", "0", "QoS 1/2 bytes in flight per client; 0: no limit"),
     "max_inflight_messages": Option(
         to_broker(limit(65535)), "0 to 65535", "20", "QoS 1/2 messages in flight per client; 0, 65535: no limit"
@@ -398,8 +410,8 @@ _NOT_YET = (
     ),
     (
         "Remove the line to run with this broker's behaviour.",
-        """allow_duplicate_messages allow_zero_length_clientid auto_id_prefix connection_messages global_max_clients
-        global_max_connections memory_limit message_size_limit packet_buffer_size pid_file queue_qos0_messages
+        """allow_duplicate_messages allow_zero_length_clientid auto_id_prefix connection_messages
+        message_size_limit packet_buffer_size pid_file queue_qos0_messages
         retain_available retain_expiry_interval retry_interval sys_interval upgrade_outgoing_qos user
         listener_auto_id_prefix mount_point
         use_username_as_clientid""",

@@ -86,8 +86,10 @@ def _default(section: Section, key: Key) -> str:
 def _spell(value: object, key: Key) -> str:
     if key.target.endswith("_bytes") and isinstance(value, int):
         return spell_size(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
-        return spell_duration(value)
+        return spell_duration(value) if key.target.endswith("_seconds") else f"{value:g}"
     if isinstance(value, tuple):
         return "[" + ", ".join(f'"{one}"' for one in value) + "]"
     return f'"{value}"' if isinstance(value, str | Path) else str(value)

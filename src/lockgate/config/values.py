@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -68,6 +69,17 @@ def _some_names(value: object) -> tuple[str, ...]:
     if not (names := _names(value)):
         raise BadValue("the list is empty")
     return names
+
+
+def _hosts(value: object) -> tuple[str, ...]:
+    hosts = _some_names(value)
+    for host in hosts:
+        if not _HOST.fullmatch(host):
+            raise BadValue(f"{host!r} is no host name")
+    return hosts
+
+
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
 def _topic_filters(value: object) -> tuple[str, ...]:
@@ -147,6 +159,28 @@ def whole_number(low: int, high: int) -> Kind:
     return Kind(f"{low} to {high}", read)
 
 
+def rate(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
+        raise BadValue
+    return float(value)
+
+
+def _yes_or_no(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise BadValue
+    return value
+
+
+def _networks(value: object) -> tuple[IPv4Network | IPv6Network, ...]:
+    found = []
+    for one in _names(value):
+        try:
+            found.append(ip_network(one))
+        except ValueError as error:
+            raise BadValue(str(error)) from None
+    return tuple(found)
+
+
 def duration(low: float, high: float) -> Kind:
     def read(value: object) -> float:
         seconds = _number_with_unit(value, _DURATIONS)
@@ -203,10 +237,16 @@ def spell_size(count: int) -> str:
 
 
 TEXT = Kind("text that is not empty", _text, text=True)
+COUNT = Kind("0 to 1000000000", whole_number(0, 1_000_000_000).read)
+RATE = Kind("0 or more, fractions too", rate)
+YES_OR_NO = Kind("true or false", _yes_or_no)
+SIZE_OR_NONE = Kind('0, or a size as "64MiB" or bytes', size(0, 1024**5).read)
+NETWORKS = Kind('addresses or networks, as ["192.0.2.1", "10.0.0.0/8"]', _networks)
 ANY_TEXT = Kind("text", _any_text, text=True)
 PATH = Kind("a path, from the folder of lockgate.toml if it is relative", _path, text=True)
 NAMES = Kind("a list of names, each once", _some_names)
 NAMES_OR_NONE = Kind("a list of names, each once", lambda value: frozenset(_names(value)))
+HOSTS = Kind('a list of host names, as ["a.example", "*.b.example"]', _hosts)
 TOPIC_FILTERS = Kind('a list of Topic Filters, as ["sensors/#"]', _topic_filters)
 TOPIC_NAME = Kind("a Topic Name, without + and #", _topic_name, text=True)
 FIELDS = Kind('columns and their types, as { value = "real", unit = "text", count = "integer" }', _fields)

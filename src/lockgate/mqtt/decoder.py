@@ -46,31 +46,50 @@ from lockgate.mqtt.packets import (
     Will,
 )
 from lockgate.mqtt.properties import IN_WILL, Properties, decode_properties
-from lockgate.mqtt.topics import check_topic_filter, check_topic_name
+from lockgate.mqtt.topics import MAXIMUM_LEVELS, check_topic_filter, check_topic_name
 from lockgate.mqtt.wire import decode_utf8
 
 _KNOWN_TOPICS_LIMIT: Final = 4096
+_KNOWN_TOPIC_BYTES: Final = 512  # longer names are not remembered
 
 
 @final
-class TopicNames:
-    """Topic Names already checked, by their bytes: most messages carry a topic that was seen before.
+class PacketRules:
+    """Bounds of what a packet may hold, and the Topic Names already checked: most messages carry one seen before.
 
-    One object may serve many decoders. It holds at most 4,096 names and starts afresh when full.
+    One object may serve many decoders. It remembers at most 4,096 names and starts afresh when full.
     """
 
-    __slots__ = ("known",)
+    __slots__ = ("_topic_bytes", "_topic_levels", "known", "user_properties")
 
-    def __init__(self) -> None:
+    def __init__(self, topic_bytes: int = 65_535, topic_levels: int = MAXIMUM_LEVELS, user_properties: int = 0) -> None:
+        self._topic_bytes = topic_bytes
+        self._topic_levels = topic_levels
+        self.user_properties = user_properties  # of one packet or Will; 0: no limit
         self.known: dict[bytes, str] = {}
 
-    def check(self, encoded: bytes) -> str:
+    def check_name(self, topic_name: str) -> None:
+        """Raise MalformedPacket unless this is a Topic Name within the bounds."""
+        check_topic_name(topic_name, self._topic_levels)
+        if len(topic_name) * 4 > self._topic_bytes and len(topic_name.encode("utf-8")) > self._topic_bytes:
+            detail = f"a Topic Name of more than {self._topic_bytes} bytes"
+            raise MalformedPacket(detail, reason_codes.TOPIC_NAME_INVALID)
+
+    def check_filter(self, topic_filter: str) -> None:
+        """Raise an error unless this is a Topic Filter, shared or not, within the bounds."""
+        check_topic_filter(topic_filter, self._topic_levels)
+        if len(topic_filter) * 4 > self._topic_bytes and len(topic_filter.encode("utf-8")) > self._topic_bytes:
+            detail = f"a Topic Filter of more than {self._topic_bytes} bytes"
+            raise MalformedPacket(detail, reason_codes.TOPIC_FILTER_INVALID)
+
+    def topic_name(self, encoded: bytes) -> str:
         """Give the Topic Name of these bytes; raises MalformedPacket when it is not one."""
         topic_name = decode_utf8(encoded)
-        check_topic_name(topic_name)
-        if len(self.known) >= _KNOWN_TOPICS_LIMIT:
-            self.known.clear()
-        self.known[encoded] = topic_name
+        self.check_name(topic_name)
+        if len(encoded) <= _KNOWN_TOPIC_BYTES:
+            if len(self.known) >= _KNOWN_TOPICS_LIMIT:
+                self.known.clear()
+            self.known[encoded] = topic_name
         return topic_name
 
 
@@ -83,39 +102,66 @@ class Decoder:
     of its version could get unchanged carries the bytes that it came in.
     """
 
-    __slots__ = ("_at", "_buffer", "_missing", "_pieces", "_topics", "keep_frames", "maximum_packet_size", "version")
+    __slots__ = (
+        "_at",
+        "_buffer",
+        "_gathered",
+        "_missing",
+        "_pieces",
+        "_rules",
+        "keep_frames",
+        "maximum_packet_size",
+        "version",
+    )
 
     def __init__(
         self,
         version: int = 0,
         maximum_packet_size: int = 0,
         keep_frames: bool = False,
-        topics: TopicNames | None = None,
+        rules: PacketRules | None = None,
     ) -> None:
         self.version = version
         self.maximum_packet_size = maximum_packet_size
         self.keep_frames = keep_frames
-        self._topics = topics if topics is not None else TopicNames()
+        self._rules = rules if rules is not None else PacketRules()
         self._buffer = b""
         self._at = 0
-        self._pieces: list[bytes] = []  # of a packet that needs more than one feed
+        self._pieces: list[bytes] | None = None  # of a packet that needs more than one feed
         self._missing = 0  # bytes until that packet is whole
+        self._gathered = 0  # bytes in its pieces
 
     def feed(self, data: bytes) -> None:
         """Add bytes that arrived; then call `next_packet` until it gives None."""
-        if self._missing:
+        if self._pieces is not None:
             self._pieces.append(data)
             self._missing -= len(data)
+            self._gathered += len(data)
             if self._missing > 0:
                 return
             self._buffer = b"".join(self._pieces)
-            self._pieces = []
-            self._missing = 0
+            self.clear_pieces()
         elif self._at < len(self._buffer):
             self._buffer = self._buffer[self._at :] + data
         else:
             self._buffer = data
         self._at = 0
+
+    def clear_pieces(self) -> None:
+        self._pieces = None
+        self._missing = 0
+        self._gathered = 0
+
+    def clear(self) -> None:
+        """Forget what has arrived."""
+        self.clear_pieces()
+        self._buffer = b""
+        self._at = 0
+
+    @property
+    def pending(self) -> int:
+        """How many bytes are kept that no packet has used yet."""
+        return self._gathered + len(self._buffer) - self._at
 
     def next_packet(self) -> Packet | None:
         """Give the next whole packet, or None when more bytes are needed.
@@ -125,7 +171,10 @@ class Decoder:
         data = self._buffer
         start = self._at
         size = len(data)
-        if self._missing or start + 2 > size:
+        if start + 2 > size:
+            if start:  # what was read is not kept for the sake of its last byte
+                self._buffer = data[start:]
+                self._at = 0
             return None
         remaining = data[start + 1]
         at = start + 2
@@ -155,6 +204,7 @@ class Decoder:
         if end > size:
             self._pieces = [data[start:]]
             self._missing = end - size
+            self._gathered = size - start
             self._buffer = b""
             self._at = 0
             return None
@@ -177,9 +227,9 @@ class Decoder:
         if topic_end > end:
             raise MalformedPacket("the Topic Name is longer than its packet")
         encoded = data[at + 2 : topic_end]
-        topic_name = self._topics.known.get(encoded)
+        topic_name = self._rules.known.get(encoded)
         if topic_name is None:
-            topic_name = self._topics.check(encoded) if encoded or self.version != V5 else ""
+            topic_name = self._rules.topic_name(encoded) if encoded or self.version != V5 else ""
         at = topic_end
         packet_id = 0
         if qos:
@@ -194,9 +244,9 @@ class Decoder:
             if at < end and data[at] == 0:
                 at += 1
             else:
-                properties, at = decode_properties(data, at, end, 1 << PUBLISH)
+                properties, at = decode_properties(data, at, end, 1 << PUBLISH, self._rules.user_properties)
                 if properties is not None and properties.response_topic is not None:
-                    check_topic_name(properties.response_topic)
+                    self._rules.check_name(properties.response_topic)
             if not topic_name and (properties is None or properties.topic_alias is None):
                 raise ProtocolError("PUBLISH with neither Topic Name nor Topic Alias")
         frame = b""
@@ -217,7 +267,7 @@ class Decoder:
             raise MalformedPacket(f"{TYPE_NAMES[packet_type]} with flags {flags:04b}, must be {expected:04b}")
         if PUBACK <= packet_type <= PUBCOMP:
             return self._acknowledgement(packet_type, data, at, end)
-        body = _Body(data, at, end)
+        body = _Body(data, at, end, self._rules.user_properties)
         packet: Packet
         if packet_type == PINGREQ:
             packet = PingReq()
@@ -261,7 +311,7 @@ class Decoder:
             if reason_code not in allowed:
                 raise ProtocolError(f"{TYPE_NAMES[packet_type]} with Reason Code 0x{reason_code:02X}")
             if at < end:
-                properties, at = decode_properties(data, at, end, 1 << packet_type)
+                properties, at = decode_properties(data, at, end, 1 << packet_type, self._rules.user_properties)
         if at != end:
             raise MalformedPacket(f"{TYPE_NAMES[packet_type]} has {end - at} bytes too many")
         if packet_type == PUBACK:
@@ -273,12 +323,15 @@ class Decoder:
         return PubComp(packet_id, reason_code, properties)
 
     def _connect(self, body: _Body) -> Connect:
+        start = body.at
         name = body.string("Protocol Name")
         level = body.byte("Protocol Version")
         version = level & 0x7F
         bridge = level >= 0x80  # Mosquitto's bridges, 3.1 and 3.1.1, announce themselves so
         if PROTOCOL_NAMES.get(version) != name or (bridge and version == V5):
             raise UnsupportedVersion(name, level, name in PROTOCOL_NAMES.values())
+        if version == V5 and body.data[start - 1] == 0:  # no other packet comes before the version is known
+            raise MalformedPacket("the Remaining Length uses more bytes than it needs")
         flags = body.byte("Connect Flags")
         if flags & 1 and version != V3_1:
             raise MalformedPacket("the reserved Connect Flag is set")
@@ -306,9 +359,9 @@ class Decoder:
         if has_will:
             will_properties = body.properties(IN_WILL) if version == V5 else None
             will_topic = body.string("Will Topic")
-            check_topic_name(will_topic)
+            self._rules.check_name(will_topic)
             if will_properties is not None and will_properties.response_topic is not None:
-                check_topic_name(will_properties.response_topic)
+                self._rules.check_name(will_properties.response_topic)
             will = Will(will_topic, body.binary("Will Payload"), will_qos, will_retain, will_properties)
         username: str | None = None
         password: bytes | None = None
@@ -339,7 +392,7 @@ class Decoder:
         requests: list[SubscriptionRequest] = []
         while body.at < body.end:
             topic_filter = body.string("Topic Filter")
-            check_topic_filter(topic_filter)
+            self._rules.check_filter(topic_filter)
             options = body.byte("Subscription Options")
             qos = options & 3
             if qos == 3:
@@ -375,7 +428,7 @@ class Decoder:
         topic_filters: list[str] = []
         while body.at < body.end:
             topic_filter = body.string("Topic Filter")
-            check_topic_filter(topic_filter)
+            self._rules.check_filter(topic_filter)
             topic_filters.append(topic_filter)
         if not topic_filters:
             raise ProtocolError("UNSUBSCRIBE without a Topic Filter")
@@ -409,12 +462,13 @@ class Decoder:
 class _Body:
     """The variable header and payload of one packet, read from front to back."""
 
-    __slots__ = ("at", "data", "end")
+    __slots__ = ("_user_properties", "at", "data", "end")
 
-    def __init__(self, data: bytes, at: int, end: int) -> None:
+    def __init__(self, data: bytes, at: int, end: int, user_properties: int) -> None:
         self.data = data
         self.at = at
         self.end = end
+        self._user_properties = user_properties
 
     def byte(self, what: str) -> int:
         if self.at >= self.end:
@@ -448,7 +502,7 @@ class _Body:
         return decode_utf8(self.binary(what))
 
     def properties(self, where: int) -> Properties | None:
-        properties, self.at = decode_properties(self.data, self.at, self.end, where)
+        properties, self.at = decode_properties(self.data, self.at, self.end, where, self._user_properties)
         return properties
 
     def codes(self, allowed: frozenset[int]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from lockgate.mqtt import reason_codes
-from lockgate.mqtt.errors import MalformedPacket, ProtocolError
+from lockgate.mqtt.errors import MalformedPacket, MqttError, ProtocolError
 from lockgate.mqtt.wire import (
     decode_utf8,
     encode_binary,
@@ -234,10 +234,13 @@ class Properties:
         return f"Properties({', '.join(present)})"
 
 
-def decode_properties(data: bytes, at: int, end: int, where: int) -> tuple[Properties | None, int]:
+def decode_properties(
+    data: bytes, at: int, end: int, where: int, user_properties: int = 0
+) -> tuple[Properties | None, int]:
     """Read a property length and its properties from data[at:end]; give them (None when empty) and where they end.
 
-    `where` is the bit of the packet they stand in. Raises MalformedPacket or ProtocolError (§2.2.2.2).
+    `where` is the bit of the packet they stand in, `user_properties` how many it may have (0: no limit). Raises
+    MalformedPacket, ProtocolError or, beyond that number, MqttError (§2.2.2.2).
     """
     length, at = read_variable_byte_integer(data, at, end)
     if length == 0:
@@ -261,6 +264,8 @@ def decode_properties(data: bytes, at: int, end: int, where: int) -> tuple[Prope
             key, at = _read_string(data, at, stop)
             value, at = _read_string(data, at, stop)
             pairs.append((key, value))
+            if user_properties and len(pairs) > user_properties:
+                raise MqttError(f"more than {user_properties} User Properties", reason_codes.QUOTA_EXCEEDED)
             continue
         if wire_type == _VARIABLE:
             number, at = read_variable_byte_integer(data, at, stop)

@@ -11,29 +11,29 @@ MAXIMUM_LEVELS: Final = 200  # Mosquitto's bound; deeper topics are refused
 SHARE_PREFIX: Final = "$share/"
 
 
-def check_topic_name(topic_name: str) -> None:
-    """Raise MalformedPacket unless this may be the topic of a PUBLISH: not empty, no wildcard, at most 200 levels."""
+def check_topic_name(topic_name: str, levels: int = MAXIMUM_LEVELS) -> None:
+    """Raise MalformedPacket unless this may be the topic of a PUBLISH: not empty, no wildcard, not too many levels."""
     if not topic_name:
         raise MalformedPacket("an empty Topic Name", reason_codes.TOPIC_NAME_INVALID)
     if "#" in topic_name or "+" in topic_name:
         raise MalformedPacket(f"Topic Name {topic_name!r} contains a wildcard")
-    if topic_name.count("/") >= MAXIMUM_LEVELS:
-        raise MalformedPacket(f"a Topic Name of more than {MAXIMUM_LEVELS} levels", reason_codes.TOPIC_NAME_INVALID)
+    if topic_name.count("/") >= levels:
+        raise MalformedPacket(f"a Topic Name of more than {levels} levels", reason_codes.TOPIC_NAME_INVALID)
 
 
-def check_topic_filter(topic_filter: str) -> None:
+def check_topic_filter(topic_filter: str, levels: int = MAXIMUM_LEVELS) -> None:
     """Raise an error unless this is a valid Topic Filter, shared or not (§4.7.1, §4.8.2)."""
     if topic_filter.startswith(SHARE_PREFIX):
         _group, topic_filter = split_shared(topic_filter)
     if not topic_filter:
         raise MalformedPacket("an empty Topic Filter", reason_codes.MALFORMED_PACKET)
-    if topic_filter.count("/") >= MAXIMUM_LEVELS:
-        raise MalformedPacket(f"a Topic Filter of more than {MAXIMUM_LEVELS} levels", reason_codes.TOPIC_FILTER_INVALID)
+    if topic_filter.count("/") >= levels:
+        raise MalformedPacket(f"a Topic Filter of more than {levels} levels", reason_codes.TOPIC_FILTER_INVALID)
     if "#" not in topic_filter and "+" not in topic_filter:
         return
-    levels = topic_filter.split("/")
-    last = len(levels) - 1
-    for position, level in enumerate(levels):
+    parts = topic_filter.split("/")
+    last = len(parts) - 1
+    for position, level in enumerate(parts):
         if "#" in level and (level != "#" or position != last):
             raise MalformedPacket(f"Topic Filter {topic_filter!r}: # must be the whole last level")
         if "+" in level and level != "+":

@@ -9,7 +9,7 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 _SECONDS: Final = 60.0
-_REASONS: Final = 5  # different ones told of one address in that time
+_REASONS: Final = 10  # different ones told of one address in that time
 _ADDRESSES: Final = 256  # remembered; all others count as one
 
 
@@ -25,7 +25,7 @@ class _Address:
 
 
 class Complaints:
-    """Tells each reason once a minute for each address, five of them at most, and how many were left out.
+    """Tells each reason once a minute for each address, ten of them at most, and how many were left out.
 
     Times are those of the broker's clock, in seconds.
     """

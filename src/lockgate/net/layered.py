@@ -60,6 +60,7 @@ class LayeredStream(Stream):
                 self._layers.remove(layer)
                 if layer.header.source is not None:
                     self.connection.peer = layer.header.source
+                    self._broker.count_address(self.connection, layer.header.source.rpartition(":")[0])
                 self._listener.announce(self.connection.peer)
             if not data:
                 return data
@@ -90,11 +91,15 @@ class LayeredStream(Stream):
                 data = layer.send(data)
             if data:
                 self._write(data)
-            if connection.backlog and connection.writable:
-                connection.set_writable(True, self._clock())  # the next piece of the retained messages
-        elif self._reading and (connection.is_full or any(layer.has_output for layer in self._layers)):
-            self._reading = False
-            self._transport.pause_reading()
+            if connection.has_more and connection.writable:
+                connection.set_writable(True, self._clock())  # the next piece of what waits
+        if not connection.writable:
+            connection.count_unsent(self._transport.get_write_buffer_size())
+        if not connection.is_closing:
+            stuck = not connection.writable and any(layer.has_output for layer in self._layers)
+            wanted = connection.wants_input and not stuck
+            if wanted != self._reading:
+                self._read(wanted)
 
     def _part(self, wait: bool = True) -> None:
         """Say goodbye once, and close the socket when the peer has answered or need not."""
@@ -108,8 +113,7 @@ class LayeredStream(Stream):
             if data:
                 self._write(data)
             if not self._reading:  # the answer has to be heard
-                self._reading = True
-                self._transport.resume_reading()
+                self._read(True)
             asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
         if not wait or not any(layer.awaits_goodbye for layer in self._layers):
             self._transport.close()

@@ -6,15 +6,20 @@ A turn is: read, route, let the store answer, write once for each touched connec
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import logging
+import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
-from lockgate.broker.limits import Limits, ListenerLimits
+from lockgate.broker.explain import explain
+from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
 from lockgate.broker.ports import Authenticator, Delivery, Store
 from lockgate.config.model import BrokerConfig
 from lockgate.net.complaints import Complaints
@@ -54,22 +59,60 @@ def _new_client_id() -> str:
     return f"auto-{str(uuid.uuid4()).upper()}"
 
 
+def broker_limits(config: BrokerConfig) -> Limits:
+    """Give the core's limits for a configuration."""
+    ours = config.limits
+    budgets = [config.memory_limit, machine_memory() // 4 if config.memory_budget is None else config.memory_budget]
+    return Limits(
+        max_inflight_messages=config.max_inflight_messages,
+        max_inflight_bytes=config.max_inflight_bytes,
+        max_queued_messages=config.max_queued_messages,
+        max_queued_bytes=config.max_queued_bytes,
+        max_packet_size=config.max_packet_size,
+        max_keepalive=config.max_keepalive,
+        subscriptions=ours.subscriptions,
+        queue_head=0,  # the store is in memory too: nothing is gained by holding less of it
+        publish_rate=ours.publish_rate,
+        connect_rate=ours.connect_rate,
+        flapping_connects=ours.flapping_connects,
+        flapping_window=ours.flapping_window_seconds,
+        flapping_hold_off=ours.flapping_hold_off_seconds,
+        connections_per_address=ours.connections_per_address,
+        connect_rate_per_address=ours.connect_rate_per_address,
+        topic_bytes=ours.topic_bytes,
+        topic_levels=ours.topic_levels,
+        user_properties=ours.user_properties,
+        connections=max(0, config.global_max_connections),
+        sessions=max(0, config.global_max_clients),
+        pending_logins=ours.pending_logins,
+        connect_timeout=ours.connect_timeout_seconds,
+        retained_messages=ours.retained_messages,
+        retained_bytes=ours.retained_bytes,
+        total_queued_messages=ours.queued_messages,
+        memory_budget=min((budget for budget in budgets if budget), default=0),
+        alarms=config.alarms,
+    )
+
+
+def machine_memory() -> int:
+    """Give the bytes of memory that this process may use: those of its container, else of the machine."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # not limited, or no such file
+            found.append(int(Path(place).read_text()))
+    return min(found)
+
+
 class BrokerService:
     """Runs a broker on the current event loop; `open_store` is given the broker's two answers and gives the store."""
 
     name = "broker"
 
     def __init__(self, config: BrokerConfig, open_store: OpenStore, authenticator: Authenticator | None = None) -> None:
-        limits = Limits(
-            max_inflight_messages=config.max_inflight_messages,
-            max_inflight_bytes=config.max_inflight_bytes,
-            max_queued_messages=config.max_queued_messages,
-            max_queued_bytes=config.max_queued_bytes,
-            max_packet_size=config.max_packet_size,
-            max_keepalive=config.max_keepalive,
-        )
         self._store = open_store(self._committed, self._loaded)
-        self.broker = Broker(limits, self._store, _Log(), _new_client_id, authenticator)
+        information = ServerInformation(config.server_reference, config.server_moved, config.response_information)
+        self.broker = Broker(broker_limits(config), self._store, _Log(), _new_client_id, authenticator, information)
+        self._trusted_proxies = config.trusted_proxies
         self.complaints = Complaints()
         self.handshakes_failed = 0  # of TLS, WebSocket and the PROXY protocol
         self._warnings = config.warnings
@@ -117,12 +160,32 @@ class BrokerService:
 
     # --- the turn ------------------------------------------------------------------------------------------------
 
-    def admit(self, stream: Stream, peer: str, limits: ListenerLimits) -> Connection:
-        """Give a new socket its connection."""
-        connection = self.broker.connect(peer, limits, self.clock())
+    def admit(self, stream: Stream, peer: str, limits: ListenerLimits, address: str) -> Connection:
+        """Give a new socket its connection; `address` is that of the peer, empty where nothing counts it."""
+        connection = self.broker.connect(peer, limits, self.clock(), self._counted(address))
         self._streams[connection.number] = stream
         self._watch()
         return connection
+
+    def count_address(self, connection: Connection, address: str) -> None:
+        """Count a connection for the address that its PROXY header names."""
+        counted = self._counted(address)
+        if counted:
+            self.broker.count_address(connection, counted, self.clock())
+
+    def _counted(self, address: str) -> str:
+        """Give the address to count, which is none for a trusted proxy: everybody behind it has the same."""
+        limits = self.broker.limits
+        if not address or not (limits.connections_per_address or limits.connect_rate_per_address):
+            return ""
+        try:
+            parsed = ipaddress.ip_address(address.partition("%")[0].strip("[]"))
+        except ValueError:
+            return address
+        for network in self._trusted_proxies:
+            if parsed.version == network.version and parsed in network:
+                return ""
+        return address
 
     def dismiss(self, stream: Stream, now: float) -> None:
         """Take back the connection of a closed socket."""
@@ -218,5 +281,25 @@ class BrokerService:
                 "slow_reader": totals.dropped_slow,
                 "expired": totals.dropped_expired,
                 "too_large": totals.dropped_too_large,
+                "memory": totals.dropped_shed,
             },
+            "not_retained": totals.not_retained,
+            "memory": {"used": broker.memory.used, "budget": broker.memory.budget},
         }
+
+    def explain(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        """Answer `lockgate explain`: why did a `client` get nothing on a `topic`? Times are seconds since 1970."""
+        client_id, topic = str(arguments.get("client", "")), str(arguments.get("topic", ""))
+        off = time.time() - self.clock()
+        findings = [
+            {
+                "reason": finding.reason,
+                "text": finding.text,
+                "count": finding.count,
+                "first_at": finding.first_at + off if finding.first_at else None,
+                "last_at": finding.last_at + off if finding.last_at else None,
+            }
+            for finding in explain(self.broker, client_id, topic)
+        ]
+        since = self.broker.decisions.since()
+        return {"findings": findings, "remembered_since": since + off if since else None}

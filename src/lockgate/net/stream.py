@@ -43,11 +43,15 @@ class Stream(asyncio.Protocol):
         if not listener.nodelay:
             _set_delay(self._socket)
         name = transport.get_extra_info("peername")
-        peer = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else _process(self._socket)
+        is_network = isinstance(name, tuple)
+        peer = f"{name[0]}:{name[1]}" if is_network else _process(self._socket)
         self._announce(peer)
-        self.connection = self._broker.admit(self, peer, listener.limits)
+        # Behind a PROXY header stands another address, which is counted then.
+        address = name[0] if is_network and not listener.config.proxy_protocol else ""
+        self.connection = self._broker.admit(self, peer, listener.limits, address)
         if self.refused:
             self.connection.close("max_connections of the listener is reached")
+        if self.connection.is_closing:
             self._broker.flush()
 
     def _announce(self, peer: str) -> None:
@@ -73,14 +77,12 @@ class Stream(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Note that the peer reads too slowly."""
         self.connection.set_writable(False, self._clock())
+        self.connection.count_unsent(self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """Go on with what gathered meanwhile."""
         self.connection.set_writable(True, self._clock())
         self.connection.touch()
-        if not self._reading:
-            self._reading = True
-            self._transport.resume_reading()
         self._broker.flush()
 
     def eof_received(self) -> bool:
@@ -98,14 +100,23 @@ class Stream(asyncio.Protocol):
         if connection.output:
             if connection.writable or connection.is_closing:
                 self._write(connection.take_output())
-                if connection.backlog and connection.writable:
-                    connection.set_writable(True, self._clock())  # the next piece of the retained messages
-            elif connection.is_full and self._reading:
-                self._reading = False
-                self._transport.pause_reading()
-        if connection.is_closing and not self._transport.is_closing():
-            self._transport.close()
-            asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
+                if connection.has_more and connection.writable:
+                    connection.set_writable(True, self._clock())  # the next piece of what waits
+            if not connection.writable:
+                connection.count_unsent(self._transport.get_write_buffer_size())
+        if connection.is_closing:
+            if not self._transport.is_closing():
+                self._transport.close()
+                asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
+        elif connection.wants_input != self._reading:
+            self._read(not self._reading)
+
+    def _read(self, reading: bool) -> None:
+        self._reading = reading
+        if reading:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
 
     def _write(self, data: bytes) -> None:
         """Write to the socket at once, and leave only what it does not take to the transport.

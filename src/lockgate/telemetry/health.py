@@ -1,4 +1,4 @@
-"""A status socket for each service: whoever connects gets one JSON object."""
+"""A socket for each service that answers one question with one JSON object, mostly: how are you?"""
 
 from __future__ import annotations
 
@@ -15,15 +15,23 @@ from typing import Self
 MAX_PATH = 107  # bytes of an address of a Unix socket
 
 
-class StatusServer:
-    """Answers each connection to the Unix socket `path` with the JSON of `status()`, called on the loop that opened it.
+MAX_QUESTION = 300_000  # bytes: a Topic Name has at most 65,535, and JSON may spell each in six
+QUESTION_SECONDS = 5.0
 
-    The socket is there exactly as long as the service is ready, so connecting to it is also the test of readiness.
+Answer = Callable[[Mapping[str, object]], Mapping[str, object]]
+
+
+class StatusServer:
+    """Answers on the Unix socket `path`, on the loop that opened it.
+
+    The question is a line with a JSON object: `ask` names one of `answers`, the other members are its arguments. An
+    empty line asks for "status". The socket is there exactly as long as the service is ready, so connecting to it is
+    also the test of readiness.
     """
 
-    def __init__(self, path: Path, status: Callable[[], Mapping[str, object]]) -> None:
+    def __init__(self, path: Path, answers: Mapping[str, Answer]) -> None:
         self._path = path
-        self._status = status
+        self._answers = answers
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
@@ -34,7 +42,7 @@ class StatusServer:
         if _somebody_listens(self._path):
             raise OSError(f"{self._path}: the same service of this gateway is already running")
         self._path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._answer, self._path)
+        self._server = await asyncio.start_unix_server(self._answer, self._path, limit=MAX_QUESTION)
         self._path.chmod(0o660)
         return self
 
@@ -45,20 +53,36 @@ class StatusServer:
         self._server.close()
         self._path.unlink(missing_ok=True)
 
-    async def _answer(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            writer.write(json.dumps(dict(self._status())).encode() + b"\n")
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, ValueError, TimeoutError):  # ValueError: a line that never ends
+            async with asyncio.timeout(QUESTION_SECONDS):
+                question = await reader.readline()
+            writer.write(json.dumps(dict(self._say(question))).encode() + b"\n")
             await writer.drain()
         writer.close()
 
+    def _say(self, question: bytes) -> Mapping[str, object]:
+        try:
+            asked = json.loads(question) if question.strip() else {}
+        except ValueError:
+            asked = None
+        if not isinstance(asked, dict):
+            return {"error": "the question is no JSON object"}
+        answer = self._answers.get(str(asked.get("ask", "status")))
+        return answer(asked) if answer is not None else {"error": f"asked for none of {', '.join(self._answers)}"}
 
-def ask(path: Path, timeout: float = 1.0) -> dict[str, object] | None:
-    """What the service behind the socket `path` says, or None when there is none or it does not answer in time."""
+
+def ask(path: Path, timeout: float = 1.0, **question: str) -> dict[str, object] | None:
+    """What the service behind the socket `path` says, or None when there is none or it does not answer in time.
+
+    Without a question it tells its status.
+    """
     answer = bytearray()
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(timeout)
             connection.connect(os.fspath(path))
+            connection.sendall(json.dumps(question).encode() + b"\n")
             while chunk := connection.recv(65536):
                 answer += chunk
         said = json.loads(answer)

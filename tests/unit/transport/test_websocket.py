@@ -152,6 +152,19 @@ def test_no_bytes_are_more_than_a_refusal(data: bytes) -> None:
     assert all(one.isprintable() for one in told)
 
 
+@given(st.integers(0, len(request(origin="https://a")) - 1), st.binary(max_size=8), st.integers(0, 20))
+def test_a_request_with_any_damage_is_accepted_or_refused(at: int, junk: bytes, cut: int) -> None:
+    whole = request(origin="https://a")
+    layer = WebSocket(("https://a",), 4096)
+    told = ""
+    try:
+        layer.receive(whole[:at] + junk + whole[at + cut :] + b"\r\n\r\n")
+    except TransportError as error:
+        told = str(error)
+    assert told.isprintable()
+    assert layer.finish(b"").startswith(b"HTTP/1.1 ") or not layer.is_open
+
+
 # --- frames -------------------------------------------------------------------------------------------------------
 
 

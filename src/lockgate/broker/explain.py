@@ -1,0 +1,132 @@
+"""Why a client did not get a message on a topic: from the state that is, and the decisions that are remembered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, final
+
+from lockgate.broker import decisions
+from lockgate.broker.ports import printable
+from lockgate.mqtt.topics import matches
+
+if TYPE_CHECKING:
+    from lockgate.broker.broker import Broker
+    from lockgate.broker.connection import Connection
+    from lockgate.broker.session import Session, Subscription
+
+# Reasons that are seen in the state and not remembered as decisions
+NO_SESSION: Final = "no session"
+NO_MATCHING_SUBSCRIPTION: Final = "no matching subscription"
+WINDOW_FULL: Final = "window full"
+WAITING: Final = "waiting"
+SHARED: Final = "shared subscription"
+NOTHING_KNOWN: Final = "nothing known"
+
+_FILTERS_TOLD: Final = 20
+
+_TEXTS: Final[dict[int, str]] = {
+    decisions.QUEUE_FULL: "its queue was full (max_queued_messages, max_queued_bytes)",
+    decisions.SLOW_READER: "it did not read, and as much as is allowed waited for it already; QoS 0 is dropped then",
+    decisions.EXPIRED: "the Message Expiry Interval had passed before it could be sent",
+    decisions.TOO_LARGE: "it was larger than the Maximum Packet Size that the client accepts",
+    decisions.NO_LOCAL: "the client published it itself, and its subscription says No Local",
+    decisions.SHED: "the memory budget was spent, or too many messages were queued in all",
+}
+
+
+@final
+class Finding:
+    """One reason. `count` is 0 for what is so now; times are seconds of the broker's clock, 0 where there is none."""
+
+    __slots__ = ("count", "first_at", "last_at", "reason", "text")
+
+    def __init__(self, reason: str, text: str, count: int = 0, first_at: float = 0.0, last_at: float = 0.0) -> None:
+        self.reason = reason
+        self.text = text
+        self.count = count
+        self.first_at = first_at
+        self.last_at = last_at
+
+
+def explain(broker: Broker, client_id: str, topic: str) -> list[Finding]:
+    """Give every reason that is known, what is so now first; never an empty list."""
+    findings: list[Finding] = []
+    name = printable(client_id)
+    session = broker.sessions.get(client_id)
+    if session is None:
+        findings.append(Finding(NO_SESSION, f"there is no session of a client {name!r} now"))
+    else:
+        _explain_state(broker, session, topic, findings)
+    for decision in broker.decisions.find(None, topic):
+        if decision.reason == decisions.REFUSED or decision.reason == decisions.NOT_RETAINED:
+            what = "refused" if decision.reason == decisions.REFUSED else "not retained"
+            why = decision.detail or "retained_messages, retained_bytes or the memory budget is spent"
+            text = f"a message on this topic from client {printable(decision.client_id)!r} was {what}: {why}"
+        elif decision.client_id == client_id:
+            text = _TEXTS[decision.reason]
+        else:
+            continue
+        findings.append(_finding(decision, text))
+    for decision in broker.decisions.find(client_id, ""):
+        if decision.reason == decisions.DISCONNECTED:
+            why = f": {decision.detail}" if decision.detail else ""
+            findings.append(_finding(decision, f"it was disconnected{why}"))
+        elif decision.reason == decisions.SESSION_ENDED:
+            text = f"its session ended ({decision.detail}), and with it its subscriptions and its queue"
+            findings.append(_finding(decision, text))
+    if not findings:
+        text = "the client is connected, its subscription matches, and no message on this topic is known to be dropped"
+        findings.append(Finding(NOTHING_KNOWN, text, 0, broker.decisions.since()))
+    return findings
+
+
+def _finding(decision: decisions.Decision, text: str) -> Finding:
+    return Finding(decisions.NAMES[decision.reason], text, decision.count, decision.first_at, decision.last_at)
+
+
+def _explain_state(broker: Broker, session: Session, topic: str, findings: list[Finding]) -> None:
+    matching = [one for one in session.subscriptions.values() if matches(one.topic_filter, topic)]
+    if not matching:
+        findings.append(Finding(NO_MATCHING_SUBSCRIPTION, _no_match(session, topic)))
+        return
+    connection = session.connection
+    if connection is None:
+        text = "it is not connected; QoS 0 is not kept for it"
+        if not any(one.qos for one in matching):
+            text += ", and it subscribed with QoS 0"
+        findings.append(Finding(decisions.NAMES[decisions.NOT_CONNECTED], text, 0, session.disconnected_at))
+    else:
+        _explain_connection(broker, session, connection, findings)
+    if all(one.share_name for one in matching):
+        findings.append(Finding(SHARED, _shared(matching)))
+
+
+def _explain_connection(broker: Broker, session: Session, connection: Connection, findings: list[Finding]) -> None:
+    if session.queued_count and len(session.in_flight) >= connection.window:
+        text = (
+            f"{session.queued_count} messages wait: the client has not acknowledged any of the {len(session.in_flight)}"
+            f" that it was sent, and takes {connection.window} at once (Receive Maximum, max_inflight_messages)"
+        )
+        findings.append(Finding(WINDOW_FULL, text))
+    elif session.queued_count or connection.late:
+        late = len(connection.late) if connection.late is not None else 0
+        text = f"{session.queued_count + late} messages wait: the client does not read what was sent to it"
+        findings.append(Finding(WAITING, text))
+
+
+def _shared(matching: list[Subscription]) -> str:
+    filters = ", ".join(printable(one.requested_filter) for one in matching)
+    return f"only shared subscriptions match ({filters}): another member of the group may have got it"
+
+
+def _no_match(session: Session, topic: str) -> str:
+    if not session.subscriptions:
+        return "it has no subscriptions"
+    filters = sorted(session.subscriptions)
+    told = ", ".join([printable(one) for one in filters[:_FILTERS_TOLD]])
+    more = f" and {len(filters) - _FILTERS_TOLD} more" if len(filters) > _FILTERS_TOLD else ""
+    text = f"none of its subscriptions matches: {told}{more}"
+    folded = topic.casefold().strip("/")
+    for one in session.subscriptions.values():
+        if matches(one.topic_filter.casefold().strip("/"), folded):
+            return f"{text}; {printable(one.requested_filter)} differs only in letter case or in a / at an end"
+    return text

@@ -1,0 +1,232 @@
+"""`explain` tells the right reason, for each reason there is."""
+
+from __future__ import annotations
+
+from lockgate.broker import explain
+from lockgate.broker.decisions import Decisions
+from lockgate.broker.explain import Finding
+from lockgate.broker.limits import Limits
+from lockgate.mqtt.packets import Disconnect, Publish, Subscribe, SubscriptionRequest
+from lockgate.mqtt.properties import Properties
+from tests.support.server import Server
+
+
+def ask(server: Server, client_id: str = "c", topic: str = "t/a") -> list[Finding]:
+    return explain.explain(server.broker, client_id, topic)
+
+
+def only(server: Server, client_id: str = "c", topic: str = "t/a") -> Finding:
+    findings = ask(server, client_id, topic)
+    assert len(findings) == 1, [(one.reason, one.text) for one in findings]
+    return findings[0]
+
+
+def test_nothing_is_known_against_a_message_that_arrived() -> None:
+    server = Server()
+    client = server.client("c")
+    client.subscribe("t/#")
+    server.client("p").publish("t/a")
+    assert len(client.publishes()) == 1
+    assert only(server).reason == explain.NOTHING_KNOWN
+
+
+def test_a_client_that_never_was() -> None:
+    finding = only(Server(), "näver\n")
+    assert finding.reason == explain.NO_SESSION
+    assert "\\n" in finding.text
+
+
+def test_no_matching_subscription() -> None:
+    server = Server()
+    client = server.client("c")
+    assert "no subscriptions" in only(server).text
+    client.subscribe("other/#")
+    finding = only(server)
+    assert finding.reason == explain.NO_MATCHING_SUBSCRIPTION
+    assert finding.text.endswith("none of its subscriptions matches: other/#")
+    client.subscribe("T/+")
+    assert only(server).text.endswith("T/+ differs only in letter case or in a / at an end")
+
+
+def test_many_subscriptions_are_not_all_listed() -> None:
+    server = Server()
+    client = server.client("c")
+    client.send(Subscribe(1, [SubscriptionRequest(f"f/{number}", 0) for number in range(100)]))
+    assert only(server).text.endswith("and 80 more")
+
+
+def test_refused_by_a_rule() -> None:
+    server = Server()
+    client = server.client("c")
+    client.subscribe("$SYS/#")
+    publisher = server.client("p")
+    publisher.send(Publish("$SYS/fake", b"x", 1, packet_id=1))
+    finding = only(server, topic="$SYS/fake")
+    assert finding.reason == "refused"
+    assert finding.text == ("a message on this topic from client 'p' was refused: $SYS belongs to the Server")
+    assert finding.count == 1
+
+
+def test_queue_full() -> None:
+    server = Server(Limits(max_queued_messages=2, max_inflight_messages=1))
+    client = server.client("c")
+    client.subscribe("t/#", 1)
+    publisher = server.client("p")
+    for _ in range(5):
+        publisher.publish("t/a", b"x", 1)
+        server.advance(1)
+    window, full = ask(server)
+    assert window.reason == explain.WINDOW_FULL
+    assert "2 messages wait" in window.text
+    assert (full.reason, full.count, full.first_at, full.last_at) == ("queue full", 2, 1003.0, 1004.0)
+
+
+def test_expired() -> None:
+    server = Server()
+    client = server.client("c", session_expiry_interval=60)
+    client.subscribe("t/#", 1)
+    client.lose()
+    server.client("p").send(Publish("t/a", b"x", 1, packet_id=1, properties=Properties(message_expiry_interval=5)))
+    server.advance(10)
+    server.client("c", clean_start=False)
+    assert [(one.reason, one.count) for one in ask(server)] == [("expired", 1), ("disconnected", 1)]
+
+
+def test_no_local() -> None:
+    server = Server()
+    client = server.client("c")
+    client.subscribe("t/#", no_local=True)
+    client.publish("t/a")
+    assert only(server).reason == "no local"
+    assert only(server, topic="t/b").reason == explain.NOTHING_KNOWN
+
+
+def test_too_large() -> None:
+    server = Server()
+    client = server.client("c", maximum_packet_size=100)
+    client.subscribe("t/#", 1)
+    publisher = server.client("p")
+    publisher.publish("t/a", b"x" * 200, 1)
+    publisher.publish("t/a", b"x" * 200, 0)
+    finding = only(server)
+    assert (finding.reason, finding.count) == ("too large", 2)
+
+
+def test_window_full() -> None:
+    server = Server()
+    client = server.client("c", receive_maximum=3)
+    client.subscribe("t/#", 1)
+    publisher = server.client("p")
+    for _ in range(5):
+        publisher.publish("t/a", b"x", 1)
+    finding = only(server)
+    assert finding.reason == explain.WINDOW_FULL
+    assert "2 messages wait" in finding.text
+    assert "any of the 3" in finding.text
+
+
+def test_a_slow_reader() -> None:
+    server = Server(Limits(output_bytes=1000))
+    client = server.client("c")
+    client.subscribe("t/#")
+    client.stop_reading()
+    publisher = server.client("p")
+    for _ in range(5):
+        publisher.publish("t/a", b"x" * 400)
+    waiting, dropped = ask(server)
+    assert waiting.reason == explain.WAITING
+    assert "2 messages wait" in waiting.text
+    assert (dropped.reason, dropped.count) == ("slow reader", 3)
+
+
+def test_disconnected_at() -> None:
+    server = Server()
+    client = server.client("c", session_expiry_interval=60)
+    client.subscribe("t/#")
+    server.advance(5)
+    client.send(Disconnect())
+    server.advance(5)
+    now, then = ask(server)
+    assert (now.reason, now.first_at) == ("not connected", 1005.0)
+    assert now.text == "it is not connected; QoS 0 is not kept for it, and it subscribed with QoS 0"
+    assert (then.reason, then.last_at, then.count) == ("disconnected", 1005.0, 1)
+
+
+def test_a_session_that_ended() -> None:
+    server = Server()
+    client = server.client("c", session_expiry_interval=60)
+    client.subscribe("t/#")
+    server.peers[1].send_bytes(b"\x00\x00")
+    server.advance(61)
+    none, ended, lost = ask(server)
+    assert none.reason == explain.NO_SESSION
+    assert (ended.reason, ended.last_at) == ("session ended", 1060.0)
+    assert "(it expired)" in ended.text
+    assert "malformed packet" in lost.text
+
+
+def test_shared_subscriptions() -> None:
+    server = Server()
+    server.client("c").subscribe("$share/g/t/#")
+    finding = only(server)
+    assert finding.reason == explain.SHARED
+    assert "$share/g/t/#" in finding.text
+
+
+def test_the_memory_budget() -> None:
+    server = Server(Limits(memory_budget=60_000, max_queued_messages=0, queue_head=0))
+    client = server.client("c", session_expiry_interval=60)
+    client.subscribe("t/#", 1)
+    client.lose()
+    publisher = server.client("p")
+    for _ in range(50):
+        publisher.publish("t/a", b"x" * 1000, 1)
+    assert "memory budget spent" in [one.reason for one in ask(server)]
+
+
+def test_no_room_among_the_retained() -> None:
+    server = Server(Limits(retained_messages=1))
+    client = server.client("c")
+    client.subscribe("t/#")
+    publisher = server.client("p")
+    publisher.publish("t/b", b"x", 0, True)
+    publisher.publish("t/a", b"x", 0, True)
+    finding = only(server)
+    assert finding.reason == "not retained"
+    assert "retained_messages" in finding.text
+
+
+# --- the ring -----------------------------------------------------------------------------------------------------
+
+
+def test_the_ring_forgets_the_oldest_and_says_since_when_it_knows() -> None:
+    ring = Decisions(3)
+    assert ring.since() == 0.0
+    for number in range(5):
+        ring.record(0, f"c{number}", "t", float(number + 1))
+    assert [one.client_id for one in ring.find(None, "t")] == ["c4", "c3", "c2"]
+    assert ring.find("c1", "t") == []
+    assert ring.since() == 3.0
+
+
+def test_the_same_decision_counts_up() -> None:
+    ring = Decisions(3)
+    for number in range(5):
+        ring.record(0, "c", "t", float(number + 1))
+    [decision] = ring.find("c", "t")
+    assert (decision.count, decision.first_at, decision.last_at) == (5, 1.0, 5.0)
+
+
+def test_long_topics_are_cut_and_found() -> None:
+    ring = Decisions(3)
+    topic = "t" * 10_000
+    ring.record(0, "c", topic, 1.0)
+    [decision] = ring.find("c", topic)
+    assert len(decision.topic) == 512
+
+
+def test_a_ring_without_places() -> None:
+    ring = Decisions(0)
+    ring.record(0, "c", "t", 1.0)
+    assert ring.find(None, None) == []
+    assert ring.since() == 0.0

@@ -1,0 +1,248 @@
+"""Bounds: what each of them answers when it is reached (DESIGN §12)."""
+
+from __future__ import annotations
+
+import pytest
+
+from lockgate.broker.limits import Limits, ServerInformation
+from lockgate.mqtt import reason_codes as rc
+from lockgate.mqtt.packets import (
+    V3_1,
+    V3_1_1,
+    V5,
+    ConnAck,
+    Connect,
+    Disconnect,
+    PubAck,
+    Publish,
+    SubAck,
+    Subscribe,
+    SubscriptionRequest,
+)
+from lockgate.mqtt.properties import Properties
+from tests.support.server import Peer, Server
+
+VERSIONS = [V3_1, V3_1_1, V5]
+
+
+def refused(server: Server, client_id: str, version: int = V5) -> ConnAck:
+    peer = server.peer(version)
+    peer.send(Connect(client_id, version))
+    answer = peer.one()
+    assert isinstance(answer, ConnAck)
+    assert answer.reason_code != 0
+    assert peer.closed
+    return answer
+
+
+# --- connections --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("version", "code"), [(V3_1, 3), (V3_1_1, 3), (V5, rc.SERVER_BUSY)])
+def test_the_number_of_connected_clients_is_bounded(version: int, code: int) -> None:
+    server = Server(Limits(connections=2))
+    first = server.client("a", version)
+    server.client("b", version)
+    assert refused(server, "c", version).reason_code == code
+    server.client("a", version)  # who takes over his own Session needs no room
+    assert first.closed
+    assert refused(server, "c", version).reason_code == code
+
+
+@pytest.mark.parametrize(("moved", "code"), [(False, rc.USE_ANOTHER_SERVER), (True, rc.SERVER_MOVED)])
+def test_a_full_server_names_another(moved: bool, code: int) -> None:
+    server = Server(Limits(connections=1), information=ServerInformation("other.example:1883", moved))
+    client = server.client("a")
+    answer = refused(server, "b")
+    assert answer.reason_code == code
+    assert answer.properties == Properties(server_reference="other.example:1883")
+    assert refused(server, "b", V3_1_1).reason_code == 3
+    server.broker.stop(server.now)
+    server.flush()
+    assert client.received() == [Disconnect(code, Properties(server_reference="other.example:1883"))]
+
+
+def test_the_number_of_sessions_is_bounded() -> None:
+    server = Server(Limits(sessions=2))
+    server.client("a", session_expiry_interval=60).lose()
+    server.client("b")
+    assert refused(server, "c").reason_code == rc.QUOTA_EXCEEDED
+    server.client("a", clean_start=False)
+    server.client("a")
+    assert refused(server, "c", V3_1_1).reason_code == 3
+
+
+def test_the_oldest_connection_that_was_not_let_in_gives_way() -> None:
+    server = Server(Limits(pending_logins=2))
+    let_in = server.client("a")
+    waiting = [server.peer() for _ in range(2)]
+    server.client("b")
+    assert [peer.closed for peer in (let_in, *waiting)] == [False, True, False]
+    assert any("oldest" in line for line in server.log.lines)
+
+
+def test_connections_of_one_address_are_bounded() -> None:
+    server = Server(Limits(connections_per_address=2))
+    first = server.peer(address="192.0.2.1")
+    server.peer(address="192.0.2.1")
+    server.peer(address="192.0.2.2")
+    third = server.peer(address="192.0.2.1")
+    assert third.closed
+    assert "connections_per_address" in server.log.lines[-1]
+    first.lose()
+    assert not server.peer(address="192.0.2.1").closed
+    assert not server.peer().closed  # a trusted proxy has no address that counts
+    for peer in list(server.peers.values()):
+        if not peer.closed:
+            peer.lose()
+    assert not server.broker._addresses
+
+
+def test_the_rate_of_connections_of_one_address_is_bounded() -> None:
+    server = Server(Limits(connect_rate_per_address=2))
+    assert [server.peer(address="192.0.2.1").closed for _ in range(3)] == [False, False, True]
+    assert not server.peer(address="192.0.2.2").closed
+    server.advance(0.5)
+    assert [server.peer(address="192.0.2.1").closed for _ in range(2)] == [False, True]
+
+
+@pytest.mark.parametrize(("version", "code"), [(V3_1_1, 3), (V5, rc.CONNECTION_RATE_EXCEEDED)])
+def test_the_rate_of_one_client_id_is_bounded(version: int, code: int) -> None:
+    server = Server(Limits(connect_rate=0.1))
+    first = server.client("a", version)
+    assert refused(server, "a", version).reason_code == code
+    assert not first.closed
+    server.client("b", version)
+    server.advance(10)
+    server.client("a", version)
+
+
+def test_a_flapping_client_is_held_off() -> None:
+    server = Server(Limits(flapping_connects=3, flapping_window=60, flapping_hold_off=300))
+    for _ in range(3):
+        server.client("a").lose()
+    assert refused(server, "a").reason_code == rc.CONNECTION_RATE_EXCEEDED
+    assert "held off for 300 s" in server.log.lines[-1]
+    server.client("b")
+    server.advance(299)
+    assert refused(server, "a").reason_code == rc.CONNECTION_RATE_EXCEEDED
+    server.advance(1)
+    for _ in range(3):
+        server.client("a").lose()
+    refused(server, "a")
+
+
+def test_who_connects_seldom_does_not_flap() -> None:
+    server = Server(Limits(flapping_connects=2, flapping_window=60))
+    for _ in range(10):
+        server.client("a").lose()
+        server.advance(31)
+
+
+# --- publishing ---------------------------------------------------------------------------------------------------
+
+
+def test_who_publishes_too_fast_is_read_no_faster() -> None:
+    server = Server(Limits(publish_rate=10))
+    subscriber = server.client("s")
+    subscriber.subscribe("t", 0)
+    publisher = server.client("p", keep_alive=1)
+    publisher.send(*(Publish("t", bytes((number,)), 1, packet_id=number + 1) for number in range(30)))
+    assert len(subscriber.publishes()) == 10
+    assert not publisher.connection.wants_input
+    publisher.send(Publish("t", b"last", 0))  # the shell may have read it already
+    server.advance(1.0)
+    assert len(subscriber.publishes()) == 10
+    server.advance(1.3)
+    assert [payload for _topic, payload in subscriber.messages()] == [*(bytes((n,)) for n in range(20, 30)), b"last"]
+    assert len(publisher.received()) == 30
+    assert publisher.connection.wants_input
+    assert not publisher.closed
+
+
+def test_the_end_of_a_throttled_connection_is_the_end() -> None:
+    server = Server(Limits(publish_rate=1))
+    publisher = server.client("p")
+    publisher.send(*(Publish("t", b"x") for _ in range(5)))
+    publisher.lose()
+    server.advance(60)
+    assert server.broker.statistics.publish_received == 1
+    assert server.broker.memory.unfinished == 0
+
+
+# --- packets ------------------------------------------------------------------------------------------------------
+
+
+def test_topics_are_bounded_in_bytes_and_levels() -> None:
+    for topic, good in (("a/b/c", True), ("a/b/c/d", False), ("ä" * 10, True), ("ä" * 11, False)):
+        server = Server(Limits(topic_bytes=20, topic_levels=3))
+        peer = server.client("a")
+        peer.send(Publish(topic, b"x"))
+        assert peer.received() == ([] if good else [Disconnect(rc.TOPIC_NAME_INVALID)])
+        peer = server.client("a")
+        peer.send(Subscribe(1, [SubscriptionRequest(topic, 0)]))
+        assert peer.received() == ([SubAck(1, [0])] if good else [Disconnect(rc.TOPIC_FILTER_INVALID)])
+
+
+def test_user_properties_are_bounded() -> None:
+    server = Server(Limits(user_properties=2))
+    peer = server.client("a")
+    peer.send(Publish("t", b"x", properties=Properties(user_properties=(("k", "v"),) * 2)))
+    assert not peer.closed
+    peer.send(Publish("t", b"x", properties=Properties(user_properties=(("k", "v"),) * 3)))
+    assert peer.received() == [Disconnect(rc.QUOTA_EXCEEDED)]
+
+
+@pytest.mark.parametrize(("version", "code"), [(V3_1, 1), (V3_1_1, 0x80), (V5, rc.QUOTA_EXCEEDED)])
+def test_subscriptions_of_a_client_are_bounded(version: int, code: int) -> None:
+    server = Server(Limits(subscriptions=2))
+    peer = server.client("a", version)
+    peer.send(Subscribe(1, [SubscriptionRequest(topic, 1) for topic in ("a", "b", "c", "a")]))
+    assert peer.received() == [SubAck(1, [1, 1, code, 1])]
+    server.client("p").publish("c")
+    assert peer.received() == []
+
+
+# --- retained -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [Limits(retained_messages=2), Limits(retained_bytes=12)])
+def test_retained_messages_are_bounded(limits: Limits) -> None:
+    server = Server(limits)
+    live = server.client("live")
+    live.subscribe("#")
+    publisher = server.client("p")
+    publisher.publish("a", b"12345", 1, True)
+    publisher.publish("b", b"12345", 1, True)
+    publisher.publish("a", b"54321", 1, True)  # a new value needs no room
+    live.received()
+    publisher.send(Publish("c", b"12345", 1, True, packet_id=3))
+    assert publisher.received() == [PubAck(3, rc.QUOTA_EXCEEDED)]
+    assert live.received() == []
+    older = server.client("o", V3_1_1)
+    older.publish("c", b"12345", 1, True)  # it cannot be told
+    assert [message.topic for message in live.publishes()] == ["c"]
+    assert server.broker.retained.count == 2
+    assert server.broker.statistics.not_retained == 2
+    publisher.publish("a", b"", 1, True)
+    publisher.publish("c", b"12345", 1, True)
+    assert server.broker.retained.count == 2
+
+
+# --- queues in all ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_queued_in_all_is_bounded_and_the_oldest_goes_first() -> None:
+    server = Server(Limits(total_queued_messages=16, max_queued_messages=0, queue_head=0))
+    subscribers = [server.client(f"s{number}", session_expiry_interval=60) for number in range(2)]
+    for subscriber in subscribers:
+        subscriber.subscribe("#", 1)
+        subscriber.lose()
+    publisher = server.client("p")
+    for number in range(20):
+        server.advance(1)
+        publisher.publish("t", bytes((number,)), 1)
+    seen = [Peer.messages(server.client(f"s{number}", clean_start=False)) for number in range(2)]
+    assert all(messages[-1] == ("t", b"\x13") for messages in seen)
+    assert abs(len(seen[0]) - len(seen[1])) <= 1
+    assert server.broker.statistics.dropped_shed == 40 - sum(map(len, seen))
