@@ -215,7 +215,7 @@ class TopicTree:
         """Give the members of a Shared Subscription."""
         node = self._root
         for level in topic_filter.split("/"):
-            child = node.children.get(level) if node.children is not None else None
+            child = node.child(level)
             if child is None:
                 return None
             node = child

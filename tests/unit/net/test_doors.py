@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lockgate.config.model import TlsConfig
-from lockgate.mqtt.packets import V3_1_1, V5, Disconnect, PubAck, PubComp, Publish, PubRec, PubRel, Will
+from lockgate.mqtt.packets import V3_1_1, V5, PubAck, PubComp, Publish, PubRec, PubRel, Will
 from lockgate.mqtt.reason_codes import MALFORMED_PACKET, SESSION_TAKEN_OVER
 from tests.support.certificates import Authority
 from tests.support.wires import NAMES, ClientWebSocket, Door, Wire, doors, serving
@@ -184,7 +184,7 @@ async def test_a_mistake_ends_its_own_connection_with_the_reason(door: Door) -> 
         for layer in reversed(bad.layers):
             data = layer.send(data)
         await bad.write(data)
-        assert await bad.receive() == Disconnect(MALFORMED_PACKET)
+        assert getattr(await bad.receive(), "reason_code", None) == MALFORMED_PACKET
         await bad.closed()
         await other.subscribe("t")
 
@@ -194,7 +194,7 @@ async def test_a_takeover_closes_the_old_socket(door: Door) -> None:
     async with serving(door.listener) as service:
         old = await Wire.client(service, "same", door.layers())
         await Wire.client(service, "same", door.layers())
-        assert await old.receive() == Disconnect(SESSION_TAKEN_OVER)
+        assert getattr(await old.receive(), "reason_code", None) == SESSION_TAKEN_OVER
         await old.closed()
 
 
