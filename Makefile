@@ -42,9 +42,11 @@ bench: $(VENV)/installed ## us and Debian's mosquitto, side by side
 	$(BIN)/python -m benchmarks
 
 FUZZ_PACKETS ?= 10000000
+FUZZ_CASES ?= 3000
 FUZZ_SECONDS ?= 60
-fuzz: $(VENV)/installed ## two clients, ten million packets; guided by coverage, each target; properties, with many examples
+fuzz: $(VENV)/installed ## ten million packets of two clients; differential, guided by coverage, properties
 	$(BIN)/python -m tests.fuzz --packets $(FUZZ_PACKETS)
+	DIFFERENTIAL_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/fuzz/test_differential.py -p no:timeout -s
 	for target in decoder properties topics websocket proxy; do \
 	  PYTHONPATH=$(CURDIR)/src $(BIN)/python -m tests.fuzz.guided $$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 || exit 1; \
 	done
