@@ -22,6 +22,8 @@ def main(seconds: float = 4.0) -> None:
                 before = broker.cpu_seconds()
                 result = load.run_at_rate(broker.port, rate, seconds)
                 cost = (broker.cpu_seconds() - before) / result.delivered * 1e6
+            if result.missing:
+                raise RuntimeError(f"{result.missing} messages never arrived at {program.name}'s subscriber")
             p50, p99, longest = (result.percentile(share) * 1e6 for share in (0.5, 0.99, 1.0))
             print(f"{rate:<12,}{program.name:<12}{p50:>8.0f}{p99:>8.0f}{longest:>9.0f}{cost:>10.1f}", flush=True)
 

@@ -218,6 +218,10 @@ def second_connect_ends_the_connection(version: int) -> None:
     peer.send(Connect("a", version), Publish("a", b"after"))
     assert_ended(peer, reason_codes.PROTOCOL_ERROR)
     assert watcher.received() == []
+    for again in (raw.connect(version, level=2), raw.connect(version, level=6), raw.connect(version, name=b"HTTP")):
+        peer = server.client("a", version)
+        peer.send_bytes(again)
+        assert_ended(peer, reason_codes.PROTOCOL_ERROR)
 
 
 def clean_start_drops_the_session(version: int) -> None:

@@ -226,7 +226,7 @@ class Watcher(Peer):
             if decoder.version == 0:  # a CONNECT that cannot be read; the form of the answer tells its version
                 decoder.version = V5 if data[1] > 2 else V3_1_1
             decoder.feed(data)
-            if connection.backlog and connection.writable:
+            if connection.has_more and connection.writable:
                 connection.set_writable(True, self.server.now)
             while (packet := decoder.next_packet()) is not None:
                 self._check(packet)

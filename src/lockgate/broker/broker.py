@@ -49,6 +49,9 @@ from lockgate.mqtt.properties import Properties
 _RETAINED_SWEEP_SECONDS: Final = 60.0
 
 
+_FILTERS_BEYOND: Final = 1000
+
+
 @final
 class Broker:
     """Sessions, routes, retained messages and deadlines of one server; every call is for one thread.
@@ -88,6 +91,7 @@ class Broker:
         "touched",
         "waiting",
         "wills",
+        "work",
     )
 
     def __init__(
@@ -113,12 +117,15 @@ class Broker:
         self.decisions = Decisions(limits.decisions)
         self.connect_rate = Rate(limits.connect_rate)
         self.flapping = Flapping(limits.flapping_connects, limits.flapping_window, limits.flapping_hold_off)
+        self.work = 0  # done for one connection since it was read: deliveries, and more for what costs more
         self.queued_count = 0  # deliveries that wait, of all Sessions
         self.router = Router(limits.routes)
         self.retained = Retained()
         self.wills: dict[str, tuple[Message, float]] = {}  # of Sessions without a connection, and when they are due
         self.deadlines = Deadlines(self._is_live)
-        self.packet_rules = PacketRules(limits.topic_bytes, limits.topic_levels, limits.user_properties)
+        # A SUBSCRIBE somewhat beyond what a client may have is told so for each filter, one far beyond is no mistake.
+        filters = limits.subscriptions + _FILTERS_BEYOND if limits.subscriptions else 0
+        self.packet_rules = PacketRules(limits.topic_bytes, limits.topic_levels, limits.user_properties, filters)
         self.touched: list[Connection] = []
         self.waiting: list[Connection] = []  # connections that hold packets back until a commit
         self.last_change = 0  # commit number of the youngest change
@@ -312,7 +319,7 @@ class Broker:
         for connection in waiting:
             if connection.release(self.committed_number):
                 self.waiting.append(connection)
-            if connection.backlog and connection.state == CONNECTED and connection.session is not None:
+            if connection.backlog is not None and connection.state == CONNECTED and connection.session is not None:
                 outbound.pump(self, connection, connection.session, now)
 
     def loaded(self, client_id: str, deliveries: list[Delivery], now: float) -> None:
@@ -348,7 +355,7 @@ class Broker:
                         self.watch_session(session)
             elif kind == THROTTLE:
                 connection = self.connections.get(int(subject))
-                if connection is not None and connection.throttled:
+                if connection is not None and connection.throttled and connection.throttled_until <= now:
                     connection.go_on(now)
             elif kind == RETAINED:
                 self._expire_retained(now)

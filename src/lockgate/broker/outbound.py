@@ -25,6 +25,7 @@ from lockgate.mqtt.packets import PUBREL, V5, Acknowledgement
 from lockgate.mqtt.properties import Properties
 
 if TYPE_CHECKING:
+    from lockgate.broker.backlog import Backlog
     from lockgate.broker.broker import Broker
     from lockgate.broker.connection import Connection
     from lockgate.broker.session import Session, Subscription
@@ -39,6 +40,9 @@ CANNOT_TAKE: Final = 3
 _SMALL_WINDOW: Final = 512
 _SMALL_IDS: Final = 1023
 _ALL_IDS: Final = 65535
+# Of retained messages for new Subscriptions in one turn: bytes, and nodes visited to find them
+_PIECE_BYTES: Final = 131_072
+_PIECE_VISITS: Final = 20_000
 
 
 def deliver(broker: Broker, subscription: Subscription, message: Message, now: float) -> int:
@@ -392,8 +396,8 @@ def pump(broker: Broker, connection: Connection, session: Session, now: float) -
         if waiting <= head // 2:
             session.loading = True
             broker.store.want(session.client_id, session.head_position, max(1, head - waiting))
-    if connection.backlog:
-        _pump_backlog(broker, connection, session, now)
+    if connection.backlog is not None:
+        _pump_backlog(broker, connection, session, connection.backlog, now)
 
 
 def take_loaded(broker: Broker, session: Session, deliveries: list[Delivery], now: float) -> None:
@@ -409,40 +413,78 @@ def take_loaded(broker: Broker, session: Session, deliveries: list[Delivery], no
         pump(broker, session.connection, session, now)
 
 
-def _pump_backlog(broker: Broker, connection: Connection, session: Session, now: float) -> None:
-    """Send retained messages to new Subscriptions; one replaced since then was delivered as it came.
+def _pump_backlog(broker: Broker, connection: Connection, session: Session, backlog: Backlog, now: float) -> None:
+    """Send retained messages to new Subscriptions, a piece at a time; the shell asks for the next one in its next turn.
 
-    They leave in pieces of `Limits.output_bytes`: the shell asks for the next one when a piece is written.
+    One that was replaced since was delivered as it came, and so was one that came after SUBSCRIBE.
     """
-    backlog = connection.backlog
-    limit = broker.limits.output_bytes
-    while backlog and connection.output_bytes <= limit and not connection.acknowledgements_wait:
-        message, topic_filter = backlog[0]
-        subscription = session.subscriptions[topic_filter]
+    limit = min(broker.limits.output_bytes, _PIECE_BYTES)
+    visits = 0
+    while connection.writable and connection.output_bytes <= limit and not connection.acknowledgements_wait:
+        message = backlog.first()
+        if message is None:
+            if not backlog.waiting:
+                connection.backlog = None
+                return
+            if visits > _PIECE_VISITS:
+                break
+            visits += _look_for_retained(broker, session, backlog, now)
+            continue
+        subscription = session.subscriptions[backlog.topic_filter]
         qos = message.qos if message.qos < subscription.qos else subscription.qos
-        current = broker.retained.get(message.topic) is message
-        if qos and current and (session.queued_count or len(session.in_flight) >= connection.window):
+        wanted = _is_wanted(broker, subscription, message, backlog.since)
+        if qos and wanted and (session.queued_count or len(session.in_flight) >= connection.window):
             return
-        backlog.popleft()
-        if not current:
+        backlog.step()
+        if not wanted:
             continue
         if qos:
             _enqueue(broker, session, message, qos, True, subscription.identifier, now)
         else:
             _send_qos_0(broker, connection, message, True, subscription.identifier, now)
+    if connection.writable and not connection.acknowledgements_wait:  # else who changes that goes on here
+        connection.touch()
+
+
+def _look_for_retained(broker: Broker, session: Session, backlog: Backlog, now: float) -> int:
+    """Find the retained messages of the next filter; give how many nodes that took to visit."""
+    topic_filter = backlog.take_filter()
+    subscription = session.subscriptions[topic_filter]
+    backlog.begin(topic_filter, backlog.since, broker.retained.match(subscription.topic_filter, now))
+    return broker.retained.visited
+
+
+def _is_wanted(broker: Broker, subscription: Subscription, message: Message, since: float) -> bool:
+    if subscription.no_local and message.publisher == subscription.session.client_id:
+        return False
+    return message.arrived_at <= since and broker.retained.get(message.topic) is message
 
 
 def keep_backlog(broker: Broker, connection: Connection, session: Session, now: float) -> None:
-    """Queue the retained messages that a durable Session did not get before its connection ended."""
+    """Queue the retained messages that a durable Session did not get before its connection ended, as far as they fit.
+
+    How long that may take is bounded, too: what is left then is not queued.
+    """
     backlog = connection.backlog
     connection.backlog = None
     if backlog is None or not session.durable:
         return
-    for message, topic_filter in backlog:
-        subscription = session.subscriptions[topic_filter]
+    visits = 0
+    while True:
+        message = backlog.first()
+        if message is None:
+            if not backlog.waiting or visits > _PIECE_VISITS:
+                return
+            visits += _look_for_retained(broker, session, backlog, now)
+            continue
+        subscription = session.subscriptions[backlog.topic_filter]
         qos = message.qos if message.qos < subscription.qos else subscription.qos
-        if qos and broker.retained.get(message.topic) is message:
+        if qos and _is_wanted(broker, subscription, message, backlog.since):
+            if _is_full(broker, session, message):
+                broker.drop(QUEUE_FULL, session.client_id, message.topic, now)
+                return
             _enqueue(broker, session, message, qos, True, subscription.identifier, now)
+        backlog.step()
 
 
 def to_hand_on(session: Session) -> list[Delivery]:
@@ -521,6 +563,8 @@ def handle_pubrec(
     packet_id = packet.packet_id
     delivery = session.in_flight.get(packet_id)
     if delivery is None or delivery.state == AWAITING_PUBACK:
+        if packet.reason_code >= 0x80:
+            return  # nothing follows a refusal [MQTT-4.3.3-4]
         code = reason_codes.PACKET_IDENTIFIER_NOT_FOUND
         connection.deliver(encode_acknowledgement(PUBREL, packet_id, code, connection.version), 0)
         return

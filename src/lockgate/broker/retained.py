@@ -24,13 +24,14 @@ class _Node:
 class Retained:
     """At most one Message for each Topic Name, found by name or by filter."""
 
-    __slots__ = ("_expiring", "_expiry_heap", "_root", "count", "size_bytes")
+    __slots__ = ("_expiring", "_expiry_heap", "_root", "count", "size_bytes", "visited")
 
     def __init__(self) -> None:
         self._root = _Node()
         self._expiring: dict[str, float] = {}  # when each message with an expiry ends, by topic
         self._expiry_heap: list[tuple[float, str]] = []  # the same by time, with entries that no longer hold
         self.count = 0
+        self.visited = 0  # nodes, by the last `match`
         self.size_bytes = 0
 
     def get(self, topic_name: str) -> Message | None:
@@ -115,36 +116,39 @@ class Retained:
     def match(self, topic_filter: str, now: float) -> list[Message]:
         """Give the retained Messages that match a filter and have not expired."""
         found: list[Message] = []
-        levels = topic_filter.split("/")
-        _collect(self._root, levels, 0, found, True)
+        self.visited = _collect(self._root, topic_filter.split("/"), 0, found, True)
         return [message for message in found if message.expires_at == NEVER or message.expires_at > now]
 
 
-def _collect(node: _Node, levels: list[str], depth: int, found: list[Message], first: bool) -> None:
+def _collect(node: _Node, levels: list[str], depth: int, found: list[Message], first: bool) -> int:
+    """Add the messages below a node that match; give the number of nodes visited."""
     if depth == len(levels):
         if node.message is not None:
             found.append(node.message)
-        return
+        return 1
     level = levels[depth]
     if level == "#":
-        _collect_all(node, found, first)
-        return
+        return _collect_all(node, found, first)
+    visited = 1
     if node.children is None:
-        return
+        return visited
     if level == "+":
         for name, child in node.children.items():
             if not (first and name.startswith("$")):
-                _collect(child, levels, depth + 1, found, False)
-        return
+                visited += _collect(child, levels, depth + 1, found, False)
+        return visited
     named = node.children.get(level)
     if named is not None:
-        _collect(named, levels, depth + 1, found, False)
+        visited += _collect(named, levels, depth + 1, found, False)
+    return visited
 
 
-def _collect_all(node: _Node, found: list[Message], first: bool) -> None:
+def _collect_all(node: _Node, found: list[Message], first: bool) -> int:
+    visited = 1
     if node.message is not None:
         found.append(node.message)
     if node.children is not None:
         for name, child in node.children.items():
             if not (first and name.startswith("$")):
-                _collect_all(child, found, False)
+                visited += _collect_all(child, found, False)
+    return visited

@@ -105,6 +105,7 @@ def publish(broker: Broker, message: Message, now: float) -> int:
     route = broker.router.route(message.topic)
     subscriptions = route.subscriptions
     broker.no_subscribers_code = 0
+    broker.work += len(subscriptions) if message.qos == 0 else len(subscriptions) << 3
     if not subscriptions and not route.groups:
         broker.no_subscribers_code = reason_codes.NO_MATCHING_SUBSCRIBERS
         return commit

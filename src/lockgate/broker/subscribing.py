@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from lockgate.broker import outbound
+from lockgate.broker.backlog import Backlog
 from lockgate.broker.memory import SUBSCRIPTION_BYTES
 from lockgate.broker.ports import SUBSCRIPTIONS, StoredSubscription
 from lockgate.broker.session import Subscription
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lockgate.broker.connection import Connection
     from lockgate.broker.session import Session
 
+_FILTER_WORK: Final = 30  # of one Topic Filter, in deliveries at QoS 0
+
 # What SUBACK says when the limit is reached; MQTT 3.1 has no word for a refusal.
 _QUOTA_CODES: Final[dict[int, int]] = {V3_1_1: reason_codes.UNSPECIFIED_ERROR, V5: reason_codes.QUOTA_EXCEEDED}
 
@@ -27,6 +29,7 @@ _QUOTA_CODES: Final[dict[int, int]] = {V3_1_1: reason_codes.UNSPECIFIED_ERROR, V
 def handle_subscribe(broker: Broker, connection: Connection, session: Session, packet: Subscribe, now: float) -> None:
     """Add or replace Subscriptions, answer SUBACK, then send what is retained (§3.8.4)."""
     _check_answer(connection, len(packet.requests))
+    broker.work += len(packet.requests) * _FILTER_WORK
     identifier = 0
     if packet.properties is not None and packet.properties.subscription_identifiers:
         identifier = packet.properties.subscription_identifiers[0]
@@ -49,9 +52,11 @@ def handle_subscribe(broker: Broker, connection: Connection, session: Session, p
             broker.store.set(commit, SUBSCRIPTIONS, (session.client_id, request.topic_filter), stored)
         wants_retained = request.retain_handling == 0 or (request.retain_handling == 1 and is_new)
         if wants_retained and not subscription.share_name:  # §3.8.3.1, §4.8.2
-            _take_retained(broker, connection, subscription, now)
+            if connection.backlog is None:
+                connection.backlog = Backlog()
+            connection.backlog.add(request.topic_filter, now)
     connection.acknowledge(encode(SubAck(packet.packet_id, codes), connection.version), commit)
-    if connection.backlog:
+    if connection.backlog is not None:
         outbound.pump(broker, connection, session, now)
 
 
@@ -85,22 +90,10 @@ def _subscribe(
     return subscription
 
 
-def _take_retained(broker: Broker, connection: Connection, subscription: Subscription, now: float) -> None:
-    topic_filter = subscription.requested_filter
-    backlog = connection.backlog
-    if backlog:  # what an earlier SUBSCRIBE to this filter left there comes again now
-        backlog = deque([waiting for waiting in backlog if waiting[1] != topic_filter])
-    for message in broker.retained.match(subscription.topic_filter, now):
-        if not (subscription.no_local and message.publisher == subscription.session.client_id):
-            if backlog is None:
-                backlog = deque()
-            backlog.append((message, topic_filter))
-    connection.backlog = backlog
-
-
 def handle_unsubscribe(broker: Broker, connection: Connection, session: Session, packet: Unsubscribe) -> None:
     """Remove Subscriptions and answer UNSUBACK (§3.10.4)."""
     _check_answer(connection, len(packet.topic_filters))
+    broker.work += len(packet.topic_filters) * _FILTER_WORK
     codes: list[int] = []
     for topic_filter in packet.topic_filters:
         subscription = session.subscriptions.pop(topic_filter, None)
@@ -110,8 +103,8 @@ def handle_unsubscribe(broker: Broker, connection: Connection, session: Session,
         codes.append(reason_codes.SUCCESS)
         broker.router.remove(subscription)
         broker.memory.used -= SUBSCRIPTION_BYTES
-        if connection.backlog:
-            connection.backlog = deque([waiting for waiting in connection.backlog if waiting[1] != topic_filter])
+        if connection.backlog is not None:
+            connection.backlog.discard(topic_filter)
         if session.durable:
             broker.store.delete(broker.change(), SUBSCRIPTIONS, (session.client_id, topic_filter))
     # A filter that is gone already may have gone with a change whose UNSUBACK the client never saw.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, final
 
 from lockgate.mqtt import reason_codes
-from lockgate.mqtt.errors import MalformedPacket, PacketTooLarge, ProtocolError, UnsupportedVersion
+from lockgate.mqtt.errors import MalformedPacket, MqttError, PacketTooLarge, ProtocolError, UnsupportedVersion
 from lockgate.mqtt.packets import (
     AUTH,
     CONNACK,
@@ -60,12 +60,19 @@ class PacketRules:
     One object may serve many decoders. It remembers at most 4,096 names and starts afresh when full.
     """
 
-    __slots__ = ("_topic_bytes", "_topic_levels", "known", "user_properties")
+    __slots__ = ("_topic_bytes", "_topic_levels", "known", "topic_filters", "user_properties")
 
-    def __init__(self, topic_bytes: int = 65_535, topic_levels: int = MAXIMUM_LEVELS, user_properties: int = 0) -> None:
+    def __init__(
+        self,
+        topic_bytes: int = 65_535,
+        topic_levels: int = MAXIMUM_LEVELS,
+        user_properties: int = 0,
+        topic_filters: int = 0,
+    ) -> None:
         self._topic_bytes = topic_bytes
         self._topic_levels = topic_levels
         self.user_properties = user_properties  # of one packet or Will; 0: no limit
+        self.topic_filters = topic_filters  # of one SUBSCRIBE or UNSUBSCRIBE; 0: no limit
         self.known: dict[bytes, str] = {}
 
     def check_name(self, topic_name: str) -> None:
@@ -81,6 +88,12 @@ class PacketRules:
         if len(topic_filter) * 4 > self._topic_bytes and len(topic_filter.encode("utf-8")) > self._topic_bytes:
             detail = f"a Topic Filter of more than {self._topic_bytes} bytes"
             raise MalformedPacket(detail, reason_codes.TOPIC_FILTER_INVALID)
+
+    def check_count(self, topic_filters: int) -> None:
+        """Raise MqttError when one packet has more Topic Filters than are accepted."""
+        if self.topic_filters and topic_filters > self.topic_filters:
+            detail = f"more than {self.topic_filters} Topic Filters in one packet"
+            raise MqttError(detail, reason_codes.QUOTA_EXCEEDED)
 
     def topic_name(self, encoded: bytes) -> str:
         """Give the Topic Name of these bytes; raises MalformedPacket when it is not one."""
@@ -393,6 +406,7 @@ class Decoder:
         while body.at < body.end:
             topic_filter = body.string("Topic Filter")
             self._rules.check_filter(topic_filter)
+            self._rules.check_count(len(requests) + 1)
             options = body.byte("Subscription Options")
             qos = options & 3
             if qos == 3:
@@ -429,6 +443,7 @@ class Decoder:
         while body.at < body.end:
             topic_filter = body.string("Topic Filter")
             self._rules.check_filter(topic_filter)
+            self._rules.check_count(len(topic_filters) + 1)
             topic_filters.append(topic_filter)
         if not topic_filters:
             raise ProtocolError("UNSUBSCRIBE without a Topic Filter")

@@ -91,8 +91,8 @@ class LayeredStream(Stream):
                 data = layer.send(data)
             if data:
                 self._write(data)
-            if connection.has_more and connection.writable:
-                connection.set_writable(True, self._clock())  # the next piece of what waits
+            if connection.has_more:
+                self._broker.continue_later(connection)
         if not connection.writable:
             connection.count_unsent(self._transport.get_write_buffer_size())
         if not connection.is_closing:

@@ -33,6 +33,8 @@ _BOOTTIME = time.CLOCK_BOOTTIME
 _STOP_SECONDS = 2.0
 # Two reads this close to each other belong to one turn of a busy loop.
 _BUSY_SECONDS = 50e-6
+# So many at most are written for together: what the first of them brought does not wait for a thousand others.
+_MOST_READS = 64
 
 
 class SettlingStore(Store, Protocol):
@@ -121,6 +123,7 @@ class BrokerService:
         self._streams: dict[int, Stream] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._continuing: list[Connection] = []  # that have more output to make
         self._busy = False
         self._reads = 0  # in this turn, counted while busy
         self._last_read_at = 0.0
@@ -211,6 +214,8 @@ class BrokerService:
         self._reads += 1
         if self._reads == 1:
             asyncio.get_running_loop().call_soon(self._end_turn)
+        elif self._reads % _MOST_READS == 0:
+            self.flush()
 
     def _end_turn(self) -> None:
         self._busy = self._reads > 1
@@ -230,6 +235,20 @@ class BrokerService:
                 if stream is not None:
                     stream.write()
             touched = self.broker.take_touched()
+
+    def continue_later(self, connection: Connection) -> None:
+        """Let a connection make its next piece of output in the next turn, so that others come in between."""
+        if not self._continuing:
+            asyncio.get_running_loop().call_soon(self._continue)
+        self._continuing.append(connection)
+
+    def _continue(self) -> None:
+        continuing, self._continuing = self._continuing, []
+        now = self.clock()
+        for connection in continuing:
+            if connection.writable:
+                connection.set_writable(True, now)
+        self.flush()
 
     def _watch(self) -> None:
         """Set the one timer to the broker's next deadline."""

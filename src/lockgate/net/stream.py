@@ -100,10 +100,10 @@ class Stream(asyncio.Protocol):
         if connection.output:
             if connection.writable or connection.is_closing:
                 self._write(connection.take_output())
-                if connection.has_more and connection.writable:
-                    connection.set_writable(True, self._clock())  # the next piece of what waits
             if not connection.writable:
                 connection.count_unsent(self._transport.get_write_buffer_size())
+        if connection.has_more and connection.writable:
+            self._broker.continue_later(connection)
         if connection.is_closing:
             if not self._transport.is_closing():
                 self._transport.close()

@@ -171,8 +171,11 @@ def test_mqtt_4_8_0_2_a_client_beyond_the_bound_of_waiting_messages_is_closed() 
     scenarios.assert_ended(peer, reason_codes.RECEIVE_MAXIMUM_EXCEEDED)
 
 
-def test_mqtt_7_0_0_2_the_plainest_client_can_do_everything() -> None:
-    scenarios.bytes_may_come_in_any_pieces(V3_1_1)
+def test_mqtt_7_0_0_2_a_client_that_knows_the_specification_alone_can_do_everything() -> None:
+    scenarios.messages_come_at_the_lower_qos(V3_1_1)
+    scenarios.session_is_resumed(V3_1_1)
+    scenarios.retained_is_replaced_with_its_qos(V3_1_1)
+    scenarios.will_comes_when_the_connection_breaks(V3_1_1)
 
 
 def test_mqtt_7_1_1_1_bytes_may_come_in_any_pieces() -> None:

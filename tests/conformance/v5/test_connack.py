@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lockgate.broker.limits import Limits, ListenerLimits
+from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.packets import (
     V5,
@@ -189,6 +189,22 @@ def test_mqtt_3_2_2_19_a_reason_string_that_does_not_fit_is_left_out() -> None:
         peer.send(Connect("a", will=will, properties=Properties(maximum_packet_size=maximum)))
         assert len(peer.output) == sent
         assert peer.closed
+
+
+def test_mqtt_3_2_2_19_a_server_reference_goes_before_the_reason_string() -> None:
+    reference = "other.example:1883"
+    server = Server(Limits(connections=1), information=ServerInformation(reference))
+    server.client("first")
+    peer = server.peer()
+    peer.send(Connect("a"))
+    refusal = ConnAck(reason_codes.USE_ANOTHER_SERVER, False, Properties(server_reference=reference))
+    assert peer.one() == refusal
+    assert peer.reasons == ["1 clients are connected"]
+    for maximum, told in ((len(peer.output) - 1, refusal), (5, ConnAck(reason_codes.USE_ANOTHER_SERVER))):
+        small = server.peer()
+        small.send(Connect("a", properties=Properties(maximum_packet_size=maximum)))
+        assert small.one() == told
+        assert small.reasons == []
 
 
 def test_mqtt_3_2_2_19_why_somebody_may_not_is_not_told() -> None:

@@ -279,6 +279,12 @@ def test_mqtt_3_1_2_24_a_suback_that_is_too_large_is_not_sent() -> None:
     peer = server.client("s", maximum_packet_size=20)
     peer.send(Subscribe(2, [SubscriptionRequest(f"t{count}") for count in range(15)]))
     assert peer.one() == SubAck(2, [0] * 15)
+    for filters, size in ((124, 129), (125, 131)):  # the Remaining Length takes a second byte
+        for maximum in (size - 1, size):
+            peer = server.client("s", maximum_packet_size=maximum)
+            peer.send(Subscribe(2, [SubscriptionRequest(f"t{count}") for count in range(filters)]))
+            assert peer.closed == (maximum < size)
+            assert maximum < size or len(peer.output) == 16 + size  # behind CONNACK
 
 
 def test_mqtt_3_1_2_25_what_is_too_large_counts_as_delivered() -> None:

@@ -150,3 +150,50 @@ def test_mqtt_4_8_2_6_a_message_that_a_member_refuses_goes_to_no_other() -> None
     first.lose()
     server.advance(101)
     assert second.received() == []
+
+
+def test_mqtt_4_8_2_5_what_is_handed_on_finds_its_group_by_any_filter() -> None:
+    for topic_filter in ("$share/g/a/b", "$share/g/+/b", "$share/g/a/#", "$share/g/#"):
+        server = Server()
+        first = server.client("first")
+        first.subscribe(topic_filter, 1)
+        second = server.client("second")
+        second.subscribe(topic_filter, 1)
+        other = server.client("other")
+        other.subscribe(topic_filter.replace("/g/", "/h/"), 1)
+        server.client("p").publish("a/b", b"x", 1)
+        assert len(first.publishes()) == len(other.publishes()) == 1
+        first.lose()
+        assert scenarios.payloads(second.publishes()) == [b"x"]
+        assert other.received() == []
+
+
+def test_mqtt_4_8_2_3_a_member_that_does_not_read_is_passed_over_at_qos_0() -> None:
+    for published, granted in ((0, 2), (2, 0)):
+        server = Server()
+        stuck = server.client("stuck")
+        stuck.subscribe("$share/g/t", granted)
+        free = server.client("free")
+        free.subscribe("$share/g/t", granted)
+        stuck.stop_reading()
+        publisher = server.client("p")
+        for _time in range(4):
+            publisher.publish("t", b"x", published)
+        assert len(free.publishes()) == 4
+        stuck.read_again()
+        assert stuck.received() == []
+
+
+def test_mqtt_4_8_2_5_messages_that_wander_from_member_to_member_leave_no_memory_behind() -> None:
+    server = Server()
+    before = server.broker.memory.used
+    members = [server.client(str(number)) for number in range(5)]
+    for member in members:
+        member.subscribe("$share/g/t", 2)
+    publisher = server.client("p")
+    for count in range(20):
+        publisher.publish("t", b"%d" % count, 1 + count % 2)
+    for member in members:
+        member.lose()
+    publisher.lose()
+    assert server.broker.memory.used == before

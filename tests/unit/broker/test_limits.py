@@ -13,11 +13,14 @@ from lockgate.mqtt.packets import (
     ConnAck,
     Connect,
     Disconnect,
+    PingReq,
+    PingResp,
     PubAck,
     Publish,
     SubAck,
     Subscribe,
     SubscriptionRequest,
+    Unsubscribe,
 )
 from lockgate.mqtt.properties import Properties
 from tests.support.server import Peer, Server
@@ -193,12 +196,45 @@ def test_user_properties_are_bounded() -> None:
     assert peer.received() == [Disconnect(rc.QUOTA_EXCEEDED)]
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_topic_filters_of_one_packet_are_bounded(version: int) -> None:
+    server = Server(Limits(subscriptions=3))
+    for packet in (
+        Subscribe(1, [SubscriptionRequest(f"t/{number}", 0) for number in range(1004)]),
+        Unsubscribe(1, [f"t/{number}" for number in range(1004)]),
+    ):
+        peer = server.client("a", version)
+        peer.send(packet)
+        assert peer.closed
+        assert [getattr(one, "reason_code", None) for one in peer.received()] == [rc.QUOTA_EXCEEDED] * (version == V5)
+
+
+def test_who_has_much_to_do_lets_others_come_in_between() -> None:
+    server = Server(Limits(subscriptions=0))
+    for number in range(1000):
+        server.client(f"s{number}").subscribe("t")
+    publisher = server.client("p")
+    publisher.send(*(Publish("t", bytes((number,))) for number in range(250)))
+    assert 100 < server.broker.statistics.publish_received < 110
+    assert not publisher.connection.wants_input
+    server.client("between").publish("other")
+    server.advance(0)
+    assert server.broker.statistics.publish_received == 251
+    assert len(server.peers[1].messages()) == 250
+    assert publisher.connection.wants_input
+    publisher.send(Subscribe(1, [SubscriptionRequest(f"x/{number}", 0) for number in range(5000)]), PingReq())
+    assert [type(packet) for packet in publisher.received()] == [SubAck]
+    server.advance(0)
+    assert publisher.received() == [PingResp()]
+
+
 @pytest.mark.parametrize(("version", "code"), [(V3_1, 1), (V3_1_1, 0x80), (V5, rc.QUOTA_EXCEEDED)])
 def test_subscriptions_of_a_client_are_bounded(version: int, code: int) -> None:
     server = Server(Limits(subscriptions=2))
     peer = server.client("a", version)
-    peer.send(Subscribe(1, [SubscriptionRequest(topic, 1) for topic in ("a", "b", "c", "a")]))
-    assert peer.received() == [SubAck(1, [1, 1, code, 1])]
+    peer.send(Subscribe(1, [SubscriptionRequest(topic, 1) for topic in ("a", "b")]))
+    peer.send(Subscribe(2, [SubscriptionRequest(topic, 1) for topic in ("c", "a")]))
+    assert peer.received() == [SubAck(1, [1, 1]), SubAck(2, [code, 1])]
     server.client("p").publish("c")
     assert peer.received() == []
 

@@ -13,6 +13,7 @@ from lockgate.mqtt.packets import (
     PingReq,
     PubAck,
     Publish,
+    SubAck,
     Subscribe,
     SubscriptionRequest,
     UnsubAck,
@@ -335,3 +336,55 @@ def test_clients_that_return_leave_no_deadlines_of_wills_behind() -> None:
     while server.broker.deadlines.due(float("inf")) is not None:
         entries += 1
     assert entries < 600
+
+
+# --- many retained messages ---------------------------------------------------------------------------------------
+
+
+def test_what_many_filters_find_is_looked_for_one_after_the_other() -> None:
+    server = Server()
+    publisher = server.client("p")
+    for number in range(300):
+        publisher.publish(f"t/{number}", b"x", 0, True)
+    subscriber = server.client("s")
+    filters = ["#", "t/#", "t/+", "+/+", "+/#"]
+    subscriber.stop_reading()
+    subscriber.send(Subscribe(1, [SubscriptionRequest(one, 0) for one in filters]))
+    backlog = subscriber.connection.backlog
+    assert backlog is not None
+    assert len(backlog.waiting) == 5
+    subscriber.read_again()
+    assert isinstance(subscriber.first(), SubAck)
+    assert len(subscriber.publishes()) == 300 * 5
+    assert subscriber.connection.backlog is None
+
+
+def test_a_message_that_came_after_subscribe_is_not_sent_again_as_retained() -> None:
+    server = Server()
+    publisher = server.client("p")
+    publisher.publish("a/1", b"old", 0, True)
+    publisher.publish("b/1", b"old", 0, True)
+    subscriber = server.client("s")
+    subscriber.stop_reading()
+    subscriber.send(Subscribe(1, [SubscriptionRequest(one, 0) for one in ("a/+", "b/+")]))
+    server.now += 1
+    publisher.publish("b/1", b"new", 0, True)
+    publisher.publish("b/2", b"new", 0, True)
+    subscriber.read_again()
+    assert isinstance(subscriber.first(), SubAck)
+    assert sorted((one.topic, one.payload, one.retain) for one in subscriber.publishes()) == [
+        ("a/1", b"old", True),
+        ("b/1", b"new", False),
+        ("b/2", b"new", False),
+    ]
+
+
+def test_a_filter_given_up_is_not_looked_for() -> None:
+    server = Server()
+    server.client("p").publish("b/1", b"x", 0, True)
+    subscriber = server.client("s")
+    subscriber.stop_reading()
+    subscriber.send(Subscribe(1, [SubscriptionRequest(one, 0) for one in ("a/+", "b/+")]))
+    subscriber.send(Unsubscribe(2, ["b/+", "a/+"]))
+    subscriber.read_again()
+    assert [type(packet) for packet in subscriber.received()] == [SubAck, UnsubAck]
