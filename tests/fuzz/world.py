@@ -46,20 +46,25 @@ from lockgate.mqtt.packets import (
 from lockgate.mqtt.topics import SHARE_PREFIX, matches, split_shared
 from tests.support.server import Peer, Server
 
-# Bounds so small that a short conversation meets them, and the defaults.
+# Bounds so small that a short conversation meets them, and the defaults. The ring of decisions is soon full: filling it
+# would look like growth.
 _SMALL: Final = Limits(
-    max_inflight_messages=3, max_queued_messages=6, queue_head=4, output_bytes=2_000, max_packet_size=2_000, routes=6
-)
-_BY_BYTES: Final = Limits(max_inflight_bytes=300, max_queued_bytes=900, queue_head=2, routes=64)
+    max_inflight_messages=3, max_queued_messages=6, queue_head=4, output_bytes=2_000, max_packet_size=2_000, routes=6,
+    decisions=32,
+)  # fmt: skip
+_BY_BYTES: Final = Limits(max_inflight_bytes=300, max_queued_bytes=900, queue_head=2, routes=64, decisions=32)
+_ORDINARY: Final = Limits(max_keepalive=30, output_bytes=600, decisions=32)
 _QUOTAS: Final = Limits(
     subscriptions=3, retained_messages=4, retained_bytes=300, user_properties=1, topic_levels=3, topic_bytes=30,
-    sessions=3, connections=3, total_queued_messages=8, max_queued_messages=6, decisions=16,
+    sessions=3, connections=3, total_queued_messages=8, max_queued_messages=6, decisions=32,
 )  # fmt: skip
-_SCARCE: Final = Limits(memory_budget=30_000, output_bytes=4_000, max_queued_messages=0, alarms=("a/b",), queue_head=3)
+_SCARCE: Final = Limits(
+    memory_budget=30_000, output_bytes=4_000, max_queued_messages=0, alarms=("a/b",), queue_head=3, decisions=32
+)
 HOUSES: Final = (  # and whether the store answers late
     (_SMALL, False),
     (_BY_BYTES, True),
-    (Limits(max_keepalive=30, output_bytes=600), False),
+    (_ORDINARY, False),
     (_QUOTAS, True),
     (_SCARCE, False),
 )
