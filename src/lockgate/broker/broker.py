@@ -338,11 +338,7 @@ class Broker:
 
     def expire(self, now: float) -> None:
         """Do what is due: close silent connections, end Sessions, publish delayed Wills."""
-        while True:
-            due = self.deadlines.due(now)
-            if due is None:
-                return
-            at, kind, subject = due
+        for at, kind, subject in self.deadlines.due(now):
             if kind == CONNECTION:
                 self._expire_connection(int(subject), at, now)
             elif kind == SESSION:

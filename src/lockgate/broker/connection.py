@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 AWAITING_CONNECT: Final = 0
 CONNECTED: Final = 1
 AUTHENTICATING: Final = 2  # between CONNECT and CONNACK
-# What one connection may do in one turn, in deliveries at QoS 0, before others come in: about ten milliseconds
-_TURN_WORK: Final = 100_000
+# What one connection may do in one turn, in deliveries at QoS 0, before others come in: a few milliseconds
+_TURN_WORK: Final = 40_000
 CLOSING: Final = 3  # output may still leave, input is ignored
 
 _REASON_CHARACTERS: Final = 200  # of a Reason String, whatever the client's own words in it

@@ -43,6 +43,7 @@ _ALL_IDS: Final = 65535
 # Of retained messages for new Subscriptions in one turn: bytes, and nodes visited to find them
 _PIECE_BYTES: Final = 131_072
 _PIECE_VISITS: Final = 20_000
+_LATE_WORK: Final = 8  # of a message for a client that does not read, in deliveries at QoS 0
 
 
 def deliver(broker: Broker, subscription: Subscription, message: Message, now: float) -> int:
@@ -123,7 +124,8 @@ def hold_late(
     """Keep a QoS 0 message for a client that does not read now, within `Limits.output_bytes`."""
     memory = broker.memory
     limit = memory.output_bytes(broker.limits.output_bytes)
-    size = message.size()
+    size = message.size() + DELIVERY_BYTES
+    broker.work += _LATE_WORK
     if connection.output_bytes + connection.late_bytes + size > limit or memory.is_exhausted():
         broker.drop(SLOW_READER, _client_id(connection), message.topic, now)
         return
@@ -138,7 +140,7 @@ def hold_late(
 
 
 def _take_late(broker: Broker, connection: Connection, delivery: Delivery) -> None:
-    connection.late_bytes -= delivery.message.size()
+    connection.late_bytes -= delivery.message.size() + DELIVERY_BYTES
     broker.memory.used -= DELIVERY_BYTES
     broker.memory.release(delivery.message)
 

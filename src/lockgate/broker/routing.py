@@ -32,7 +32,16 @@ class Router:
     first level when that is no wildcard, else all.
     """
 
-    __slots__ = ("_by_first_level", "_limit", "_receivers", "_receivers_limit", "_remembered", "_routes", "tree")
+    __slots__ = (
+        "_by_first_level",
+        "_limit",
+        "_receivers",
+        "_receivers_limit",
+        "_remembered",
+        "_routes",
+        "tree",
+        "visits",
+    )
 
     def __init__(self, limit: int) -> None:
         self.tree = TopicTree()
@@ -40,6 +49,7 @@ class Router:
         self._routes: dict[str, Route] = {}
         self._by_first_level: dict[str, list[str]] = {}
         self._remembered = 0  # routes and receivers since all were forgotten, whether or not one was forgotten alone
+        self.visits = 0  # nodes of the tree, for routes that were not remembered; whoever counts the work clears it
         self._receivers = 0
         self._receivers_limit = limit * _RECEIVERS_EACH
 
@@ -48,6 +58,7 @@ class Router:
         route = self._routes.get(topic)
         if route is None:
             route = self.tree.match(topic)
+            self.visits += self.tree.visits
             receivers = len(route.subscriptions) + len(route.groups)
             if len(topic) > _LONG_TOPIC or receivers > self._receivers_limit // 4:
                 return route
@@ -105,7 +116,8 @@ def publish(broker: Broker, message: Message, now: float) -> int:
     route = broker.router.route(message.topic)
     subscriptions = route.subscriptions
     broker.no_subscribers_code = 0
-    broker.work += len(subscriptions) if message.qos == 0 else len(subscriptions) << 3
+    broker.work += broker.router.visits + (len(subscriptions) if message.qos == 0 else len(subscriptions) << 3)
+    broker.router.visits = 0
     if not subscriptions and not route.groups:
         broker.no_subscribers_code = reason_codes.NO_MATCHING_SUBSCRIBERS
         return commit

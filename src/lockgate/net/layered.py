@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from lockgate.net.stream import LINGER_SECONDS, Stream
+from lockgate.net.stream import LARGE_READ, LINGER_SECONDS, Stream
 from lockgate.transport.layer import Layer, TransportError
 from lockgate.transport.proxy_protocol import ProxyProtocol
 
@@ -42,6 +42,8 @@ class LayeredStream(Stream):
             connection.close(str(error))
         if data:
             connection.receive(data, now)
+            if len(data) >= LARGE_READ and self._broker.takes_too_much(self, len(data)):
+                connection.wait(now, now)
         for layer in self._layers:
             if layer.ended:
                 connection.close("")

@@ -35,6 +35,8 @@ _STOP_SECONDS = 2.0
 _BUSY_SECONDS = 50e-6
 # So many at most are written for together: what the first of them brought does not wait for a thousand others.
 _MOST_READS = 64
+# libuv reads one socket up to 32 times in a turn.
+_MOST_BYTES = 524_288
 
 
 class SettlingStore(Store, Protocol):
@@ -121,9 +123,11 @@ class BrokerService:
         self.listeners = [Listener(listener, config, self) for listener in config.listeners]
         self._deadlines = self.broker.deadlines
         self._streams: dict[int, Stream] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._continuing: list[Connection] = []  # that have more output to make
+        self._reading: Stream | None = None  # the last
+        self._read_bytes = 0
         self._busy = False
         self._reads = 0  # in this turn, counted while busy
         self._last_read_at = 0.0
@@ -200,6 +204,18 @@ class BrokerService:
         self.broker.connection_lost(connection, now)
         self.flush()
 
+    def takes_too_much(self, stream: Stream, size: int) -> bool:
+        """Count what is read of one stream without another in between; say whether others should have their turn."""
+        if stream is not self._reading:
+            self._reading = stream
+            self._read_bytes = size
+            return False
+        self._read_bytes += size
+        if self._read_bytes < _MOST_BYTES:
+            return False
+        self._read_bytes = 0
+        return True
+
     def end_read(self, now: float) -> None:
         """Write what a read led to: at once, or together with the other reads of a busy turn.
 
@@ -259,8 +275,10 @@ class BrokerService:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
-        delay = max(0.0, at - self.clock())
-        self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
+        delay = at - self.clock()
+        loop = asyncio.get_running_loop()
+        # A timer that is due would run before the sockets are looked at, again and again.
+        self._timer = loop.call_later(delay, self._expire) if delay > 0 else loop.call_soon(self._expire)
 
     def _expire(self) -> None:
         self._timer = None

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # The transport reports itself full beyond this; output then gathers in the connection, where it is bounded.
 _WRITE_BUFFER_BYTES = 262_144
+# What is read at once of a peer that sends more than anybody could take
+LARGE_READ = 65_536
 # How long a peer may take to read the last packets before its socket is closed.
 LINGER_SECONDS = 5.0
 
@@ -62,6 +64,8 @@ class Stream(asyncio.Protocol):
         now = self._clock()
         connection = self.connection
         connection.receive(data, now)
+        if len(data) >= LARGE_READ and self._broker.takes_too_much(self, len(data)):
+            connection.wait(now, now)
         if connection.closing_reason and connection.version == 0:
             self._name_mistake(data)
         self._broker.end_read(now)

@@ -215,7 +215,7 @@ def test_who_has_much_to_do_lets_others_come_in_between() -> None:
         server.client(f"s{number}").subscribe("t")
     publisher = server.client("p")
     publisher.send(*(Publish("t", bytes((number,))) for number in range(250)))
-    assert 100 < server.broker.statistics.publish_received < 110
+    assert 30 < server.broker.statistics.publish_received < 50
     assert not publisher.connection.wants_input
     server.client("between").publish("other")
     server.advance(0)
