@@ -83,6 +83,9 @@ def _receive_qos_2(
     A different message under an identifier in use replaces the one that waits, as in Mosquitto.
     """
     if refusal:  # an identifier refused by PUBREC is free again in version 5; before, PUBREL follows
+        replaced = _forget_received(broker, session, packet_id)
+        if replaced is not None and session.durable:
+            broker.store.delete(broker.change(), RECEIVED, (session.client_id, str(packet_id)))
         if connection.version != V5:
             session.received[packet_id] = None
         connection.acknowledge(encode_acknowledgement(PUBREC, packet_id, refusal, connection.version), 0)
