@@ -82,6 +82,11 @@ def _receive_qos_2(
 
     A different message under an identifier in use replaces the one that waits, as in Mosquitto.
     """
+    known = packet_id in session.received
+    if not known and len(session.received) >= broker.received_limit:
+        raise MqttError(
+            f"{len(session.received)} QoS 2 messages wait for PUBREL", reason_codes.RECEIVE_MAXIMUM_EXCEEDED
+        )
     if refusal:  # an identifier refused by PUBREC is free again in version 5; before, PUBREL follows
         replaced = _forget_received(broker, session, packet_id)
         if replaced is not None and session.durable:
@@ -90,10 +95,6 @@ def _receive_qos_2(
             session.received[packet_id] = None
         connection.acknowledge(encode_acknowledgement(PUBREC, packet_id, refusal, connection.version), 0)
         return
-    if packet_id not in session.received and len(session.received) >= broker.received_limit:
-        raise MqttError(
-            f"{len(session.received)} QoS 2 messages wait for PUBREL", reason_codes.RECEIVE_MAXIMUM_EXCEEDED
-        )
     if connection.version == V5 and not session.exceeding:
         _watch_receive_maximum(broker, session, packet_id)
     _forget_received(broker, session, packet_id)

@@ -175,7 +175,7 @@ def _fan_out_qos_0(broker: Broker, message: Message, subscriptions: list[Subscri
         if not subscription.plain or connection.topic_alias_maximum or connection.maximum_packet_size:
             outbound.deliver(broker, subscription, message, now)
             continue
-        if not connection.writable:
+        if not outbound.takes_more(broker, connection):
             outbound.hold_late(broker, connection, message, False, 0, now)
             continue
         frame = message.frame_qos_0(connection.version)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from lockgate.broker.limits import Limits, ServerInformation
 from lockgate.mqtt import reason_codes as rc
+from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
     V3_1,
     V3_1_1,
@@ -282,3 +285,29 @@ def test_what_is_queued_in_all_is_bounded_and_the_oldest_goes_first() -> None:
     assert all(messages[-1] == ("t", b"\x13") for messages in seen)
     assert abs(len(seen[0]) - len(seen[1])) <= 1
     assert server.broker.statistics.dropped_shed == 40 - sum(map(len, seen))
+
+
+@pytest.mark.parametrize("options", [{}, {"retain_as_published": True}], ids=["plain", "own"])
+def test_overlapping_subscriptions_do_not_multiply_a_message_beyond_bounds(options: dict[str, bool]) -> None:
+    server = Server(Limits(output_bytes=10_000))
+    client = server.client("c")
+    requests = [SubscriptionRequest("/".join(one), 0, **options) for one in itertools.product("t+", repeat=9)]
+    client.send(Subscribe(1, requests))
+    other = server.client("other")
+    other.subscribe("#")
+    data = encode(Publish("/".join("t" * 9), b"x" * 5000), V5)
+    server.client("p").connection.receive(data, server.now)
+    assert client.connection.output_bytes < 17 * 10_000
+    server.flush()
+    assert len(client.received()) == 1 + 32  # SUBACK first
+    assert server.broker.statistics.dropped_slow == 512 - 32
+    assert len(other.publishes()) == 1
+
+
+def test_refused_identifiers_of_qos_2_are_bounded_too() -> None:
+    server = Server(Limits(max_inflight_messages=2, max_queued_messages=3))
+    client = server.client("c", V3_1_1)
+    for number in range(1, 7):
+        assert not client.closed
+        client.send(Publish("$SYS/no", b"x", 2, packet_id=number))
+    assert client.closed
