@@ -47,7 +47,7 @@ from lockgate.mqtt.properties import Properties
 
 # An expired retained message is never sent; this is how long it may still take up memory.
 _RETAINED_SWEEP_SECONDS: Final = 60.0
-
+_RETAINED_SWEPT: Final = 1000  # of them at once; others come in between
 
 _FILTERS_BEYOND: Final = 1000
 
@@ -369,12 +369,14 @@ class Broker:
 
     def _expire_retained(self, now: float) -> None:
         self._retained_sweep_at = NEVER
-        while True:
+        for _number in range(_RETAINED_SWEPT):
             message = self.retained.next_expired(now)
             if message is None:
-                break
+                self.watch_retained(now)
+                return
             routing.forget_retained(self, message)
-        self.watch_retained(now)
+        self._retained_sweep_at = now
+        self.deadlines.add(now, RETAINED, "")
 
     def _is_live(self, at: float, kind: int, subject: str) -> bool:
         """Whether a deadline still means something."""
