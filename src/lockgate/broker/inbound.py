@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lockgate.broker import routing
+from lockgate.broker import routing, shedding
 from lockgate.broker.decisions import NOT_RETAINED, REFUSED
-from lockgate.broker.ports import NEVER, RECEIVED, Message, printable
+from lockgate.broker.ports import NEVER, RECEIVED, Message, printable, text_bytes
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode_acknowledgement
 from lockgate.mqtt.errors import MqttError, ProtocolError
@@ -57,6 +57,11 @@ def handle_publish(broker: Broker, connection: Connection, session: Session, pac
     if topic.startswith("$SYS/"):
         refusal = reason_codes.NOT_AUTHORIZED
         broker.decisions.record(REFUSED, session.client_id, topic, now, "$SYS belongs to the Server")
+    elif qos == 2 and shedding.is_exhausted(broker, now):
+        if connection.version != V5:  # which has no word for it, and must not be told that we have the message
+            raise MqttError("the memory budget is spent", reason_codes.QUOTA_EXCEEDED)
+        refusal = reason_codes.QUOTA_EXCEEDED
+        broker.decisions.record(REFUSED, session.client_id, topic, now, "the memory budget is spent")
     elif message.retain and qos and connection.version == V5 and not routing.may_retain(broker, message):
         refusal = reason_codes.QUOTA_EXCEEDED
         broker.drop(NOT_RETAINED, session.client_id, topic, now)
@@ -158,6 +163,8 @@ def _resolve_alias(connection: Connection, topic: str, alias: int) -> str:
     if connection.aliases_in is None:
         connection.aliases_in = {}
     if topic:
+        old = connection.aliases_in.get(alias)
+        connection.hold(text_bytes(topic) - (text_bytes(old) if old is not None else 0))
         connection.aliases_in[alias] = topic
         return topic
     known = connection.aliases_in.get(alias)

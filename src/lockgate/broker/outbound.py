@@ -18,6 +18,7 @@ from lockgate.broker.ports import (
     Delivery,
     Message,
     printable,
+    text_bytes,
 )
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode_acknowledgement, encode_packet_id, encode_publish_parts
@@ -119,6 +120,7 @@ def _send_qos_0(
     aliases = connection.aliases_out
     if aliases is not None and message.topic not in aliases and len(aliases) < connection.topic_alias_maximum:
         aliases[message.topic] = len(aliases) + 1
+        connection.hold(text_bytes(message.topic))
     broker.statistics.publish_sent += 1
     connection.send(frame)
 

@@ -26,6 +26,7 @@ from lockgate.mqtt.packets import (
     Unsubscribe,
 )
 from lockgate.mqtt.properties import Properties
+from tests.support import raw
 from tests.support.server import Peer, Server
 
 VERSIONS = [V3_1, V3_1_1, V5]
@@ -311,3 +312,18 @@ def test_refused_identifiers_of_qos_2_are_bounded_too() -> None:
         assert not client.closed
         client.send(Publish("$SYS/no", b"x", 2, packet_id=number))
     assert client.closed
+
+
+def test_long_names_do_not_fill_the_log_nor_the_decisions() -> None:
+    server = Server()
+    long = "x" * 60_000
+    client = server.client(long)
+    client.send_bytes(raw.publish(V5, long.encode() + b"#"))
+    assert client.closed
+    client = server.peer(V3_1_1)
+    client.send_bytes(raw.connect(V3_1_1, name=b"\x01" * 60_000))
+    assert client.closed
+    assert max(map(len, server.log.lines)) < 1000
+    found = server.broker.decisions.find(long, None)
+    assert found
+    assert max(len(one.client_id) + len(one.detail) for one in found) < 2000
