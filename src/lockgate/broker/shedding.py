@@ -30,6 +30,13 @@ def shed(broker: Broker, now: float) -> None:
     broker.memory.exhausted = not _is_enough(broker)
 
 
+def is_exhausted(broker: Broker, now: float) -> bool:
+    """Whether there is no room for more, even after everything that may has given way."""
+    if broker.memory.is_spent():
+        shed(broker, now)
+    return broker.memory.is_exhausted()
+
+
 def _is_enough(broker: Broker) -> bool:
     limit = broker.limits.total_queued_messages
     few = not limit or broker.queued_count <= limit - limit // 16
