@@ -107,6 +107,10 @@ def _step(
             return
         raise MqttError(f"the re-authentication failed: {step.detail}", code)  # [MQTT-4.12.1-2]
     if connect is not None:
+        if connection.limits.username_from_certificate and step.username != connection.identity:
+            detail = "the certificate and the Authentication Method name different users"
+            handshake.refuse(connection, reason_codes.NOT_AUTHORIZED, detail)
+            return
         state.username = step.username
         handshake.let_in(broker, connection, connect, step.username, answer, now)
     elif step.username != state.username:  # everything that the Session holds belongs to the first

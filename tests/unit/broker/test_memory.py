@@ -313,3 +313,18 @@ def test_names_that_a_peer_chose_count_and_are_given_back(name: str) -> None:
     for peer in (client, other):
         peer.lose()
     assert server.broker.memory.used == 0
+
+
+def test_the_oldest_of_all_queues_give_way_and_alarms_within_them_stay() -> None:
+    server = Server(Limits(total_queued_messages=64, max_queued_messages=0, alarms=("alarm",), queue_head=0))
+    absent(server, "a", "a")
+    absent(server, "b", "b")
+    absent(server, "c", "alarm")
+    publisher = server.client("p")
+    for number in range(200):
+        server.now += 1
+        publisher.publish(("a", "b", "b", "alarm" if number < 20 else "a")[number % 4], bytes((number,)), 1)
+    kept = [payload[0] for name in ("a", "b", "c") for _topic, payload in drain(server.client(name, clean_start=False))]
+    alarms = [3, 7, 11, 15, 19]
+    assert 60 < len(kept) <= 64
+    assert sorted(kept) == alarms + list(range(200 - len(kept) + len(alarms), 200))
