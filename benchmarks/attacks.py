@@ -148,7 +148,7 @@ def main(seconds: float = SECONDS, attacks: Sequence[str] = tuple(ATTACKS)) -> N
             with brokers.running(program) as broker:
                 attacker = _start(name, broker.port, seconds)
                 try:
-                    result = load.run_at_rate(broker.port, RATE, pair)
+                    result = load.run_at_rate(broker, RATE, pair)
                 except OSError:  # it lets nobody in any more
                     result = load.Result(pair, 0, seconds, missing=int(RATE * seconds))
                 size = broker.resident_bytes() / 1024 / 1024

@@ -44,9 +44,7 @@ def main(seconds: float = 3.0, loads: Sequence[tuple[str, int, int, int, float]]
         costs: list[float] = []
         for program in programs:
             with brokers.running(program) as broker:
-                before = broker.cpu_seconds()
-                result = load.run_at_rate(broker.port, rate, scenario)
-                result.broker_cpu_seconds = broker.cpu_seconds() - before
+                result = load.run_at_rate(broker, rate, scenario)
             if result.missing:
                 notes.append(f"{program.name}: {result.missing} of {scenario.title} QoS {qos} never arrived")
             costs.append(result.cpu_per_million)

@@ -12,6 +12,7 @@ import socket
 import time
 from dataclasses import dataclass, field, replace
 
+from benchmarks.brokers import Running
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import V3_1_1, Connect, Publish, Subscribe, SubscriptionRequest
@@ -240,8 +241,9 @@ class Publisher:
         return done
 
 
-def run(scenario: Scenario, port: int) -> Result:
+def run(scenario: Scenario, broker: Running) -> Result:
     """Drive a broker as fast as it goes, keeping so little under way that nothing is ever dropped."""
+    port = broker.port
     subscribers = [Subscriber(connect(port, f"s{n}"), scenario) for n in range(scenario.subscribers)]
     for number, subscriber in enumerate(subscribers):
         subscribe(subscriber.sock, scenario.topic_filter(number), scenario.qos)
@@ -258,6 +260,7 @@ def run(scenario: Scenario, port: int) -> Result:
     received = 0
     turn = 0
     cpu = time.process_time()
+    used = broker.cpu_seconds()
     started = time.perf_counter()
     until = started + scenario.seconds
     while True:
@@ -276,20 +279,21 @@ def run(scenario: Scenario, port: int) -> Result:
             if isinstance(peer, Subscriber):
                 received += count
     seconds = time.perf_counter() - started
-    result = Result(scenario, received, seconds, load_cpu_seconds=time.process_time() - cpu)
+    used = broker.cpu_seconds() - used
+    result = Result(scenario, received, seconds, used, time.process_time() - cpu, missing=sent - received)
     poll.close()
     for peer in by_fd.values():
         peer.sock.close()
-    result.missing = sent - received
     return result
 
 
-def run_at_rate(port: int, rate: float, scenario: Scenario) -> Result:
+def run_at_rate(broker: Running, rate: float, scenario: Scenario) -> Result:
     """Publish at a fixed rate, the publishers in turn, and measure each way, from when it is due to after recv.
 
     `rate` counts messages published; payloads have eight bytes, the time, whatever the scenario says.
     """
     scenario = replace(scenario, payload_bytes=8)
+    port = broker.port
     stamps: list[bytes] = []
     subscribers = [Subscriber(connect(port, f"s{n}"), scenario, stamps) for n in range(scenario.subscribers)]
     for number, subscriber in enumerate(subscribers):
@@ -305,6 +309,7 @@ def run_at_rate(port: int, rate: float, scenario: Scenario) -> Result:
     published = int(rate * scenario.seconds)
     total = published * scenario.receivers_each
     sent = 0
+    used = broker.cpu_seconds()
     started = time.perf_counter()
     while len(latencies) < total:
         now = time.perf_counter()
@@ -323,8 +328,10 @@ def run_at_rate(port: int, rate: float, scenario: Scenario) -> Result:
             by_fd[fd].read()
         latencies += [arrived - int.from_bytes(stamp, "big") / 1e9 for stamp in stamps]
         stamps.clear()
+    seconds = time.perf_counter() - started
+    used = broker.cpu_seconds() - used
     missing = total - len(latencies)
-    result = Result(scenario, len(latencies), time.perf_counter() - started, latencies=latencies, missing=missing)
+    result = Result(scenario, len(latencies), seconds, used, latencies=latencies, missing=missing)
     poll.close()
     for peer in by_fd.values():
         peer.sock.close()

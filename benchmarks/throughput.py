@@ -56,10 +56,7 @@ def _best(programs: list[brokers.Program], scenario: load.Scenario, rounds: int)
     for _round in range(rounds):
         for program, mine in zip(programs, results, strict=True):
             with brokers.running(program) as broker:
-                before = broker.cpu_seconds()
-                result = load.run(scenario, broker.port)
-                result.broker_cpu_seconds = broker.cpu_seconds() - before
-                mine.append(result)
+                mine.append(load.run(scenario, broker))
     return [min(mine, key=lambda result: result.cpu_per_million) for mine in results]
 
 
