@@ -21,10 +21,14 @@ def main(
 ) -> None:
     """Run every scenario on both brokers in turn and print one line for each, with our cost over theirs.
 
-    `other` is a Python interpreter with another build of Lockgate, which then stands in mosquitto's place.
+    `other` is `NAME=PYTHON`: the interpreter of an environment with another build of Lockgate, which then stands in
+    mosquitto's place.
     """
     os.sched_setaffinity(0, {brokers.LOAD_CORE})
-    programs = brokers.both() if other is None else [brokers.lockgate(), brokers.lockgate("the other", other)]
+    programs = brokers.both()
+    if other is not None:
+        name, _, python = other.partition("=")
+        programs = [brokers.lockgate(), brokers.lockgate(name, python)]
     print(describe())
     print(
         f"{'scenario':<31}"
