@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 AWAITING_CONNECT: Final = 0
 CONNECTED: Final = 1
 AUTHENTICATING: Final = 2  # between CONNECT and CONNACK
+_REASON_SHOWN: Final = 400  # characters, in the log
 # What one connection may do in one turn, in deliveries at QoS 0, before others come in: a few milliseconds
 _TURN_WORK: Final = 40_000
 CLOSING: Final = 3  # output may still leave, input is ignored
@@ -389,7 +390,7 @@ class Connection:
         """Close without a packet; the shell then calls `Broker.connection_lost`."""
         if self.state != CLOSING:
             self.state = CLOSING
-            self.closing_reason = reason
+            self.closing_reason = reason if len(reason) <= _REASON_SHOWN else f"{reason[:_REASON_SHOWN]}…"
             self.broker.memory.hold_unfinished(-self._unfinished)
             self._unfinished = 0
             self.decoder.clear()

@@ -230,8 +230,13 @@ class Store(Protocol):
         """Ask for at most `limit` queued deliveries after a position; the answer is `Broker.loaded`."""
 
 
+_SHOWN: Final = 256  # characters of a name; the log must not grow by what a peer makes up
+
+
 def printable(name: str) -> str:
-    """Give a name that a peer chose as a line of the log may show it."""
+    """Give a name that a peer chose as a line of the log may show it: escaped, and cut when it is long."""
+    if len(name) > _SHOWN:
+        return f"{printable(name[:_SHOWN])}… ({len(name)} characters)"
     return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
 
 
