@@ -42,8 +42,14 @@ bench: $(VENV)/installed ## us and Debian's mosquitto, side by side
 	$(BIN)/python -m benchmarks
 
 FUZZ_PACKETS ?= 10000000
-fuzz: $(VENV)/installed ## two clients, ten million packets; then the property tests with many more examples
+FUZZ_CASES ?= 3000
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/installed ## ten million packets of two clients; differential, guided by coverage, properties
 	$(BIN)/python -m tests.fuzz --packets $(FUZZ_PACKETS)
+	DIFFERENTIAL_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/fuzz/test_differential.py -p no:timeout -s
+	for target in decoder properties topics websocket proxy; do \
+	  PYTHONPATH=$(CURDIR)/src $(BIN)/python -m tests.fuzz.guided $$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 || exit 1; \
+	done
 	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m pytest tests/properties --hypothesis-seed=random -p no:timeout $(PYTEST_ARGS)
 
 mutate: $(VENV)/locked ## what the tests of mqtt/ and broker/ do not notice; ARGS="--sample 300 --seed 1" for a quick look
@@ -55,6 +61,7 @@ lock: ## write requirements.lock anew from pyproject.toml; needs pip-tools
 
 docs: $(VENV)/locked ## the generated pages of docs/reference
 	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m lockgate.config.reference > docs/reference/configuration.md
+	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m tests.interop.scenarios.differences > docs/reference/differences.md
 	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m tests.conformance.page > docs/reference/conformance.md
 
 clean:

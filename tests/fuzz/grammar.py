@@ -95,7 +95,18 @@ _ACK_CODES: Final = (0x00, 0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x92, 0x97,
 
 
 class Grammar:
-    """Draws packets from a seeded source."""
+    """Draws packets from a seeded source; the tables are what a narrower grammar replaces."""
+
+    topics: Sequence[bytes] = TOPICS
+    filters: Sequence[bytes] = FILTERS
+    publish_properties: Sequence[bytes] = PUBLISH_PROPERTIES
+    will_properties: Sequence[bytes] = WILL_PROPERTIES
+    connect_properties: Sequence[bytes] = CONNECT_PROPERTIES
+    disconnect_properties: Sequence[bytes] = DISCONNECT_PROPERTIES
+    no_local: Sequence[int] = (0, 0, 4)
+    retain_options: Sequence[int] = (0, 0x08, 0x10, 0x20)
+    usernames: Sequence[bytes] = (_s("user"), _s(""), _s("ü\n"))
+    keep_alives: Sequence[bytes] = (b"\0\0", b"\0\0", b"\0\1", b"\0\x0a", b"\xff\xff")
 
     def __init__(self, source: random.Random, badness: float) -> None:
         self.random = source.random
@@ -143,7 +154,7 @@ class Grammar:
             first |= 1
         if qos and rand() < 0.1:
             first |= 8
-        body = self.pick(TOPICS)
+        body = self.pick(self.topics)
         bad = rand() < self.badness
         if bad:
             choice = int(rand() * 4)
@@ -161,7 +172,7 @@ class Grammar:
         if first & 6:
             body += b"\0\0" if bad and rand() < 0.2 else self.pick(PACKET_IDS)
         if version == V5:
-            body += b"\0" if rand() < 0.5 else self._properties(PUBLISH_PROPERTIES)
+            body += b"\0" if rand() < 0.5 else self._properties(self.publish_properties)
         return self._frame(first, body + (_LARGE_PAYLOAD if rand() < 0.002 else self.pick(PAYLOADS)))
 
     def subscribe(self, version: int) -> bytes:
@@ -173,11 +184,11 @@ class Grammar:
             if self.spoilt():
                 body += self.pick(ODD_FILTERS) + bytes((self.pick((0, 1, 2, 3, 0x40, 0x34, 0xFF)),))
                 continue
-            topic_filter = self.pick(FILTERS)
+            topic_filter = self.pick(self.filters)
             options = int(self.random() * 3)
             if version == V5:
-                options |= self.pick((0, 0x08, 0x10, 0x20)) | (
-                    self.pick((0, 0, 4)) if topic_filter[2:3] != b"$" or self.spoilt() else 0
+                options |= self.pick(self.retain_options) | (
+                    self.pick(self.no_local) if topic_filter[2:3] != b"$" or self.spoilt() else 0
                 )
             body += topic_filter + bytes((options,))
         if self.spoilt():
@@ -188,7 +199,7 @@ class Grammar:
         """Draw an UNSUBSCRIBE."""
         body = self.pick(PACKET_IDS) + (b"\0" if version == V5 else b"")
         for _ in range(self.pick((1, 1, 2))):
-            body += self.pick(ODD_FILTERS) if self.spoilt() else self.pick(FILTERS)
+            body += self.pick(ODD_FILTERS) if self.spoilt() else self.pick(self.filters)
         return self._frame(0xA2, body)
 
     def acknowledgement(self, version: int, first: int) -> bytes:
@@ -207,7 +218,7 @@ class Grammar:
         if version != V5 or self.random() < 0.4:
             return b"\xe0\x00"
         code = bytes((self.pick((0, 0, 4, 0x81, 0x93)),))
-        return self._frame(0xE0, code + self._properties(DISCONNECT_PROPERTIES))
+        return self._frame(0xE0, code + self._properties(self.disconnect_properties))
 
     def stray(self, version: int) -> bytes:
         """Draw a packet that only a Server sends, AUTH, or a reserved type."""
@@ -227,21 +238,21 @@ class Grammar:
             qos = int(rand() * 3)
             flags |= 0x04 | qos << 3 | (0x20 if rand() < 0.3 else 0)
             if version == V5:
-                rest += self._properties(WILL_PROPERTIES)
-            rest += self.pick(ODD_TOPICS) if self.spoilt() else self.pick(TOPICS)
+                rest += self._properties(self.will_properties)
+            rest += self.pick(ODD_TOPICS) if self.spoilt() else self.pick(self.topics)
             rest += _s(self.pick(PAYLOADS))
         if rand() < 0.1:
             flags |= 0x80
-            rest += self.pick((_s("user"), _s(""), _s("ü\n")))
+            rest += self.pick(self.usernames)
             if rand() < 0.5:
                 flags |= 0x40
                 rest += _s(b"\0secret")
         if self.spoilt():
             flags ^= self.pick((0x01, 0x04, 0x18, 0x20, 0x40, 0x80))
-        keep_alive = self.pick((b"\0\0", b"\0\0", b"\0\1", b"\0\x0a", b"\xff\xff"))
+        keep_alive = self.pick(self.keep_alives)
         body = protocol + bytes((level & 0xFF, flags)) + keep_alive
         if version == V5:
-            body += self._properties(CONNECT_PROPERTIES)
+            body += self._properties(self.connect_properties)
         return self._frame(0x10, body + client_id + rest)
 
     # --- parts ---------------------------------------------------------------------------------------------------

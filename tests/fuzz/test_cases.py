@@ -26,3 +26,12 @@ def test_a_second_connect_of_an_unknown_version() -> None:
         ("send", 1, b"\x10\x0f\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x02c1", 0),
         ("send", 1, b"\x10\x0e\x00\x04MQTT\x06\x02\x00\x00\x00\x02c1", 3),
     ])  # fmt: skip
+
+
+def test_a_refused_message_takes_the_place_of_one_that_waits() -> None:
+    replay(4, 1, [
+        ("open", 0),
+        ("send", 0, b"\x10\x10\x00\x06MQIsdp\x03\x00\x00\x00\x00\x02c0", 0),
+        ("send", 0, b"4\x06\x00\x01b\x00\x061", 0),
+        ("send", 0, b"4\x0a\x00\x06$SYS/x\x00\x06", 0),
+    ])  # fmt: skip

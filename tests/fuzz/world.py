@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, cast
 
-from lockgate.broker.limits import Limits, ListenerLimits
+from lockgate.broker.limits import CONNECT_PACKET_BYTES, Limits, ListenerLimits
 from lockgate.broker.topic_tree import TopicTree
-from lockgate.mqtt.decoder import Decoder
+from lockgate.mqtt.decoder import Decoder, PacketRules
 from lockgate.mqtt.errors import MqttError, ProtocolError
 from lockgate.mqtt.packets import (
     CONNACK,
@@ -46,12 +46,28 @@ from lockgate.mqtt.packets import (
 from lockgate.mqtt.topics import SHARE_PREFIX, matches, split_shared
 from tests.support.server import Peer, Server
 
-# Bounds so small that a short conversation meets them, and the defaults.
+# Bounds so small that a short conversation meets them, and the defaults. The ring of decisions is soon full: filling it
+# would look like growth.
 _SMALL: Final = Limits(
-    max_inflight_messages=3, max_queued_messages=6, queue_head=4, output_bytes=2_000, max_packet_size=2_000, routes=6
+    max_inflight_messages=3, max_queued_messages=6, queue_head=4, output_bytes=2_000, max_packet_size=2_000, routes=6,
+    decisions=32,
+)  # fmt: skip
+_BY_BYTES: Final = Limits(max_inflight_bytes=300, max_queued_bytes=900, queue_head=2, routes=64, decisions=32)
+_ORDINARY: Final = Limits(max_keepalive=30, output_bytes=600, decisions=32)
+_QUOTAS: Final = Limits(
+    subscriptions=3, retained_messages=4, retained_bytes=300, user_properties=1, topic_levels=3, topic_bytes=30,
+    sessions=3, connections=3, total_queued_messages=8, max_queued_messages=6, decisions=32,
+)  # fmt: skip
+_SCARCE: Final = Limits(
+    memory_budget=30_000, output_bytes=4_000, max_queued_messages=0, alarms=("a/b",), queue_head=3, decisions=32
 )
-_BY_BYTES: Final = Limits(max_inflight_bytes=300, max_queued_bytes=900, queue_head=2, routes=64)
-HOUSES: Final = ((_SMALL, False), (_BY_BYTES, True), (Limits(max_keepalive=30, output_bytes=600), False))
+HOUSES: Final = (  # and whether the store answers late
+    (_SMALL, False),
+    (_BY_BYTES, True),
+    (_ORDINARY, False),
+    (_QUOTAS, True),
+    (_SCARCE, False),
+)
 LISTENERS: Final = (
     ListenerLimits(allow_anonymous=True),
     ListenerLimits(allow_anonymous=True, max_topic_alias=2, max_topic_alias_broker=2),
@@ -98,7 +114,9 @@ class Watcher(Peer):
         self.pubrecs: set[int] = set()  # identifiers we sent PUBREC for
         self.early: set[int] = set()  # identifiers we acknowledged before we had seen them
         self.last: Packet | None = None
-        self._sent = Decoder(0, 100_000)
+        limits = world.server.broker.limits
+        rules = PacketRules(limits.topic_bytes, limits.topic_levels, limits.user_properties)
+        self._sent = Decoder(0, CONNECT_PACKET_BYTES, False, rules)
 
     # --- what leaves ---------------------------------------------------------------------------------------------
 
@@ -404,13 +422,10 @@ class World:
                 client.lose()
         server.settle()
         server.advance(200.0)
+        broker.memory.budget = 0  # the retained messages alone may fill it, and nobody is let in then
         for session in list(broker.sessions.values()):
             server.client(session.client_id, clean_start=True).lose()
-        # wildcards do not reach topics that begin with $
-        levels = [level for level in broker.retained._root.children or () if level.startswith("$")]
-        for topic_filter in ["#", *(f"{level}/#" for level in levels)]:
-            for message in broker.retained.match(topic_filter, 0.0):
-                assert broker.retained.remove(message.topic)
+        self._clear_retained()
         server.settle()
         for line in server.log.lines:
             assert line.isprintable(), f"not escaped in the log: {line!r}"
@@ -427,6 +442,9 @@ class World:
             "wills": len(broker.wills),
             "waiting": len(broker.waiting),
             "touched": len(broker.touched),
+            "pending logins": len(broker.pending),
+            "queued": broker.queued_count,
+            "memory": broker.memory.used,
             "subscriptions": broker.router.tree.count + broker.router.tree.shared_count,
             "tree": not _is_bare(broker.router.tree),
             "retained": broker.retained.count + broker.retained.size_bytes,
@@ -434,6 +452,18 @@ class World:
         }
         assert not any(left.values()), f"left behind: {left}"
         assert len(broker.deadlines) <= 1024, f"{len(broker.deadlines)} deadlines for nobody"
+
+    def _clear_retained(self) -> None:
+        """Have a client remove every retained message, so that all books are kept."""
+        retained = self.server.broker.retained
+        levels = [level for level in retained._root.children or () if level.startswith("$")]
+        filters = ["#", *(f"{level}/#" for level in levels)]  # wildcards do not reach topics that begin with $
+        messages = [message for one in filters for message in retained.match(one, 0.0)]
+        if messages:
+            janitor = self.server.client("janitor")
+            for message in messages:
+                janitor.send(Publish(message.topic, b"", 0, True))
+            janitor.lose()
 
 
 def _is_bare(tree: TopicTree) -> bool:

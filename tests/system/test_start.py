@@ -43,6 +43,7 @@ def test_a_broker_alone_loads_none_of_what_others_need(toml: Path) -> None:
     loaded = set(modules.read_text().split())
     assert "lockgate.net.service" in loaded
     heavy = {"aiohttp", "orjson", "rich", "sqlite3", "psutil", "ctypes", "argon2", "numpy", "lockgate.client"}
+    heavy |= {"websockets", "lockgate.transport", "lockgate.net.layered"}
     assert not loaded & heavy
 
 

@@ -28,6 +28,7 @@ server.bind(sys.argv[1]); server.listen()
 print("pid", os.getpid(), flush=True)
 while True:
     peer, _ = server.accept()
+    peer.recv(4096)
     try:
         peer.sendall(b"{}")
     except OSError:
@@ -97,6 +98,24 @@ async def test_a_killed_child_is_started_again_and_the_others_stay(
     await output.wait_for(lambda lines: len(output.pids("a")) == 2)
     assert len(output.pids("b")) == 1
     assert watched.restarts() == {"a": 1, "b": 0}
+    stop.set()
+    await asyncio.wait_for(running, 10)
+
+
+async def test_a_hangup_reaches_the_children_and_harms_none_that_does_not_listen_yet(tmp_path: Path) -> None:
+    listening = SERVICE.replace(
+        "server = ", "signal.signal(signal.SIGHUP, lambda *_: os.write(1, b'hup\\n'))\nserver = "
+    )
+    output, stop = Output(), asyncio.Event()
+    watched = supervise(tmp_path, output, [["a"]], "import signal\n" + listening)
+    running = asyncio.create_task(watched.run(stop))
+    while watched._stages[0][0]._process is None:
+        await asyncio.sleep(0)
+    watched.reload()  # it has hardly begun
+    await output.wait_for(lambda lines: len(output.pids("a")) == 1)
+    watched.reload()
+    await output.wait_for(lambda lines: ("a", "hup") in lines)
+    assert watched.restarts() == {"a": 0}
     stop.set()
     await asyncio.wait_for(running, 10)
 

@@ -50,9 +50,13 @@ class Deadlines:
         """Give the earliest point in time, or None."""
         return self._heap[0][0] if self._heap else None
 
-    def due(self, now: float) -> tuple[float, int, str] | None:
-        """Take the earliest entry that is due, as its time, kind and subject, or None."""
-        if not self._heap or self._heap[0][0] > now:
-            return None
-        at, _order, kind, subject = heapq.heappop(self._heap)
-        return at, kind, subject
+    def due(self, now: float) -> list[tuple[float, int, str]]:
+        """Take the entries that are due, the earliest first, each as its time, kind and subject.
+
+        What is added while they are handled is for the next call, even if it is due at once.
+        """
+        taken: list[tuple[float, int, str]] = []
+        while self._heap and self._heap[0][0] <= now:
+            at, _order, kind, subject = heapq.heappop(self._heap)
+            taken.append((at, kind, subject))
+        return taken

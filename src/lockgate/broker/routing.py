@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from lockgate.broker import outbound, shedding
 from lockgate.broker.decisions import NOT_RETAINED
-from lockgate.broker.memory import RETAINED_BYTES
+from lockgate.broker.memory import retained_bytes
 from lockgate.broker.ports import NEVER, RETAINED, Delivery, Message
 from lockgate.broker.topic_tree import Route, SharedGroup, TopicTree
 from lockgate.mqtt import reason_codes
@@ -32,7 +32,16 @@ class Router:
     first level when that is no wildcard, else all.
     """
 
-    __slots__ = ("_by_first_level", "_limit", "_receivers", "_receivers_limit", "_remembered", "_routes", "tree")
+    __slots__ = (
+        "_by_first_level",
+        "_limit",
+        "_receivers",
+        "_receivers_limit",
+        "_remembered",
+        "_routes",
+        "tree",
+        "visits",
+    )
 
     def __init__(self, limit: int) -> None:
         self.tree = TopicTree()
@@ -40,6 +49,7 @@ class Router:
         self._routes: dict[str, Route] = {}
         self._by_first_level: dict[str, list[str]] = {}
         self._remembered = 0  # routes and receivers since all were forgotten, whether or not one was forgotten alone
+        self.visits = 0  # nodes of the tree, for routes that were not remembered; whoever counts the work clears it
         self._receivers = 0
         self._receivers_limit = limit * _RECEIVERS_EACH
 
@@ -48,6 +58,7 @@ class Router:
         route = self._routes.get(topic)
         if route is None:
             route = self.tree.match(topic)
+            self.visits += self.tree.visits
             receivers = len(route.subscriptions) + len(route.groups)
             if len(topic) > _LONG_TOPIC or receivers > self._receivers_limit // 4:
                 return route
@@ -105,7 +116,8 @@ def publish(broker: Broker, message: Message, now: float) -> int:
     route = broker.router.route(message.topic)
     subscriptions = route.subscriptions
     broker.no_subscribers_code = 0
-    broker.work += len(subscriptions) if message.qos == 0 else len(subscriptions) << 3
+    broker.work += broker.router.visits + (len(subscriptions) if message.qos == 0 else len(subscriptions) << 3)
+    broker.router.visits = 0
     if not subscriptions and not route.groups:
         broker.no_subscribers_code = reason_codes.NO_MATCHING_SUBSCRIBERS
         return commit
@@ -163,7 +175,7 @@ def _fan_out_qos_0(broker: Broker, message: Message, subscriptions: list[Subscri
         if not subscription.plain or connection.topic_alias_maximum or connection.maximum_packet_size:
             outbound.deliver(broker, subscription, message, now)
             continue
-        if not connection.writable:
+        if not outbound.takes_more(broker, connection):
             outbound.hold_late(broker, connection, message, False, 0, now)
             continue
         frame = message.frame_qos_0(connection.version)
@@ -205,7 +217,7 @@ def _retain(broker: Broker, message: Message, now: float) -> int:
             return 0
         broker.retained.set(message)
         memory.hold(message)
-        memory.used += RETAINED_BYTES
+        memory.used += retained_bytes(message.topic)
         number = broker.change()
         broker.store.set(number, RETAINED, (message.topic,), message)
         broker.watch_retained(now)
@@ -227,4 +239,4 @@ def forget_retained(broker: Broker, message: Message) -> int:
 
 def _let_go(broker: Broker, message: Message) -> None:
     broker.memory.release(message)
-    broker.memory.used -= RETAINED_BYTES
+    broker.memory.used -= retained_bytes(message.topic)

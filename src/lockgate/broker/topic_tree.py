@@ -164,12 +164,13 @@ class _Node:
 class TopicTree:
     """The Subscriptions of all Sessions; filters and names are taken as already checked."""
 
-    __slots__ = ("_root", "count", "shared_count")
+    __slots__ = ("_root", "count", "shared_count", "visits")
 
     def __init__(self) -> None:
         self._root = _Node()
         self.count = 0
         self.shared_count = 0
+        self.visits = 0  # nodes, by the last `match`
 
     def add(self, topic_filter: str, share_name: str, subscription: Subscription) -> None:
         """Add a Session's Subscription to a filter (without $share), or replace the one it had."""
@@ -228,30 +229,33 @@ class TopicTree:
         if topic_name.startswith("$"):  # wildcards do not reach these at the first level [MQTT-4.7.2-1]
             child = self._root.child(levels[0])
             if child is not None:
-                _collect(child, levels, 1, route)
+                self.visits = _collect(child, levels, 1, route)
         else:
-            _collect(self._root, levels, 0, route)
+            self.visits = _collect(self._root, levels, 0, route)
         return route
 
 
-def _collect(node: _Node, levels: list[str], depth: int, route: Route) -> None:
+def _collect(node: _Node, levels: list[str], depth: int, route: Route) -> int:
+    """Add what matches below a node; give the number of nodes visited."""
+    visits = 1
     rest = node.rest
     if rest is not None:  # `a/#` also matches `a` (§4.7.1.2)
         _take(rest, route)
     if depth == len(levels):
         _take(node, route)
-        return
+        return visits
     single = node.single
     if single is not None:
         if node.single_name == levels[depth]:
-            _collect(single, levels, depth + 1, route)
+            visits += _collect(single, levels, depth + 1, route)
     elif node.children is not None:
         child = node.children.get(levels[depth])
         if child is not None:
-            _collect(child, levels, depth + 1, route)
+            visits += _collect(child, levels, depth + 1, route)
     plus = node.plus
     if plus is not None:
-        _collect(plus, levels, depth + 1, route)
+        visits += _collect(plus, levels, depth + 1, route)
+    return visits
 
 
 def _take(node: _Node, route: Route) -> None:

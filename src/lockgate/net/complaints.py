@@ -11,6 +11,7 @@ log = logging.getLogger(__name__)
 _SECONDS: Final = 60.0
 _REASONS: Final = 10  # different ones told of one address in that time
 _ADDRESSES: Final = 256  # remembered; all others count as one
+_OTHERS: Final = "other addresses"
 
 
 class _Address:
@@ -37,28 +38,43 @@ class Complaints:
         """Whether lines about this peer are being left out: its next connection is not worth one either."""
         if not self._addresses:
             return False
-        known = self._addresses.get(_host(peer))
+        host = _host(peer)
+        known = self._addresses.get(host) or self._addresses.get(_OTHERS)
         return known is not None and known.left_out > 0 and now < known.began + _SECONDS
 
     def tell(self, peer: str, reason: str, now: float) -> None:
         """Log why a peer was sent away, unless that was said of its address within the last minute."""
+        known = self._of(peer, now)
+        if reason in known.reasons or len(known.reasons) == _REASONS:
+            known.left_out += 1
+            return
+        known.reasons.add(reason)
+        log.warning("Client [%s] disconnected: %s.", peer, reason)
+
+    def count(self, peer: str, now: float) -> None:
+        """Count a peer that came and went without a word: the line about its coming was one too many already."""
+        self._of(peer, now).left_out += 1
+
+    def close(self) -> None:
+        """Say what was left out until now."""
+        for host, known in self._addresses.items():
+            _sum_up(host, known)
+        self._addresses.clear()
+
+    def _of(self, peer: str, now: float) -> _Address:
         host = _host(peer)
         known = self._addresses.get(host)
         if known is None:
             self._forget(now)
             if len(self._addresses) >= _ADDRESSES:
-                host = "other addresses"
+                host = _OTHERS
                 known = self._addresses.get(host)
         if known is not None and now >= known.began + _SECONDS:
             _sum_up(host, known)
             known = None
         if known is None:
             known = self._addresses[host] = _Address(now)
-        if reason in known.reasons or len(known.reasons) == _REASONS:
-            known.left_out += 1
-            return
-        known.reasons.add(reason)
-        log.warning("Client [%s] disconnected: %s.", peer, reason)
+        return known
 
     def _forget(self, now: float) -> None:
         """Make room: drop the addresses whose minute is over, with their sums."""
@@ -72,7 +88,7 @@ class Complaints:
 
 def _sum_up(host: str, known: _Address) -> None:
     if known.left_out:
-        log.warning("%d more connections from %s were closed for such reasons.", known.left_out, host)
+        log.warning("%d more connections from %s ended before they were let in.", known.left_out, host)
 
 
 def _host(peer: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from lockgate.net.stream import LINGER_SECONDS, Stream
+from lockgate.net.stream import LARGE_READ, Stream
 from lockgate.transport.layer import Layer, TransportError
 from lockgate.transport.proxy_protocol import ProxyProtocol
 
@@ -25,6 +25,11 @@ class LayeredStream(Stream):
         self._heard = False  # anything
         self._parting = False
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Introduce an accepted socket to the broker, with what its layers cost."""
+        super().connection_made(transport)
+        self.connection.hold(sum(layer.memory_bytes for layer in self._layers))
+
     def data_received(self, data: bytes) -> None:
         """Handle everything that was read, then write once for each connection it touched."""
         now = self._clock()
@@ -42,6 +47,8 @@ class LayeredStream(Stream):
             connection.close(str(error))
         if data:
             connection.receive(data, now)
+            if len(data) >= LARGE_READ and self._broker.takes_too_much(self, len(data)):
+                self._give_way(now)
         for layer in self._layers:
             if layer.ended:
                 connection.close("")
@@ -114,7 +121,7 @@ class LayeredStream(Stream):
                 self._write(data)
             if not self._reading:  # the answer has to be heard
                 self._read(True)
-            asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
+            self._abort_later()
         if not wait or not any(layer.awaits_goodbye for layer in self._layers):
             self._transport.close()
 

@@ -35,6 +35,11 @@ _STOP_SECONDS = 2.0
 _BUSY_SECONDS = 50e-6
 # So many at most are written for together: what the first of them brought does not wait for a thousand others.
 _MOST_READS = 64
+# Of large outputs in one turn: bytes, and from which size on they count
+_MOST_WRITTEN = 16_777_216
+_LARGE_WRITE = 65_536
+# libuv reads one socket up to 32 times in a turn.
+_MOST_BYTES = 524_288
 
 
 class SettlingStore(Store, Protocol):
@@ -110,10 +115,17 @@ class BrokerService:
 
     name = "broker"
 
-    def __init__(self, config: BrokerConfig, open_store: OpenStore, authenticator: Authenticator | None = None) -> None:
+    def __init__(
+        self,
+        config: BrokerConfig,
+        open_store: OpenStore,
+        authenticator: Authenticator | None = None,
+        reload_users: Callable[[], None] | None = None,
+    ) -> None:
         self._store = open_store(self._committed, self._loaded)
         information = ServerInformation(config.server_reference, config.server_moved, config.response_information)
         self.broker = Broker(broker_limits(config), self._store, _Log(), _new_client_id, authenticator, information)
+        self._reload_users = reload_users
         self._trusted_proxies = config.trusted_proxies
         self.complaints = Complaints()
         self.handshakes_failed = 0  # of TLS, WebSocket and the PROXY protocol
@@ -121,9 +133,12 @@ class BrokerService:
         self.listeners = [Listener(listener, config, self) for listener in config.listeners]
         self._deadlines = self.broker.deadlines
         self._streams: dict[int, Stream] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._continuing: list[Connection] = []  # that have more output to make
+        self._waiting: dict[int, None] = {}  # numbers of connections whose large output is put off
+        self._reading: Stream | None = None  # the last
+        self._read_bytes = 0
         self._busy = False
         self._reads = 0  # in this turn, counted while busy
         self._last_read_at = 0.0
@@ -146,13 +161,17 @@ class BrokerService:
             await self._stop()
 
     def reload(self) -> None:
-        """Read the files of the listeners again; whoever is connected stays so."""
+        """Read the files of the listeners and of users again; whoever is connected stays so."""
+        if self._reload_users is not None:
+            self._reload_users()
         for listener in self.listeners:
             listener.reload()
 
     async def _stop(self) -> None:
         self.broker.stop(self.clock())
         self.flush()
+        while self._waiting:
+            self._write_waiting()
         for listener in self.listeners:
             listener.close()
         if self._timer is not None:
@@ -160,6 +179,7 @@ class BrokerService:
         deadline = self.clock() + _STOP_SECONDS
         while self._streams and self.clock() < deadline:
             await asyncio.sleep(0.01)
+        self.complaints.close()
 
     # --- the turn ------------------------------------------------------------------------------------------------
 
@@ -194,11 +214,26 @@ class BrokerService:
         """Take back the connection of a closed socket."""
         connection = stream.connection
         self._streams.pop(connection.number, None)
-        if connection.closing_reason and not connection.client_name:  # anybody can cause that, as often as they like
-            self.complaints.tell(connection.peer, connection.closing_reason, now)
-            connection.closing_reason = ""
+        if not connection.client_name:  # anybody can cause that, as often as they like
+            if connection.closing_reason:
+                self.complaints.tell(connection.peer, connection.closing_reason, now)
+                connection.closing_reason = ""
+            else:
+                self.complaints.count(connection.peer, now)
         self.broker.connection_lost(connection, now)
         self.flush()
+
+    def takes_too_much(self, stream: Stream, size: int) -> bool:
+        """Count what is read of one stream without another in between; say whether others should have their turn."""
+        if stream is not self._reading:
+            self._reading = stream
+            self._read_bytes = size
+            return False
+        self._read_bytes += size
+        if self._read_bytes < _MOST_BYTES:
+            return False
+        self._read_bytes = 0
+        return True
 
     def end_read(self, now: float) -> None:
         """Write what a read led to: at once, or together with the other reads of a busy turn.
@@ -228,13 +263,41 @@ class BrokerService:
         if self._deadlines.moved:
             self._watch()
         streams = self._streams
+        written = 0
         touched = self.broker.take_touched()
         while touched:
             for connection in touched:
                 stream = streams.get(connection.number)
-                if stream is not None:
-                    stream.write()
+                if stream is None:
+                    continue
+                size = connection.output_bytes
+                if size > _LARGE_WRITE:
+                    if written > _MOST_WRITTEN:
+                        self._put_off(connection)
+                        continue
+                    written += size
+                stream.write()
             touched = self.broker.take_touched()
+
+    def _put_off(self, connection: Connection) -> None:
+        """Write for a connection in a later turn: one large message for many readers would hold up everybody."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._write_waiting)
+        self._waiting[connection.number] = None
+
+    def _write_waiting(self) -> None:
+        written = 0
+        waiting, self._waiting = self._waiting, {}
+        for number in waiting:
+            stream = self._streams.get(number)
+            if stream is None:
+                continue
+            if written > _MOST_WRITTEN:
+                self._put_off(stream.connection)
+                continue
+            written += stream.connection.output_bytes
+            stream.write()
+        self.flush()
 
     def continue_later(self, connection: Connection) -> None:
         """Let a connection make its next piece of output in the next turn, so that others come in between."""
@@ -259,8 +322,10 @@ class BrokerService:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
-        delay = max(0.0, at - self.clock())
-        self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
+        delay = at - self.clock()
+        loop = asyncio.get_running_loop()
+        # A timer that is due would run before the sockets are looked at, again and again.
+        self._timer = loop.call_later(delay, self._expire) if delay > 0 else loop.call_soon(self._expire)
 
     def _expire(self) -> None:
         self._timer = None

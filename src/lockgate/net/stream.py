@@ -13,16 +13,29 @@ from lockgate.broker.connection import Connection
 if TYPE_CHECKING:
     from lockgate.net.listener import Listener
 
-# The transport reports itself full beyond this; output then gathers in the connection, where it is bounded.
-_WRITE_BUFFER_BYTES = 262_144
+# The transport reports itself full beyond this; output then gathers in the connection, where it is bounded. What lies
+# in the transport below that is not counted against the memory budget.
+_WRITE_BUFFER_BYTES = 65_536
+# What is read at once of a peer that sends more than anybody could take
+LARGE_READ = 65_536
 # How long a peer may take to read the last packets before its socket is closed.
-LINGER_SECONDS = 5.0
+_LINGER_SECONDS = 5.0
 
 
 class Stream(asyncio.Protocol):
     """The asyncio side of one Network Connection."""
 
-    __slots__ = ("_broker", "_clock", "_listener", "_reading", "_socket", "_transport", "connection", "refused")
+    __slots__ = (
+        "_broker",
+        "_clock",
+        "_linger",
+        "_listener",
+        "_reading",
+        "_socket",
+        "_transport",
+        "connection",
+        "refused",
+    )
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -30,6 +43,7 @@ class Stream(asyncio.Protocol):
         self._clock = listener.broker.clock
         self._reading = True
         self._socket = -1
+        self._linger: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
         self.connection: Connection
         self.refused = False  # the listener has max_connections already
@@ -62,6 +76,8 @@ class Stream(asyncio.Protocol):
         now = self._clock()
         connection = self.connection
         connection.receive(data, now)
+        if len(data) >= LARGE_READ and self._broker.takes_too_much(self, len(data)):
+            self._give_way(now)
         if connection.closing_reason and connection.version == 0:
             self._name_mistake(data)
         self._broker.end_read(now)
@@ -87,10 +103,13 @@ class Stream(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Let the transport close: a client that has stopped sending is gone."""
+        self._abort_later()  # it waits for the peer to read what is left, which may be never
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the broker."""
+        if self._linger is not None:
+            self._linger.cancel()  # it would keep all of this for as long
         self._listener.streams.discard(self)
         self._broker.dismiss(self, self._clock())
 
@@ -107,9 +126,20 @@ class Stream(asyncio.Protocol):
         if connection.is_closing:
             if not self._transport.is_closing():
                 self._transport.close()
-                asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
+                self._abort_later()
         elif connection.wants_input != self._reading:
             self._read(not self._reading)
+
+    def _abort_later(self) -> None:
+        if self._linger is None:
+            seconds = 0.0 if self._broker.broker.memory.is_spent() else _LINGER_SECONDS
+            self._linger = asyncio.get_running_loop().call_later(seconds, self._transport.abort)
+
+    def _give_way(self, now: float) -> None:
+        """Read nothing more before others had their turn; at once, for the loop is about to read again."""
+        self.connection.wait(now, now)
+        if self._reading:
+            self._read(False)
 
     def _read(self, reading: bool) -> None:
         self._reading = reading

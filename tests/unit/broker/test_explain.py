@@ -127,7 +127,7 @@ def test_window_full() -> None:
 
 
 def test_a_slow_reader() -> None:
-    server = Server(Limits(output_bytes=1000))
+    server = Server(Limits(output_bytes=1500))
     client = server.client("c")
     client.subscribe("t/#")
     client.stop_reading()

@@ -208,6 +208,19 @@ def test_a_client_that_never_releases_qos_2_messages_is_bounded() -> None:
     assert publisher.one() == Disconnect(reason_codes.RECEIVE_MAXIMUM_EXCEEDED)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_refused_message_replaces_the_one_that_waits_under_its_identifier(version: int) -> None:
+    server = Server()
+    subscriber = server.client("s")
+    subscriber.subscribe("#", 2)
+    publisher = server.client("p", version)
+    before = server.broker.memory.used
+    publisher.send(Publish("a", b"waits", 2, packet_id=6), Publish("$SYS/a", b"refused", 2, packet_id=6))
+    assert server.broker.memory.used == before
+    publisher.send(PubRel(6))
+    assert subscriber.received() == []
+
+
 def test_a_client_that_leaves_no_room_for_connack_is_refused() -> None:
     server = Server()
     small = server.peer()

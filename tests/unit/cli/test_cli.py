@@ -23,6 +23,7 @@ from lockgate.cli import up
 from lockgate.cli.common import table
 from lockgate.config import lockgate_toml
 from lockgate.telemetry import health
+from tests.support.certificates import Authority
 
 GOOD = """\
 [gateway]
@@ -85,6 +86,27 @@ def test_check_compiles_the_rules(toml: Path, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().err
     assert said.startswith(f"{toml}:6: rules.alarm.sql: ")
     assert ":value" in said
+
+
+def test_check_reads_the_certificates_and_tells_what_each_listener_speaks(
+    toml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cert, key = Authority(toml.parent).issue("server", "localhost")
+    conf = toml.parent / "mosquitto.conf"
+    conf.write_text(
+        f"listener 8883\nprotocol websockets\ncertfile {cert}\nkeyfile {key}\ndhparamfile x\n"
+        "listener 0 /run/mqtt.sock\nlistener 1884\nenable_proxy_protocol 1\n"
+    )
+    toml.write_text(GOOD + f'[broker]\nmosquitto_conf = "{conf}"\n')
+    assert cli.main(["check", str(toml)]) == 0
+    said = capsys.readouterr().out
+    assert "*:8883 (WebSocket, TLS), /run/mqtt.sock, *:1884 (PROXY version 1); " in said
+    assert "Warning: dhparamfile is ignored" in said
+    key.write_text("rubbish")
+    assert cli.main(["check", str(toml)]) == 3
+    said = capsys.readouterr().err
+    assert f"Error: keyfile: {key} cannot be used" in said
+    assert f"Error found at {conf}:4." in said
 
 
 async def test_status_shows_who_is_up(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from lockgate.config.model import TlsConfig
-from lockgate.mqtt.packets import V3_1_1, V5, PubAck, PubComp, Publish, PubRec, PubRel, Will
+from lockgate.mqtt.packets import V3_1_1, V5, Disconnect, PubAck, PubComp, Publish, PubRec, PubRel, Will
 from lockgate.mqtt.reason_codes import MALFORMED_PACKET, SESSION_TAKEN_OVER
+from lockgate.net import stream
 from tests.support.certificates import Authority
 from tests.support.wires import NAMES, ClientWebSocket, Door, Wire, doors, serving
 
@@ -175,6 +176,46 @@ async def test_a_subscriber_that_does_not_read_costs_a_bounded_amount_and_nobody
         assert await stalled.receive() == Publish("t", b"last")
 
 
+@pytest.mark.parametrize("name", ["tls", "websocket", "secure websocket"])
+async def test_a_publisher_that_reads_no_acknowledgements_is_not_read_for_ever(door: Door) -> None:
+    async with serving(door.listener) as service:
+        publisher = await Wire.client(service, "p", door.layers(), version=V3_1_1)
+        publisher.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        publishes = [Publish("t", b"", 1, packet_id=1)] * 10_000
+        connection = service.broker.sessions["p"].connection
+        assert connection is not None
+        for _round in range(300):
+            try:
+                await asyncio.wait_for(publisher.send(*publishes), 1)
+            except TimeoutError:
+                break
+        else:
+            pytest.fail("the broker never stopped reading")
+        assert connection.output_bytes < service.broker.limits.output_bytes + 500_000
+        publisher.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for _number in range(1000):
+            assert await publisher.receive() == PubAck(1)
+        publisher.writer.transport.abort()
+
+
+@pytest.mark.parametrize("name", ["tls", "websocket", "secure websocket"])
+async def test_a_flood_of_retained_messages_arrives_whole(door: Door) -> None:
+    async with serving(door.listener) as service:
+        publisher = await Wire.client(service, "p", door.layers())
+        for number in range(300):
+            await publisher.send(Publish(f"t/{number}", b"x" * 10_000, 0, True))
+        await publisher.send(Publish("end", b"", 1, packet_id=1))
+        assert isinstance(await publisher.receive(), PubAck)
+        subscriber = await Wire.client(service, "s", door.layers())
+        await subscriber.subscribe("t/#")
+        topics = set()
+        for _number in range(300):
+            packet = await subscriber.receive()
+            assert isinstance(packet, Publish)
+            topics.add(packet.topic)
+        assert len(topics) == 300
+
+
 @every_door
 async def test_a_mistake_ends_its_own_connection_with_the_reason(door: Door) -> None:
     async with serving(door.listener) as service:
@@ -184,7 +225,9 @@ async def test_a_mistake_ends_its_own_connection_with_the_reason(door: Door) -> 
         for layer in reversed(bad.layers):
             data = layer.send(data)
         await bad.write(data)
-        assert getattr(await bad.receive(), "reason_code", None) == MALFORMED_PACKET
+        farewell = await bad.receive()
+        assert isinstance(farewell, Disconnect)
+        assert farewell.reason_code == MALFORMED_PACKET
         await bad.closed()
         await other.subscribe("t")
 
@@ -194,7 +237,9 @@ async def test_a_takeover_closes_the_old_socket(door: Door) -> None:
     async with serving(door.listener) as service:
         old = await Wire.client(service, "same", door.layers())
         await Wire.client(service, "same", door.layers())
-        assert getattr(await old.receive(), "reason_code", None) == SESSION_TAKEN_OVER
+        farewell = await old.receive()
+        assert isinstance(farewell, Disconnect)
+        assert farewell.reason_code == SESSION_TAKEN_OVER
         await old.closed()
 
 
@@ -279,3 +324,37 @@ async def test_several_listeners_serve_the_same_topics(tmp_path: Path, tls: TlsC
         await wires[0].send(Publish("t", b"x"))
         for wire in wires:
             assert await wire.receive() == Publish("t", b"x")
+
+
+@pytest.mark.parametrize("name", ["tcp", "tls", "websocket"])
+async def test_a_client_that_ends_its_half_and_reads_nothing_is_gone_soon(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_LINGER_SECONDS", 0.05)
+    async with serving(door.listener) as service:
+        client = await Wire.client(service, "c", door.layers())
+        await client.subscribe("t")
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        sender = await Wire.client(service, "s", door.layers())
+        connection = service.broker.sessions["c"].connection
+        assert connection is not None
+        while connection.writable:
+            await sender.send(Publish("t", b"x" * 100_000, 1, packet_id=1))
+            assert await asyncio.wait_for(sender.receive(), WAIT) == PubAck(1)
+        client.writer.write_eof()
+        async with asyncio.timeout(WAIT):
+            while "c" in service.broker.sessions:
+                await asyncio.sleep(0.01)
+        assert service.broker.memory.used < 100_000
+
+
+@pytest.mark.parametrize("name", ["tls", "secure websocket"])
+async def test_what_lies_under_mqtt_counts_against_the_memory_budget(door: Door) -> None:
+    async with serving(door.listener) as service:
+        client = await Wire.client(service, "c", door.layers())
+        assert service.broker.memory.used > 30_000
+        client.writer.close()
+        async with asyncio.timeout(WAIT):
+            while service.broker.connections:
+                await asyncio.sleep(0.01)
+        assert service.broker.memory.used == 0

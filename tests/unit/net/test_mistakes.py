@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,19 @@ async def test_repetition_does_not_grow_the_log(caplog: pytest.LogCaptureFixture
         assert "New client connected from 127.0.0.1:" in caplog.messages[-1]
 
 
+async def test_connections_without_a_word_do_not_grow_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with serving(PLAIN) as service:
+        for _number in range(100):
+            wire = await Wire.open(service, handshake=False)
+            wire.writer.close()
+            async with asyncio.timeout(10):
+                while not service.broker.statistics.connections_accepted or service.broker.connections:
+                    await asyncio.sleep(0.001)
+        assert len([line for line in caplog.messages if "127.0.0.1:" in line]) < 6
+    assert re.fullmatch(r"\d+ more connections from 127\.0\.0\.1 ended before they were let in\.", caplog.messages[-1])
+
+
 def test_complaints_are_told_once_a_minute_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     complaints = Complaints()
     for second in range(130):
@@ -111,9 +125,9 @@ def test_complaints_are_told_once_a_minute_and_counted(caplog: pytest.LogCapture
         complaints.tell("192.0.2.2:1", "other", 0.0)
     assert [line for line in caplog.messages if ".2:" not in line] == [
         "Client [192.0.2.1:0] disconnected: bad.",
-        "59 more connections from 192.0.2.1 were closed for such reasons.",
+        "59 more connections from 192.0.2.1 ended before they were let in.",
         "Client [192.0.2.1:60] disconnected: bad.",
-        "59 more connections from 192.0.2.1 were closed for such reasons.",
+        "59 more connections from 192.0.2.1 ended before they were let in.",
         "Client [192.0.2.1:120] disconnected: bad.",
     ]
     assert complaints.is_repeating("192.0.2.1:7", 130.0)

@@ -270,7 +270,7 @@ def test_files_that_cannot_be_used_are_named_with_option_and_line(
 
 def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked(config: TlsConfig, tmp_path: Path) -> None:
     locked = tmp_path / "locked.key"
-    command = ["openssl", "pkey", "-in", str(config.keyfile), "-aes256", "-passout", "pass:x", "-out", str(locked)]
+    command = [program("openssl"), "pkey", "-in", str(config.keyfile), "-aes256", "-passout", "pass:x", "-out", str(locked)]
     subprocess.run([program(command[0]), *command[1:]], check=True, capture_output=True)
     said = mistake(dataclasses.replace(config, keyfile=locked))
     assert "locked.key is encrypted, and nobody is there to type its passphrase" in said
@@ -323,6 +323,26 @@ def test_a_reload_counts_for_new_connections_and_a_bad_file_changes_nothing(
     server.reload()
     Client(authority.cafile, "renewed.example").shake(server.layer())
     Client(authority.cafile).shake(before)  # it was accepted before
+
+
+def test_a_certificate_revoked_later_is_refused_after_the_reload(
+    config: TlsConfig, authority: Authority, tmp_path: Path
+) -> None:
+    lost = authority.issue("lost", common_name="lost")
+    config = dataclasses.replace(
+        config, require_certificate=True, cafile=authority.cafile, crlfile=tmp_path / "crl.pem"
+    )
+    assert config.crlfile is not None
+    config.crlfile.write_bytes(authority.revoke().read_bytes())
+    server = TlsServer(config)
+    connected, client = server.layer(), Client(authority.cafile, certificate=lost)
+    client.shake(connected)
+    config.crlfile.write_bytes(authority.revoke(lost[0]).read_bytes())
+    server.reload()
+    with pytest.raises(TransportError, match="certificate revoked"):
+        Client(authority.cafile, certificate=lost).shake(server.layer())
+    client.object.write(b"still here")
+    assert connected.receive(client.outgoing.read()) == b"still here"
 
 
 # --- names --------------------------------------------------------------------------------------------------------
