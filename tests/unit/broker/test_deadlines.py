@@ -51,14 +51,13 @@ def test_what_is_due_comes_by_time_and_then_in_the_order_in_which_it_was_noted()
     for at, subject in ((5.0, "a"), (3.0, "b"), (5.0, "c"), (4.0, "d"), (5.0, "0")):
         deadlines.add(at, WILL, subject)
     assert deadlines.next() == 3.0
-    assert deadlines.due(2.9) is None
-    assert [deadlines.due(5.0) for _ in range(6)] == [
+    assert deadlines.due(2.9) == []
+    assert deadlines.due(5.0) == [
         (3.0, WILL, "b"),
         (4.0, WILL, "d"),
         (5.0, WILL, "a"),
         (5.0, WILL, "c"),
         (5.0, WILL, "0"),
-        None,
     ]
     assert deadlines.next() is None
 
@@ -77,6 +76,6 @@ def test_the_order_holds_whatever_was_swept_out() -> None:
     times = [float(number * 7919 % 4001) for number in range(4001)]
     for at in times:
         deadlines.add(at, WILL, "")
-    seen = [due[0] for due in iter(lambda: deadlines.due(1e9), None)]
+    seen = [due[0] for due in deadlines.due(1e9)]
     assert seen == sorted(seen)
     assert {at for at in times if int(at) % 3} <= set(seen)

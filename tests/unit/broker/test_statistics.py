@@ -49,7 +49,7 @@ def test_each_receiver_counts() -> None:
 
 
 def test_each_drop_counts_by_its_reason() -> None:
-    server = Server(Limits(max_queued_messages=1, max_inflight_messages=1, output_bytes=100, retained_messages=1))
+    server = Server(Limits(max_queued_messages=1, max_inflight_messages=1, output_bytes=500, retained_messages=1))
     client = server.client("c", maximum_packet_size=150)
     client.subscribe("t", 1)
     publisher = server.client("p")
