@@ -207,6 +207,8 @@ BAD = [
     Bad("connect: Will QoS without a Will", 0, h("10 0c 0004 4d515454 04 0a 003c 0000")),
     Bad("connect: Will Retain without a Will", 0, h("10 0c 0004 4d515454 04 22 003c 0000")),
     Bad("connect: a will topic with a wildcard", 0, h("10 11 0004 4d515454 04 06 003c 0000 0001 23 0000")),
+    Bad("connect 3.1: a password without a user name, the reserved flag set", 0,
+        h("10 11 0006 4d5149736470 03 41 003c 0000 0001 70")),
     Bad("connect 5: a will's response topic with a wildcard", 0,
         h("10 17 0004 4d515454 05 06 003c 00 0000 04 08 0001 23 0001 77 0000")),
     Bad("connect 3.1.1: a password without a user name", 0, h("10 0f 0004 4d515454 04 42 003c 0000 0001 70")),

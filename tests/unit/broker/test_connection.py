@@ -159,6 +159,22 @@ def test_why_a_connection_ended_is_told_in_log_and_explanation() -> None:
     assert len(server.log.lines) == count  # who says nothing and goes is not worth a line
 
 
+def test_a_silent_client_s_session_does_not_wait_for_its_socket() -> None:
+    server = Server()
+    watcher = server.client("w")
+    watcher.subscribe("#")
+    will = Will("will", b"x", properties=Properties(will_delay_interval=10))
+    peer = server.client("c", keep_alive=10, session_expiry_interval=100, will=will)
+    server.now += 15
+    server.broker.expire(server.now)
+    assert peer.connection.is_closing
+    assert server.broker.sessions["c"].connection is None  # and the shell has not heard of it yet
+    server.flush()
+    assert watcher.received() == []
+    server.advance(10)
+    assert watcher.messages() == [("will", b"x")]
+
+
 def test_a_will_has_its_expiry_counted_from_when_it_is_published() -> None:
     server = Server()
     watcher = server.client("w", session_expiry_interval=100)

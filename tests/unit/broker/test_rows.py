@@ -281,6 +281,7 @@ def test_retained_messages_go_on_when_suback_has_left() -> None:
     server.flush()
     assert peer.received() == []
     server.broker.committed(last, server.now)
+    assert len(peer.connection.output) == 4  # with nobody asking for more
     server.flush()
     assert [type(packet).__name__ for packet in peer.received()] == ["SubAck", "Publish", "Publish", "Publish"]
 

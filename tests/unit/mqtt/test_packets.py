@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from unittest import mock
 
 import pytest
 
@@ -62,3 +63,10 @@ def test_packets_of_one_shape_and_another_type_differ() -> None:
     assert ConnAck() == ConnAck(0, False, None)
     assert Disconnect(0) != Auth(0)
     assert PingReq() != PubAck(1)
+
+
+def test_properties_leave_it_to_others_whether_they_are_equal() -> None:
+    assert Properties() == Properties()
+    assert Properties() != Properties(topic_alias=1)
+    assert Properties() != "x"
+    assert Properties() == mock.ANY
