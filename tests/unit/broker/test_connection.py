@@ -191,6 +191,22 @@ def test_a_will_has_its_expiry_counted_from_when_it_is_published() -> None:
         assert len(late.publishes()) == count
 
 
+def test_a_will_without_a_delay_is_published_at_once() -> None:
+    server = Server()
+    watcher = server.client("w")
+    watcher.subscribe("#")
+    own = Properties(content_type="c")
+    server.client("c", session_expiry_interval=100, will=Will("will", b"x", properties=own)).lose()
+    assert [(one.topic, one.properties) for one in watcher.publishes()] == [("will", own)]
+
+
+def test_a_session_belongs_to_the_user_who_came_last() -> None:
+    server = Server()
+    server.client("c", session_expiry_interval=100, username="first").lose()
+    server.client("c", clean_start=False, session_expiry_interval=100, username="second").lose()
+    assert server.broker.sessions["c"].username == "second"
+
+
 def test_a_will_at_its_end_is_published_once() -> None:
     server = Server()
     watcher = server.client("w")
