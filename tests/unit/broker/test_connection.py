@@ -205,6 +205,8 @@ def test_a_session_belongs_to_the_user_who_came_last() -> None:
     server.client("c", session_expiry_interval=100, username="first").lose()
     server.client("c", clean_start=False, session_expiry_interval=100, username="second").lose()
     assert server.broker.sessions["c"].username == "second"
+    server.client("c", clean_start=False, username="a much longer name").lose()
+    assert server.broker.memory.used == 0
 
 
 def test_a_will_at_its_end_is_published_once() -> None:

@@ -68,6 +68,18 @@ def test_refused_by_a_rule() -> None:
     assert finding.count == 1
 
 
+def test_refused_for_want_of_memory() -> None:
+    server = Server(Limits(memory_budget=20_000))
+    publisher = server.client("p")
+    for number in range(30):
+        publisher.send(Publish(f"r/{number}", b"x" * 1000, 0, True))
+    publisher.send(Publish("t/a", b"x", 2, packet_id=1))
+    refused = [one for one in ask(server, "p") if one.reason == "refused"]
+    assert [one.text for one in refused] == [
+        "a message on this topic from client 'p' was refused: the memory budget is spent"
+    ]
+
+
 def test_queue_full() -> None:
     server = Server(Limits(max_queued_messages=2, max_inflight_messages=1))
     client = server.client("c")

@@ -85,7 +85,9 @@ def test_aliases_up_to_the_maximum_are_taken_and_mean_the_topic_last_said() -> N
     peer = server.client("a")
     for topic, alias in (("a", 2), ("", 2), ("b", 1), ("c", 2), ("", 2), ("", 1)):
         peer.send(Publish(topic, b"x", properties=Properties(topic_alias=alias)))
-    assert [topic for topic, _payload in subscriber.messages()] == ["a", "a", "b", "c", "c", "b"]
+    seen = subscriber.publishes()
+    assert [one.topic for one in seen] == ["a", "a", "b", "c", "c", "b"]
+    assert [one.properties for one in seen] == [None] * 6  # an alias is between two, and goes no further
     peer.send(Publish("d", b"x", properties=Properties(topic_alias=3)))
     assert peer.received() == [Disconnect(rc.TOPIC_ALIAS_INVALID)]
 
@@ -137,6 +139,13 @@ def test_a_will_s_qos_is_bounded_like_any(will_qos: int) -> None:
         assert peer.closed is (will_qos == 2)
         codes = [getattr(packet, "reason_code", None) for packet in peer.received()]
         assert codes == ([0] if will_qos < 2 else [rc.QOS_NOT_SUPPORTED] if version == V5 else [])
+
+
+def test_a_bridge_of_version_5_is_answered_in_version_5() -> None:
+    peer = Server().peer(V5)
+    peer.send_bytes(bytes.fromhex("100d00044d5154548502003c000000"))
+    assert peer.output == bytes.fromhex("2003008400")
+    assert peer.closed
 
 
 def test_a_login_that_waits_takes_no_client_s_place() -> None:

@@ -187,6 +187,25 @@ def test_a_qos_2_message_that_waits_for_its_release(rows: Rows) -> None:
     assert rows.of(RECEIVED) == {}
 
 
+def test_an_identifier_that_is_refused_the_second_time_keeps_nothing(rows: Rows) -> None:
+    peer = rows.server.client("a", session_expiry_interval=100)
+    used = rows.server.broker.memory.used
+    peer.send(Publish("t", b"x", 2, packet_id=7), Publish("t", b"y" * 50, 2, packet_id=7))
+    [row] = rows.of(RECEIVED).values()
+    assert isinstance(row, Message)
+    assert row.payload == b"y" * 50
+    assert rows.server.broker.memory.used == used + row.memory_bytes()  # and no more of the first
+    before = rows.last
+    peer.send(Publish("$SYS/x", b"x", 2, packet_id=7))
+    assert rows.of(RECEIVED) == {}
+    assert rows.server.broker.memory.used == used
+    after = rows.last
+    assert after > before
+    peer.send(Publish("$SYS/x", b"x", 2, packet_id=7))  # there is nothing left to tell the store
+    rows.server.client("b").send(Publish("t", b"x", 2, packet_id=7), Publish("$SYS/x", b"x", 2, packet_id=7))
+    assert rows.last == after
+
+
 def test_what_is_in_flight_and_how_far_it_is(rows: Rows) -> None:
     peer = rows.server.client("a", session_expiry_interval=100)
     peer.subscribe("t", 2)
