@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
-from lockgate.broker.memory import Memory
+from lockgate.broker.memory import Memory, retained_bytes, session_bytes, subscription_bytes
 from lockgate.broker.ports import NEVER, Message
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import V3_1, V3_1_1, V5, Publish
@@ -112,3 +113,21 @@ def test_unfinished_packets_are_a_part_of_what_is_used() -> None:
     memory.hold_unfinished(100)
     memory.hold_unfinished(-40)
     assert (memory.used, memory.unfinished) == (60, 60)
+
+
+def test_names_cost_what_their_characters_take() -> None:
+    base = session_bytes("", None)
+    assert session_bytes("", "") == base
+    assert session_bytes("abc", None) == session_bytes("", "abc") == base + 3
+    assert session_bytes("äbc", "äbc") == base + 24  # one wide character makes all of them wide
+    assert subscription_bytes("abc") == subscription_bytes("") + 6
+    assert retained_bytes("abc") == retained_bytes("") + 3
+
+
+@pytest.mark.parametrize(("cost", "strings"), [(subscription_bytes, 2), (retained_bytes, 1)])
+def test_levels_beyond_the_usual_cost_a_node_each(cost: Callable[[str], int], strings: int) -> None:
+    figures = [cost("/" * (levels - 1)) - strings * (levels - 1) for levels in range(1, 12)]
+    assert len(set(figures[:8])) == 1
+    node = figures[8] - figures[7]
+    assert node > 100
+    assert [figure - figures[7] for figure in figures[7:]] == [0, node, 2 * node, 3 * node]

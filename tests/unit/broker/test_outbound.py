@@ -264,6 +264,53 @@ def test_qos_1_behind_kept_qos_0_waits_its_turn() -> None:
     assert [one.payload for one in peer.publishes()] == [b"0", b"1"]
 
 
+@pytest.mark.parametrize("qos", [0, 1])
+def test_a_receiver_s_own_encoding_keeps_what_the_publisher_said(qos: int) -> None:
+    server = Server()
+    peer = server.client("s")
+    peer.send(Subscribe(1, [SubscriptionRequest("t", 1)], Properties(subscription_identifiers=(3,))))
+    peer.received()
+    said = {
+        "payload_format_indicator": 1,
+        "content_type": "c",
+        "response_topic": "r",
+        "correlation_data": b"d",
+        "user_properties": (("k", "v"), ("k", "w")),
+    }
+    server.client("p").send(Publish("t", b"x", qos, packet_id=qos, properties=Properties(**said)))  # type: ignore[arg-type]
+    [one] = peer.publishes()
+    assert one.properties == Properties(**said, subscription_identifiers=(3,))  # type: ignore[arg-type]
+
+
+def test_a_queue_that_has_emptied_warns_again_when_it_is_full_again() -> None:
+    server = Server(Limits(max_inflight_messages=1, max_queued_messages=1))
+    peer = server.client("s")
+    peer.subscribe("t", 1)
+    publisher = server.client("p")
+    for warned in (1, 2):
+        for _ in range(4):
+            publisher.publish("t", b"x", 1)
+        assert sum("being dropped" in line for line in server.log.lines) == warned
+        acknowledge_all(peer)
+        publisher.publish("t", b"x", 1)
+        acknowledge_all(peer)
+
+
+def test_an_expired_message_gives_its_memory_back() -> None:
+    server = Server()
+    peer = server.client("s", session_expiry_interval=100)
+    peer.subscribe("t", 1)
+    peer.lose()
+    used = server.broker.memory.used
+    own = Properties(message_expiry_interval=5)
+    server.client("p").send(Publish("t", b"x", 1, packet_id=1, properties=own))
+    server.advance(6)
+    server.peers[max(server.peers)].lose()
+    server.client("s", clean_start=False, session_expiry_interval=100).lose()
+    assert server.broker.statistics.dropped_expired == 1
+    assert server.broker.memory.used == used
+
+
 # --- shared subscriptions -----------------------------------------------------------------------------------------
 
 
