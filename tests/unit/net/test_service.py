@@ -317,33 +317,3 @@ async def test_a_trusted_proxy_is_not_counted_by_its_address() -> None:
     async with serving(BrokerConfig(limits=limits, trusted_proxies=proxies)) as service:
         for client_id in ("a", "b", "c"):
             await Wire.client(service, client_id)
-
-
-async def test_a_large_message_for_many_readers_is_written_over_several_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lockgate.net.service._MOST_WRITTEN", 300_000)
-    async with serving() as service:
-        readers = [await Wire.client(service, f"r{number}") for number in range(12)]
-        for reader in readers:
-            await reader.subscribe("t")
-        turns: dict[int, int] = {}
-        turn = 0
-
-        def count() -> None:
-            nonlocal turn
-            turn += 1
-            asyncio.get_running_loop().call_soon(count)
-
-        write = Stream._write
-
-        def measured(stream: Stream, data: bytes) -> None:
-            turns[turn] = turns.get(turn, 0) + len(data)
-            write(stream, data)
-
-        monkeypatch.setattr(Stream, "_write", measured)
-        count()
-        publisher = await Wire.client(service, "p")
-        publisher.send(Publish("t", b"x" * 100_000), Publish("t", b"y"))
-        for reader in readers:
-            assert await reader.receive() == Publish("t", b"x" * 100_000)
-            assert await reader.receive() == Publish("t", b"y")
-        assert max(turns.values()) < 700_000
