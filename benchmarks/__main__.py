@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import doors, footprint, latency, subscriptions, throughput
+from benchmarks import attacks, doors, footprint, latency, sessions, subscriptions, throughput
 
-for program in (throughput, latency, footprint, subscriptions, doors):
+for program in (throughput, latency, sessions, footprint, subscriptions, doors, attacks):
     program.main()
     print()

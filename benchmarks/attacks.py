@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from benchmarks import brokers, load
 from benchmarks.machine import describe
@@ -132,25 +132,25 @@ def _repeat(sock: socket.socket, data: bytes, until: float) -> None:
                 return
 
 
-def main(seconds: float = SECONDS) -> None:
+def main(seconds: float = SECONDS, attacks: Sequence[str] = tuple(ATTACKS)) -> None:
     """Print the latency of the others and the memory of the broker, without and under each attack."""
     os.sched_setaffinity(0, {brokers.LOAD_CORE})
+    pair = load.Scenario("pairs", 1, 1, 0, False, seconds)
+    programs = brokers.both()
     print(describe())
     print(f"{'attack':<18}", end="")
-    for program in brokers.both():
+    for program in programs:
         print(f"{program.name + ' p50 µs':>18}{'p99 µs':>9}{'max µs':>9}{'lost':>6}{'MiB':>7}", end="")
     print()
-    for name in ("none", *ATTACKS):
+    for name in ("none", *attacks):
         print(f"{name:<18}", end="")
-        for program in brokers.both():
+        for program in programs:
             with brokers.running(program) as broker:
                 attacker = _start(name, broker.port, seconds)
                 try:
-                    result = load.run_at_rate(broker.port, RATE, seconds, pairs=1)
+                    result = load.run_at_rate(broker, RATE, pair)
                 except OSError:  # it lets nobody in any more
-                    result = load.Result(
-                        load.Scenario("pairs", 1, 1, 0, False), 0, seconds, missing=int(RATE * seconds)
-                    )
+                    result = load.Result(pair, 0, seconds, missing=int(RATE * seconds))
                 size = broker.resident_bytes() / 1024 / 1024
                 if attacker is not None:
                     attacker.kill()
@@ -181,4 +181,4 @@ if __name__ == "__main__":
         print("attacking", flush=True)
         ATTACKS[sys.argv[1]](int(sys.argv[2]), time.monotonic() + float(sys.argv[3]))
     else:
-        main(*(float(argument) for argument in sys.argv[1:2]))
+        main(float(sys.argv[1]) if sys.argv[1:] else SECONDS)

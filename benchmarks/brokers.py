@@ -28,17 +28,16 @@ log_type error
 
 @dataclass(frozen=True)
 class Program:
-    """A broker's name and how it is started."""
+    """A broker's name, how it is started, and what its mosquitto.conf says more than that of the others."""
 
     name: str
     command: tuple[str, ...]
+    more: str = ""
 
 
-def lockgate() -> Program:
-    """Give our own broker, as installed."""
-    return Program(
-        "lockgate", (sys.executable, "-m", "lockgate", "run", "--config", "{folder}/lockgate.toml", "broker")
-    )
+def lockgate(name: str = "lockgate", python: str = sys.executable) -> Program:
+    """Give our own broker, as it is installed beside a Python interpreter."""
+    return Program(name, (python, "-m", "lockgate", "run", "--config", "{folder}/lockgate.toml", "broker"))
 
 
 def mosquitto() -> Program | None:
@@ -54,6 +53,12 @@ def both() -> list[Program]:
         print("mosquitto is not installed (Debian: apt-get install mosquitto): no comparison")
         return [lockgate()]
     return [lockgate(), peer]
+
+
+def without_nagle() -> list[Program]:
+    """Give the peer as an owner configures it to whom delay matters; empty where it is not installed."""
+    peer = mosquitto()
+    return [Program("its nodelay", peer.command, "set_tcp_nodelay true\n")] if peer is not None else []
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def running(program: Program) -> Iterator[Running]:
     """Start a broker in a folder of its own on one core, wait until it accepts, and end it afterwards."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="lockgate-bench-") as folder:
-        Path(folder, "mosquitto.conf").write_text(CONFIGURATION.format(port=port))
+        Path(folder, "mosquitto.conf").write_text(CONFIGURATION.format(port=port) + program.more)
         Path(folder, "lockgate.toml").write_text(
             f'[gateway]\nid = "bench"\ndata_dir = "{folder}"\n[broker]\nmosquitto_conf = "mosquitto.conf"\n'
         )

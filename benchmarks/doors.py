@@ -30,7 +30,7 @@ _REQUEST = (
 )
 
 
-def main(connections: int = CONNECTIONS) -> None:
+def main(connections: int = CONNECTIONS, messages: int = MESSAGES) -> None:
     """Print a line for each broker and door."""
     os.sched_setaffinity(0, {brokers.LOAD_CORE})
     print(describe())
@@ -47,12 +47,12 @@ def main(connections: int = CONNECTIONS) -> None:
                     with _running(program, Path(folder), door) as (pid, port):
                         broker = brokers.Running(program.name, pid, port, 0.0)
                         tls = context if door in ("tls", "secure websocket") else None
-                        _measure(broker, door, tls, connections)
+                        _measure(broker, door, tls, connections, messages)
                 except (OSError, RuntimeError) as error:  # a mosquitto without WebSocket
                     print(f"{program.name:<12}{door:<18}: {error}")
 
 
-def _measure(broker: brokers.Running, door: str, tls: ssl.SSLContext | None, connections: int) -> None:
+def _measure(broker: brokers.Running, door: str, tls: ssl.SSLContext | None, connections: int, messages: int) -> None:
     framed = "websocket" in door
     first = _open(broker.port, "first", tls, framed)  # what is loaded once is not counted
     idle = broker.resident_bytes()
@@ -61,13 +61,13 @@ def _measure(broker: brokers.Running, door: str, tls: ssl.SSLContext | None, con
     message = _frame(encode(Publish("device/first", b"x" * 64), V3_1_1), framed)
     answer_bytes = len(encode(Publish("device/first", b"x" * 64), V3_1_1)) + (2 if framed else 0)
     used = broker.cpu_seconds()
-    for _turn in range(MESSAGES // _TURN):
+    for _turn in range(messages // _TURN):
         for _number in range(_TURN):
             sockets[0].sendall(message)
         _receive(first, _TURN * answer_bytes, framed, _TURN)
     used = broker.cpu_seconds() - used
     each = (full - idle) / connections / 1024
-    print(f"{broker.name:<12}{door:<18}{each:>18.2f}{used / MESSAGES * 1e6:>18.1f}{idle / 2**20:>10.1f}", flush=True)
+    print(f"{broker.name:<12}{door:<18}{each:>18.2f}{used / messages * 1e6:>18.1f}{idle / 2**20:>10.1f}", flush=True)
     for sock in (first, *sockets):
         sock.close()
 

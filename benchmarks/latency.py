@@ -1,32 +1,60 @@
-"""The way of a message at a fixed rate, where most are a wake-up of their own: p50 and p99, and the broker's cost."""
+"""The way of a message when both brokers get the same load, far from what they can bear: p50 and p99, and the cost.
+
+A publisher sends one message at a time, so nearly every one is a wake-up of its own.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 from benchmarks import brokers, load
 from benchmarks.machine import describe
 
-RATES = (1_000, 5_000, 10_000)
+# name, publishers, subscribers, QoS, messages published a second by all publishers together
+LOADS = (
+    ("pairs", 10, 10, 0, 1_000),
+    ("pairs", 10, 10, 0, 5_000),
+    ("pairs", 10, 10, 0, 10_000),
+    ("pairs", 10, 10, 1, 1_000),
+    ("pairs", 10, 10, 1, 5_000),
+    ("pairs", 10, 10, 2, 2_000),
+    ("fan-out", 1, 100, 0, 50),
+    ("fan-out", 1, 100, 1, 50),
+    ("fan-in", 100, 1, 0, 5_000),
+    ("fan-in", 100, 1, 1, 5_000),
+    ("shared", 100, 10, 1, 5_000),
+    ("pairs", 1_000, 1_000, 0, 1_000),
+    ("pairs", 1_000, 1_000, 1, 1_000),
+)
 
 
-def main(seconds: float = 4.0) -> None:
-    """Publish QoS 0 over ten pairs at each rate and print the latencies of both brokers."""
+def main(seconds: float = 3.0, loads: Sequence[tuple[str, int, int, int, float]] = LOADS) -> None:
+    """Publish at each rate and print latencies and processor time of all brokers, and our ratios to mosquitto's."""
     os.sched_setaffinity(0, {brokers.LOAD_CORE})
+    programs = [*brokers.both(), *brokers.without_nagle()]
     print(describe())
-    print(f"{'messages/s':<12}{'broker':<12}{'p50 µs':>8}{'p99 µs':>8}{'max µs':>9}{'CPU s/M':>10}")
-    for rate in RATES:
-        for program in brokers.both():
+    heads = "".join(f"{program.name + ' p50 µs':>19}{'p99 µs':>8}{'CPU s/M':>9}" for program in programs)
+    print(f"{'scenario':<26}{'sent/s':>7}{heads}{'CPU ratio':>11}")
+    notes: list[str] = []
+    for name, publishers, subscribers, qos, rate in loads:
+        scenario = load.Scenario(name, publishers, subscribers, qos, False, seconds)
+        line = f"{scenario.title:<20} QoS {qos}{rate:>8,.0f}"
+        costs: list[float] = []
+        for program in programs:
             with brokers.running(program) as broker:
-                before = broker.cpu_seconds()
-                result = load.run_at_rate(broker.port, rate, seconds)
-                cost = (broker.cpu_seconds() - before) / result.delivered * 1e6
+                result = load.run_at_rate(broker, rate, scenario)
             if result.missing:
-                raise RuntimeError(f"{result.missing} messages never arrived at {program.name}'s subscriber")
-            p50, p99, longest = (result.percentile(share) * 1e6 for share in (0.5, 0.99, 1.0))
-            print(f"{rate:<12,}{program.name:<12}{p50:>8.0f}{p99:>8.0f}{longest:>9.0f}{cost:>10.1f}", flush=True)
+                notes.append(f"{program.name}: {result.missing} of {scenario.title} QoS {qos} never arrived")
+            costs.append(result.cpu_per_million)
+            p50, p99 = (result.percentile(share) * 1e6 for share in (0.5, 0.99))
+            line += f"{p50:>19.0f}{p99:>8.0f}{costs[-1]:>9.1f}"
+        ratio = f"{costs[0] / costs[1]:>11.2f}" if len(costs) > 1 else ""
+        print(line + ratio, flush=True)
+    for note in notes:
+        print(note)
 
 
 if __name__ == "__main__":
-    main(*(float(argument) for argument in sys.argv[1:2]))
+    main(float(sys.argv[1]) if sys.argv[1:] else 3.0)

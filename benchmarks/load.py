@@ -1,17 +1,18 @@
 """A load generator that costs less than the brokers it drives: raw sockets, frames made once, packets only counted.
 
 All frames of a run have one size on each side, so that thousands of packets in one read are taken apart by slices with
-a step and never one by one; only QoS 2, whose streams mix packets, is walked through.
+a step and never one by one; only QoS 2, whose streams mix packets, is walked through, and messages that carry the time.
 """
 
 from __future__ import annotations
 
-import os
+import resource
 import select
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from benchmarks.brokers import Running
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import V3_1_1, Connect, Publish, Subscribe, SubscriptionRequest
@@ -39,13 +40,19 @@ class Scenario:
         """To how many subscribers one message goes."""
         return self.subscribers if self.name == "fan-out" else 1
 
+    @property
+    def title(self) -> str:
+        """Give what the scenario is called in a table."""
+        return f"{self.name} {self.publishers:,}→{self.subscribers:,}"
+
     def topic(self, publisher: int) -> str:
         """Give the topic of a publisher; all have one length."""
         return f"bench/{publisher:05d}"
 
     def topic_filter(self, subscriber: int) -> str:
         """Give what a subscriber subscribes to."""
-        return {"fan-out": "bench/00000", "fan-in": "bench/+"}.get(self.name, f"bench/{subscriber:05d}")
+        filters = {"fan-out": "bench/00000", "fan-in": "bench/+", "shared": "$share/group/bench/+"}
+        return filters.get(self.name, f"bench/{subscriber:05d}")
 
 
 @dataclass
@@ -73,16 +80,28 @@ class Result:
     def percentile(self, share: float) -> float:
         """Give a latency in seconds that this share of the messages did not exceed."""
         ordered = sorted(self.latencies)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
-def connect(port: int, client_id: str) -> socket.socket:
-    """Open a connection and wait for its CONNACK."""
+def allow_files(count: int) -> None:
+    """Let this process, and the brokers it starts, open that many sockets; OSError where the system does not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + 100
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise OSError(f"{count} connections need {needed} open files, and this system allows {hard} (ulimit -Hn)")
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def connect(port: int, client_id: str, clean: bool = True) -> socket.socket:
+    """Open a connection and take its CONNACK, and nothing of what may follow."""
     sock = socket.create_connection(("127.0.0.1", port), timeout=10)
     sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.sendall(encode(Connect(client_id, V3_1_1, True, 0), V3_1_1))
-    _await_packet(sock)
+    sock.sendall(encode(Connect(client_id, V3_1_1, clean, 0), V3_1_1))
+    answer = sock.recv(4, socket.MSG_WAITALL)
+    if len(answer) < 4 or answer[3]:
+        raise ConnectionError(f"the broker refused a client: {answer!r}")
     return sock
 
 
@@ -101,14 +120,18 @@ def _await_packet(sock: socket.socket) -> None:
         decoder.feed(data)
 
 
-class _Subscriber:
-    def __init__(self, sock: socket.socket, scenario: Scenario) -> None:
+class Subscriber:
+    """Takes and acknowledges messages; where `stamps` is a list it gathers the last eight bytes of each."""
+
+    def __init__(self, sock: socket.socket, scenario: Scenario, stamps: list[bytes] | None = None) -> None:
         self.sock = sock
         self.qos = scenario.qos
+        self.stamps = stamps
         frame = encode(Publish("bench/00000", b"x" * scenario.payload_bytes, scenario.qos, packet_id=1), V3_1_1)
         self.size = len(frame)
         self.id_at = len(frame) - scenario.payload_bytes - 2
         self.rest = b""
+        self.answer = b"\x40\x02" if self.qos == 1 else b"\x50\x02"
 
     def read(self) -> int:
         """Take what arrived, acknowledge it, and give the number of messages."""
@@ -117,7 +140,7 @@ class _Subscriber:
             raise ConnectionError("the broker closed a subscriber")
         if self.rest:
             data = self.rest + data
-        if self.qos == 2:
+        if self.qos == 2 or self.stamps is not None:
             return self._walk(data)
         count, left = divmod(len(data), self.size)
         self.rest = data[len(data) - left :] if left else b""
@@ -143,16 +166,21 @@ class _Subscriber:
             else:
                 if at + self.size > end:
                     break
-                answers.append(b"\x50\x02" + data[at + self.id_at : at + self.id_at + 2])
+                if self.qos:
+                    answers.append(self.answer + data[at + self.id_at : at + self.id_at + 2])
                 at += self.size
                 count += 1
+                if self.stamps is not None:
+                    self.stamps.append(data[at - 8 : at])
         self.rest = data[at:]
         if answers:
             self.sock.sendall(b"".join(answers))
         return count
 
 
-class _Publisher:
+class Publisher:
+    """Sends messages as far as its window of unacknowledged ones allows."""
+
     def __init__(self, sock: socket.socket, scenario: Scenario, number: int) -> None:
         self.sock = sock
         self.qos = scenario.qos
@@ -165,9 +193,9 @@ class _Publisher:
         self.free = _WINDOW
         self.rest = b""
 
-    def publish(self) -> int:
-        """Send a turn's messages, as far as the window allows; give their number."""
-        count = min(_TURN, self.free) if self.qos else _TURN
+    def publish(self, most: int = _TURN) -> int:
+        """Send a turn's messages, at most some and as far as the window allows; give their number."""
+        count = min(_TURN, most, self.free) if self.qos else min(_TURN, most)
         if not count:
             return 0
         if self.qos:
@@ -182,6 +210,15 @@ class _Publisher:
             for frame in frames:
                 self.sock.sendall(frame)
         return count
+
+    def publish_one(self, payload: bytes) -> None:
+        """Send one message with a payload of its own, as long as the scenario says, whatever is unacknowledged."""
+        frame = self.frames[0]
+        if self.qos:
+            self.next = self.next % 65_535 + 1
+            self.sock.sendall(frame[: -len(payload) - 2] + self.next.to_bytes(2, "big") + payload)
+        else:
+            self.sock.sendall(frame[: -len(payload)] + payload)
 
     def read(self) -> int:
         """Take acknowledgements; give the number of messages that are done."""
@@ -204,13 +241,14 @@ class _Publisher:
         return done
 
 
-def run(scenario: Scenario, port: int) -> Result:
+def run(scenario: Scenario, broker: Running) -> Result:
     """Drive a broker as fast as it goes, keeping so little under way that nothing is ever dropped."""
-    subscribers = [_Subscriber(connect(port, f"s{n}"), scenario) for n in range(scenario.subscribers)]
+    port = broker.port
+    subscribers = [Subscriber(connect(port, f"s{n}"), scenario) for n in range(scenario.subscribers)]
     for number, subscriber in enumerate(subscribers):
         subscribe(subscriber.sock, scenario.topic_filter(number), scenario.qos)
-    publishers = [_Publisher(connect(port, f"p{n}"), scenario, n) for n in range(scenario.publishers)]
-    by_fd: dict[int, _Subscriber | _Publisher] = {}
+    publishers = [Publisher(connect(port, f"p{n}"), scenario, n) for n in range(scenario.publishers)]
+    by_fd: dict[int, Subscriber | Publisher] = {}
     poll = select.epoll()
     by_fd.update((peer.sock.fileno(), peer) for peer in subscribers)
     by_fd.update((peer.sock.fileno(), peer) for peer in publishers)
@@ -222,6 +260,7 @@ def run(scenario: Scenario, port: int) -> Result:
     received = 0
     turn = 0
     cpu = time.process_time()
+    used = broker.cpu_seconds()
     started = time.perf_counter()
     until = started + scenario.seconds
     while True:
@@ -237,57 +276,63 @@ def run(scenario: Scenario, port: int) -> Result:
         for fd, _event in poll.poll(0.05):
             peer = by_fd[fd]
             count = peer.read()
-            if isinstance(peer, _Subscriber):
+            if isinstance(peer, Subscriber):
                 received += count
     seconds = time.perf_counter() - started
-    result = Result(scenario, received, seconds, load_cpu_seconds=time.process_time() - cpu)
+    used = broker.cpu_seconds() - used
+    result = Result(scenario, received, seconds, used, time.process_time() - cpu, missing=sent - received)
     poll.close()
     for peer in by_fd.values():
         peer.sock.close()
-    result.missing = sent - received
     return result
 
 
-def run_at_rate(port: int, rate: float, seconds: float, pairs: int = 10, qos: int = 0) -> Result:
-    """Publish at a fixed rate over some pairs and measure each message's way, from before send to after recv."""
-    scenario = Scenario("pairs", pairs, pairs, qos, False, seconds, payload_bytes=8)
-    subscribers = [_Subscriber(connect(port, f"s{n}"), scenario) for n in range(pairs)]
+def run_at_rate(broker: Running, rate: float, scenario: Scenario) -> Result:
+    """Publish at a fixed rate, the publishers in turn, and measure each way, from when it is due to after recv.
+
+    `rate` counts messages published; payloads have eight bytes, the time, whatever the scenario says.
+    """
+    scenario = replace(scenario, payload_bytes=8)
+    port = broker.port
+    stamps: list[bytes] = []
+    subscribers = [Subscriber(connect(port, f"s{n}"), scenario, stamps) for n in range(scenario.subscribers)]
     for number, subscriber in enumerate(subscribers):
-        subscribe(subscriber.sock, scenario.topic_filter(number), qos)
-    publishers = [connect(port, f"p{n}") for n in range(pairs)]
-    heads = [encode(Publish(scenario.topic(n), b"x" * 8), V3_1_1)[:-8] for n in range(pairs)]
-    by_fd = {subscriber.sock.fileno(): subscriber for subscriber in subscribers}
+        subscribe(subscriber.sock, scenario.topic_filter(number), scenario.qos)
+    publishers = [Publisher(connect(port, f"p{n}"), scenario, n) for n in range(scenario.publishers)]
+    by_fd: dict[int, Subscriber | Publisher] = {}
+    by_fd.update((peer.sock.fileno(), peer) for peer in subscribers)
+    by_fd.update((peer.sock.fileno(), peer) for peer in publishers)
     poll = select.epoll()
     for fd in by_fd:
         poll.register(fd, select.EPOLLIN)
     latencies: list[float] = []
-    total = int(rate * seconds)
+    published = int(rate * scenario.seconds)
+    total = published * scenario.receivers_each
     sent = 0
+    used = broker.cpu_seconds()
     started = time.perf_counter()
     while len(latencies) < total:
         now = time.perf_counter()
         due = started + sent / rate
-        if sent < total and now >= due:
+        if sent < published and now >= due:
             # The time that counts is the one at which the message was due: a slow broker cannot hide behind the sender.
-            publishers[sent % pairs].sendall(heads[sent % pairs] + int(due * 1e9).to_bytes(8, "big"))
+            publishers[sent % len(publishers)].publish_one(int(due * 1e9).to_bytes(8, "big"))
             sent += 1
             continue
-        wait = due - now if sent < total else _PATIENCE_SECONDS
+        wait = due - now if sent < published else _PATIENCE_SECONDS
         ready = poll.poll(wait if wait > 0.002 else 0)  # epoll counts in milliseconds: the last two are spun through
-        if not ready and sent >= total:
+        if not ready and sent >= published:
             break
         arrived = time.perf_counter()
         for fd, _event in ready:
-            subscriber = by_fd[fd]
-            data = subscriber.rest + os.read(fd, _READ_BYTES)
-            count = len(data) // subscriber.size
-            for at in range(0, count * subscriber.size, subscriber.size):
-                stamp = int.from_bytes(data[at + subscriber.size - 8 : at + subscriber.size], "big")
-                latencies.append(arrived - stamp / 1e9)
-            subscriber.rest = data[count * subscriber.size :]
+            by_fd[fd].read()
+        latencies += [arrived - int.from_bytes(stamp, "big") / 1e9 for stamp in stamps]
+        stamps.clear()
+    seconds = time.perf_counter() - started
+    used = broker.cpu_seconds() - used
     missing = total - len(latencies)
-    result = Result(scenario, len(latencies), time.perf_counter() - started, latencies=latencies, missing=missing)
+    result = Result(scenario, len(latencies), seconds, used, latencies=latencies, missing=missing)
     poll.close()
-    for sock in (*publishers, *(subscriber.sock for subscriber in subscribers)):
-        sock.close()
+    for peer in by_fd.values():
+        peer.sock.close()
     return result

@@ -28,5 +28,6 @@ def describe() -> str:
     build = "compiled" if str(broker.__file__).endswith(".so") else "interpreted"
     return (
         f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}\n"
-        f"lockgate {lockgate.__version__} ({commit or 'no commit'}), {build}; broker and load on one core each"
+        f"lockgate {lockgate.__version__} ({commit or 'no commit'}), {build}; broker and load on one core each, "
+        f"load average before {os.getloadavg()[0]:.1f}"
     )

@@ -1,37 +1,50 @@
-"""Fan-in, fan-out and pairs at each QoS, batched and one send per message: rates, and the broker's cost per message."""
+"""Fan-in, fan-out, pairs and shared at each QoS, batched and one send per message: rates, and what a message costs."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 from benchmarks import brokers, load
 from benchmarks.machine import describe
 
-SHAPES = (("fan-out", 1, 100), ("fan-in", 100, 1), ("pairs", 100, 100))
+SHAPES = (("fan-out", 1, 100), ("fan-in", 100, 1), ("pairs", 100, 100), ("shared", 100, 10))
 
 
-def main(seconds: float = 2.0, rounds: int = 1) -> None:
-    """Run every scenario on both brokers in turn and print one line for each, with our cost over theirs."""
+def main(
+    seconds: float = 1.0,
+    rounds: int = 1,
+    other: str | None = None,
+    shapes: Sequence[tuple[str, int, int]] = SHAPES,
+    levels: Sequence[int] = (0, 1, 2),
+) -> None:
+    """Run every scenario on both brokers in turn and print one line for each, with our cost over theirs.
+
+    `other` is `NAME=PYTHON`: the interpreter of an environment with another build of Lockgate, which then stands in
+    mosquitto's place.
+    """
     os.sched_setaffinity(0, {brokers.LOAD_CORE})
     programs = brokers.both()
+    if other is not None:
+        name, _, python = other.partition("=")
+        programs = [brokers.lockgate(), brokers.lockgate(name, python)]
     print(describe())
     print(
-        f"{'scenario':<26}"
-        + "".join(f"{p.name + ' msg/s':>18}{'CPU s/M':>10}{'busy':>6}" for p in programs)
+        f"{'scenario':<31}"
+        + "".join(f"{p.name + ' msg/s':>17}{'CPU s/M':>9}{'busy':>6}" for p in programs)
         + "   CPU ratio"
     )
     notes: list[str] = []
-    for name, publishers, subscribers in SHAPES:
-        for qos in (0, 1, 2):
+    for name, publishers, subscribers in shapes:
+        for qos in levels:
             for batched in (True, False):
                 scenario = load.Scenario(name, publishers, subscribers, qos, batched, seconds)
-                line = f"{name:<8} QoS {qos} {'batched' if batched else 'one a send':<12}"
+                line = f"{scenario.title:<15} QoS {qos} {'batched' if batched else 'one a send':<10}"
                 costs: list[float] = []
-                for program in programs:
-                    result = _best(program, scenario, rounds)
+                for program, result in zip(programs, _best(programs, scenario, rounds), strict=True):
                     busy = result.broker_cpu_seconds / result.seconds
-                    line += f"{result.rate:>18,.0f}{result.cpu_per_million:>10.2f}{busy:>6.0%}"
+                    line += f"{result.rate:>17,.0f}{result.cpu_per_million:>9.2f}{busy:>6.0%}"
                     costs.append(result.cpu_per_million)
                     if result.missing:
                         notes.append(f"{program.name}: {result.missing} of {scenario.name} QoS {qos} were 10 s late")
@@ -41,17 +54,16 @@ def main(seconds: float = 2.0, rounds: int = 1) -> None:
         print(note)
 
 
-def _best(program: brokers.Program, scenario: load.Scenario, rounds: int) -> load.Result:
-    """Give the cheapest of some runs: noise only ever adds."""
-    results: list[load.Result] = []
+def _best(programs: list[brokers.Program], scenario: load.Scenario, rounds: int) -> list[load.Result]:
+    """Give for each program the cheapest of some runs, taken in turn: noise only ever adds."""
+    results: list[list[load.Result]] = [[] for _ in programs]
     for _round in range(rounds):
-        with brokers.running(program) as broker:
-            before = broker.cpu_seconds()
-            result = load.run(scenario, broker.port)
-            result.broker_cpu_seconds = broker.cpu_seconds() - before
-            results.append(result)
-    return min(results, key=lambda result: result.cpu_per_million)
+        for program, mine in zip(programs, results, strict=True):
+            with brokers.running(program) as broker:
+                mine.append(load.run(scenario, broker))
+    return [min(mine, key=lambda result: result.cpu_per_million) for mine in results]
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 2.0)
+    given = sys.argv[1:]
+    main(float(given[0]) if given else 1.0, int(given[1]) if given[1:] else 1, given[2] if given[2:] else None)

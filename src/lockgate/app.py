@@ -66,7 +66,22 @@ def _broker(config: Config) -> Service:
     from lockgate.net.service import BrokerService
     from lockgate.storage.memory import MemoryStore
 
-    return BrokerService(config.broker, MemoryStore, scram_authenticator(config.broker))
+    authenticator = scram_authenticator(config.broker)
+    return BrokerService(config.broker, MemoryStore, authenticator, lambda: reload_users(authenticator, config.broker))
+
+
+def reload_users(authenticator: ScramAuthenticator | None, config: BrokerConfig) -> None:
+    """Read the users of enhanced authentication again; a file that cannot be used changes nothing."""
+    if authenticator is None:
+        return
+    try:
+        fresh = scram_authenticator(config)
+    except ConfigError as error:
+        log.error("The users of SCRAM stay as they were. %s", error)
+        return
+    if fresh is not None:
+        authenticator.users = fresh.users
+        log.info("The users of SCRAM were read again.")
 
 
 def scram_authenticator(config: BrokerConfig) -> ScramAuthenticator | None:
@@ -171,7 +186,7 @@ class _Host:
         if not isinstance(self._service, Reloads):
             log.warning("SIGHUP ignored by %s: nothing of it can be read again yet; restart instead", self.name)
             return
-        log.info("SIGHUP: %s reads its certificates again; anything else takes a restart", self.name)
+        log.info("SIGHUP: %s reads certificates and users again; anything else takes a restart", self.name)
         try:
             self._service.reload()
         except Exception:

@@ -196,7 +196,7 @@ def test_a_hangup_reloads_what_can_be_and_the_rest_is_said(start, others: tuple[
     os.kill(process.pid, signal.SIGTERM)
     code, lines = process.end()
     assert code == 0
-    assert "SIGHUP: reloading reads its certificates again; anything else takes a restart" in lines
+    assert "SIGHUP: reloading reads certificates and users again; anything else takes a restart" in lines
 
 
 @pytest.mark.parametrize("names", [("stubborn",), ("first", "stubborn")])

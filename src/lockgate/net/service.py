@@ -114,10 +114,17 @@ class BrokerService:
 
     name = "broker"
 
-    def __init__(self, config: BrokerConfig, open_store: OpenStore, authenticator: Authenticator | None = None) -> None:
+    def __init__(
+        self,
+        config: BrokerConfig,
+        open_store: OpenStore,
+        authenticator: Authenticator | None = None,
+        reload_users: Callable[[], None] | None = None,
+    ) -> None:
         self._store = open_store(self._committed, self._loaded)
         information = ServerInformation(config.server_reference, config.server_moved, config.response_information)
         self.broker = Broker(broker_limits(config), self._store, _Log(), _new_client_id, authenticator, information)
+        self._reload_users = reload_users
         self._trusted_proxies = config.trusted_proxies
         self.complaints = Complaints()
         self.handshakes_failed = 0  # of TLS, WebSocket and the PROXY protocol
@@ -152,7 +159,9 @@ class BrokerService:
             await self._stop()
 
     def reload(self) -> None:
-        """Read the files of the listeners again; whoever is connected stays so."""
+        """Read the files of the listeners and of users again; whoever is connected stays so."""
+        if self._reload_users is not None:
+            self._reload_users()
         for listener in self.listeners:
             listener.reload()
 

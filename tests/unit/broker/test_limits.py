@@ -288,6 +288,17 @@ def test_what_is_queued_in_all_is_bounded_and_the_oldest_goes_first() -> None:
     assert server.broker.statistics.dropped_shed == 40 - sum(map(len, seen))
 
 
+@pytest.mark.parametrize("character", ["x", "ü", "\x01"])
+def test_no_name_of_a_peer_makes_the_log_long(character: str) -> None:
+    server = Server()
+    long = character * (60_000 // len(character.encode()))
+    server.client(long, username=long[:10_000]).lose()
+    server.client("a").send(Publish(f"{long}#", b"x"))
+    server.client("b").send(Subscribe(1, [SubscriptionRequest(f"x{long}#", 0)]))
+    assert len(server.log.lines) == 6
+    assert max(len(line) for line in server.log.lines) < 3000
+
+
 @pytest.mark.parametrize("options", [{}, {"retain_as_published": True}], ids=["plain", "own"])
 def test_overlapping_subscriptions_do_not_multiply_a_message_beyond_bounds(options: dict[str, bool]) -> None:
     server = Server(Limits(output_bytes=10_000))

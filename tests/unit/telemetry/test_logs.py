@@ -50,6 +50,17 @@ def test_types_choose_levels_one_by_one(tmp_path: Path) -> None:
     assert lines(tmp_path / "none", timestamp=False, types=frozenset()) == []
 
 
+@pytest.mark.parametrize(
+    ("types", "lowest"),
+    [({"error"}, logging.ERROR), ({"information", "debug"}, logging.DEBUG), (set(), logging.CRITICAL + 1)],
+)
+def test_what_nobody_wants_is_not_even_made(tmp_path: Path, types: set[str], lowest: int) -> None:
+    logs.configure(LogConfig(destinations=(f"file {tmp_path / 'log'}",), types=frozenset(types)))
+    log = logging.getLogger("lockgate.test")
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
+        assert log.isEnabledFor(level) == (level >= lowest)
+
+
 def test_a_time_by_strftime(tmp_path: Path) -> None:
     assert lines(tmp_path / "log", timestamp_format="at")[0] == "at: a change"
 
