@@ -14,6 +14,8 @@ from tests.support.peers import Mosquitto
 
 pytestmark = pytest.mark.peers
 CASES = int(os.environ.get("DIFFERENTIAL_CASES", "80"))
+# A new conversation may show a difference that nobody has looked at yet: that is for `make fuzz` to find.
+SEEDS = [0, random.SystemRandom().randrange(1 << 40) if "DIFFERENTIAL_CASES" in os.environ else 1 << 39]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]
         mosquitto.stop()
 
 
-@pytest.mark.parametrize("seed", [0, random.SystemRandom().randrange(1 << 40)], ids=["fixed", "drawn"])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_clients_see_the_same(comparison: Comparison, seed: int) -> None:
     before = comparison.steps
     for case in range(seed, seed + CASES):

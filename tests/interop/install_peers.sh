@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs the foreign MQTT programs the interoperability tests talk to: Debian's mosquitto and its clients, mqtt.js.
+# Installs the foreign MQTT programs the interoperability tests talk to: Debian's mosquitto and its clients, mqtt.js,
+# openssl and curl.
 set -eu
 cd "$(dirname "$0")"
 PATH="$PATH:/usr/sbin"
@@ -9,6 +10,8 @@ command -v mosquitto >/dev/null || packages="$packages mosquitto"
 command -v mosquitto_pub >/dev/null || packages="$packages mosquitto-clients"
 command -v node >/dev/null || packages="$packages nodejs"
 command -v npm >/dev/null || packages="$packages npm"
+command -v openssl >/dev/null || packages="$packages openssl"
+command -v curl >/dev/null || packages="$packages curl"
 if [ -n "$packages" ]; then
     if [ "$(id -u)" != 0 ]; then
         echo "not root: install these Debian packages first:$packages" >&2

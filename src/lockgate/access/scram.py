@@ -28,6 +28,7 @@ _LEAST_ITERATIONS: Final = 4096  # RFC 7677 §4
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 18
 _MAXIMUM_MESSAGE: Final = 4096  # bytes; longer ones are nobody's login
+_MAXIMUM_NAME: Final = 255  # characters; to prepare a longer one takes milliseconds, before anybody is known
 
 _VERIFIER = re.compile(r"SCRAM-SHA-256\$([0-9]{1,9}):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)")
 
@@ -128,8 +129,10 @@ class ScramAuthenticator:
         known = self.users.get(username)
         if known is not None:
             return known, True
-        salt = _hmac(self._secret, username.encode())[:16]
-        return Verifier(ITERATIONS, salt, _hmac(self._secret, salt), _hmac(self._secret, salt[::-1])), False
+        model = next(iter(self.users.values()), None)  # iterations and salts are alike where one program made the file
+        iterations, size = (model.iterations, len(model.salt)) if model is not None else (ITERATIONS, 16)
+        salt = _hmac(self._secret, username.encode())[:size]
+        return Verifier(iterations, salt, _hmac(self._secret, salt), _hmac(self._secret, salt[::-1])), False
 
 
 class ScramExchange:
@@ -168,6 +171,8 @@ class ScramExchange:
         client_nonce = fields[1][2:]
         if not client_nonce or not all(0x21 <= ord(character) <= 0x7E for character in client_nonce):
             raise ValueError("the nonce is not printable ASCII")
+        if len(fields[0]) > 2 + _MAXIMUM_NAME:
+            raise ValueError(f"a user name of more than {_MAXIMUM_NAME} characters")
         self._username = saslprep(_unescape(fields[0][2:]))
         if not self._username:
             raise ValueError("an empty user name")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast, final
+from typing import TYPE_CHECKING, Final, cast, final
 
 from lockgate.broker import connection as states
 from lockgate.broker import handshake
+from lockgate.broker.limits import CONNECT_PACKET_BYTES
 from lockgate.broker.ports import AuthenticationExchange
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode
@@ -16,6 +17,10 @@ from lockgate.mqtt.properties import Properties
 if TYPE_CHECKING:
     from lockgate.broker.broker import Broker
     from lockgate.broker.connection import Connection
+
+
+# The largest CONNECT that there may be, whatever this one holds: it does not wait for long.
+_CONNECT_BYTES: Final = CONNECT_PACKET_BYTES
 
 
 @final
@@ -42,6 +47,7 @@ def begin(broker: Broker, connection: Connection, packet: Connect, properties: P
         return
     connection.state = states.AUTHENTICATING
     connection.authentication = Authentication(method, exchange, packet)
+    connection.hold(_CONNECT_BYTES)
     _step(broker, connection, connection.authentication, exchange, properties.authentication_data, now)
 
 
@@ -92,6 +98,8 @@ def _step(
         return
     state.exchange = None
     connect = state.connect
+    if connect is not None:
+        connection.hold(-_CONNECT_BYTES)
     state.connect = None
     if code != reason_codes.SUCCESS:
         if connect is not None:
@@ -99,6 +107,10 @@ def _step(
             return
         raise MqttError(f"the re-authentication failed: {step.detail}", code)  # [MQTT-4.12.1-2]
     if connect is not None:
+        if connection.limits.username_from_certificate and step.username != connection.identity:
+            detail = "the certificate and the Authentication Method name different users"
+            handshake.refuse(connection, reason_codes.NOT_AUTHORIZED, detail)
+            return
         state.username = step.username
         handshake.let_in(broker, connection, connect, step.username, answer, now)
     elif step.username != state.username:  # everything that the Session holds belongs to the first

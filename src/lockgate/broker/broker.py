@@ -20,7 +20,7 @@ from lockgate.broker.decisions import (
     Decisions,
 )
 from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
-from lockgate.broker.memory import CONNECTION_BYTES, SESSION_BYTES, SUBSCRIPTION_BYTES, Memory
+from lockgate.broker.memory import CONNECTION_BYTES, Memory, session_bytes, subscription_bytes
 from lockgate.broker.ports import (
     NEVER,
     RECEIVED,
@@ -47,7 +47,7 @@ from lockgate.mqtt.properties import Properties
 
 # An expired retained message is never sent; this is how long it may still take up memory.
 _RETAINED_SWEEP_SECONDS: Final = 60.0
-
+_RETAINED_SWEPT: Final = 1000  # of them at once; others come in between
 
 _FILTERS_BEYOND: Final = 1000
 
@@ -196,6 +196,7 @@ class Broker:
     def _let_go(self, connection: Connection) -> None:
         self.pending.pop(connection.number, None)
         self.memory.used -= CONNECTION_BYTES
+        connection.hold(-connection.held_bytes)
         connection.count_unsent(-connection.output_bytes)
         address = connection.address
         if address:
@@ -278,7 +279,8 @@ class Broker:
         """End a Session and all it holds; a Will that was still delayed is published now [MQTT-3.1.3-9]."""
         for subscription in session.subscriptions.values():
             self.router.remove(subscription)
-        self.memory.used -= SESSION_BYTES + SUBSCRIPTION_BYTES * len(session.subscriptions)
+            self.memory.used -= subscription_bytes(subscription.requested_filter)
+        self.memory.used -= session_bytes(session.client_id, session.username)
         session.subscriptions.clear()
         self.sessions.pop(session.client_id, None)
         self.decisions.record(SESSION_ENDED, session.client_id, "", now, reason)
@@ -369,12 +371,14 @@ class Broker:
 
     def _expire_retained(self, now: float) -> None:
         self._retained_sweep_at = NEVER
-        while True:
+        for _number in range(_RETAINED_SWEPT):
             message = self.retained.next_expired(now)
             if message is None:
-                break
+                self.watch_retained(now)
+                return
             routing.forget_retained(self, message)
-        self.watch_retained(now)
+        self._retained_sweep_at = now
+        self.deadlines.add(now, RETAINED, "")
 
     def _is_live(self, at: float, kind: int, subject: str) -> bool:
         """Whether a deadline still means something."""

@@ -47,12 +47,12 @@ if TYPE_CHECKING:
 AWAITING_CONNECT: Final = 0
 CONNECTED: Final = 1
 AUTHENTICATING: Final = 2  # between CONNECT and CONNACK
-_REASON_SHOWN: Final = 400  # characters, in the log
 # What one connection may do in one turn, in deliveries at QoS 0, before others come in: a few milliseconds
 _TURN_WORK: Final = 40_000
 CLOSING: Final = 3  # output may still leave, input is ignored
 
 _REASON_CHARACTERS: Final = 200  # of a Reason String, whatever the client's own words in it
+_CLOSING_CHARACTERS: Final = 500  # of the reason in the log; names of a peer's choice stand in it
 _NOT_TOLD: Final = frozenset(
     {reason_codes.BAD_USER_NAME_OR_PASSWORD, reason_codes.NOT_AUTHORIZED, reason_codes.BAD_AUTHENTICATION_METHOD}
 )
@@ -96,6 +96,7 @@ class Connection:
         "client_name",
         "closing_reason",
         "decoder",
+        "held_bytes",
         "identity",
         "keep_alive_seconds",
         "last_packet_at",
@@ -148,6 +149,7 @@ class Connection:
         self.aliases_in: dict[int, str] | None = None
         self.aliases_out: dict[str, int] | None = None
         self.backlog: Backlog | None = None  # retained messages still to be sent
+        self.held_bytes = 0  # beside all else: names behind aliases, a CONNECT that waits for AUTH
         self.output: list[bytes] = []
         self.output_bytes = 0
         self.touched = False
@@ -218,6 +220,11 @@ class Connection:
         self._unfinished = size
         if grows and memory.budget and memory.unfinished > memory.unfinished_limit:
             raise MqttError("too much of the memory budget lies in unfinished packets", reason_codes.QUOTA_EXCEEDED)
+
+    def hold(self, size: int) -> None:
+        """Count bytes that are held as long as the connection lasts, or with a negative size no longer."""
+        self.held_bytes += size
+        self.broker.memory.used += size
 
     def spend_publish(self, now: float) -> None:
         """Count a PUBLISH against `Limits.publish_rate`; who is too fast is not read until the rate allows it."""
@@ -366,8 +373,12 @@ class Connection:
     def count_unsent(self, in_transport: int) -> None:
         """Count what the peer does not take against the memory budget: what the transport keeps, and the output."""
         unsent = in_transport + self.output_bytes
-        self.broker.memory.used += unsent - self._unsent
+        memory = self.broker.memory
+        grows = unsent > self._unsent
+        memory.used += unsent - self._unsent
         self._unsent = unsent
+        if grows and memory.is_spent() and unsent > memory.output_bytes(unsent):
+            self.close("the memory budget is spent, and it does not read")
 
     @property
     def has_more(self) -> bool:
@@ -390,7 +401,7 @@ class Connection:
         """Close without a packet; the shell then calls `Broker.connection_lost`."""
         if self.state != CLOSING:
             self.state = CLOSING
-            self.closing_reason = reason if len(reason) <= _REASON_SHOWN else f"{reason[:_REASON_SHOWN]}…"
+            self.closing_reason = reason if len(reason) <= _CLOSING_CHARACTERS else f"{reason[:_CLOSING_CHARACTERS]}…"
             self.broker.memory.hold_unfinished(-self._unfinished)
             self._unfinished = 0
             self.decoder.clear()

@@ -33,7 +33,7 @@ NAMES: Final = (
     "session ended",
 )
 
-_TOPIC_CHARACTERS: Final = 512  # of a topic that are kept
+_CHARACTERS: Final = 512  # of a topic, a client id or a detail that are kept
 
 
 @final
@@ -65,8 +65,7 @@ class Decisions:
 
     def record(self, reason: int, client_id: str, topic: str, now: float, detail: str = "") -> None:
         """Note a decision."""
-        if len(topic) > _TOPIC_CHARACTERS:
-            topic = topic[:_TOPIC_CHARACTERS]
+        topic, client_id = _beginning(topic), _beginning(client_id)
         key = (reason, client_id, topic)
         decision = self._known.get(key)
         if decision is None:
@@ -84,12 +83,14 @@ class Decisions:
             decision.first_at = now
         decision.count += 1
         decision.last_at = now
-        decision.detail = detail
+        decision.detail = _beginning(detail)
 
     def find(self, client_id: str | None, topic: str | None) -> list[Decision]:
         """Give the decisions about a client and a topic, None for any, the latest first."""
         if topic is not None:
-            topic = topic[:_TOPIC_CHARACTERS]
+            topic = _beginning(topic)
+        if client_id is not None:
+            client_id = _beginning(client_id)
         found = [
             decision
             for decision in self._known.values()
@@ -102,6 +103,10 @@ class Decisions:
         """Give the time of the oldest decision that is still known, 0 while nothing has been forgotten."""
         oldest = self._places[self._next] if self._places else None
         return oldest.first_at if oldest is not None and oldest.count else 0.0
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= _CHARACTERS else text[:_CHARACTERS]
 
 
 def _last_at(decision: Decision) -> float:

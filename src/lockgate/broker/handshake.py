@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lockgate.broker import authentication, outbound
+from lockgate.broker import authentication, outbound, shedding
 from lockgate.broker import connection as states
 from lockgate.broker.limits import LARGEST_PACKET_BYTES
-from lockgate.broker.memory import SESSION_BYTES
+from lockgate.broker.memory import session_bytes
 from lockgate.broker.ports import NEVER, SESSIONS, WILLS, Message, StoredSession, StoredWill, printable
 from lockgate.broker.session import NEVER_EXPIRES, Session
 from lockgate.mqtt import reason_codes
@@ -157,7 +157,7 @@ def _is_too_much(broker: Broker, connection: Connection, client_id: str, now: fl
     if limits.sessions and session is None and len(broker.sessions) >= limits.sessions:
         refuse(connection, reason_codes.QUOTA_EXCEEDED, f"there are {limits.sessions} sessions")
         return True
-    if session is None and broker.memory.is_exhausted():
+    if session is None and shedding.is_exhausted(broker, now):
         refuse(connection, reason_codes.SERVER_BUSY, "the memory budget is spent")
         return True
     return False
@@ -181,7 +181,7 @@ def _open_session(
         if session.durable:
             session.head_position = session.last_position = broker.spent_position
         broker.sessions[client_id] = session
-        broker.memory.used += SESSION_BYTES
+        broker.memory.used += session_bytes(client_id, username)
         return session, False
     will = broker.wills.pop(client_id, None)
     if will is not None:  # it returned before its Will Delay had passed [MQTT-3.1.3-9]
@@ -189,6 +189,7 @@ def _open_session(
         broker.store.delete(broker.change(), WILLS, (client_id,))
     old.expiry_interval = expiry_interval
     old.expires_at = NEVER
+    broker.memory.used += session_bytes(client_id, username) - session_bytes(client_id, old.username)
     old.username = username
     return old, True
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lockgate.broker import routing
+from lockgate.broker import routing, shedding
 from lockgate.broker.decisions import NOT_RETAINED, REFUSED
-from lockgate.broker.ports import NEVER, RECEIVED, Message, printable
+from lockgate.broker.ports import NEVER, RECEIVED, Message, printable, text_bytes
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode_acknowledgement
 from lockgate.mqtt.errors import MqttError, ProtocolError
@@ -57,6 +57,11 @@ def handle_publish(broker: Broker, connection: Connection, session: Session, pac
     if topic.startswith("$SYS/"):
         refusal = reason_codes.NOT_AUTHORIZED
         broker.decisions.record(REFUSED, session.client_id, topic, now, "$SYS belongs to the Server")
+    elif qos == 2 and shedding.is_exhausted(broker, now):
+        if connection.version != V5:  # which has no word for it, and must not be told that we have the message
+            raise MqttError("the memory budget is spent", reason_codes.QUOTA_EXCEEDED)
+        refusal = reason_codes.QUOTA_EXCEEDED
+        broker.decisions.record(REFUSED, session.client_id, topic, now, "the memory budget is spent")
     elif message.retain and qos and connection.version == V5 and not routing.may_retain(broker, message):
         refusal = reason_codes.QUOTA_EXCEEDED
         broker.drop(NOT_RETAINED, session.client_id, topic, now)
@@ -82,6 +87,11 @@ def _receive_qos_2(
 
     A different message under an identifier in use replaces the one that waits, as in Mosquitto.
     """
+    known = packet_id in session.received
+    if not known and len(session.received) >= broker.received_limit:
+        raise MqttError(
+            f"{len(session.received)} QoS 2 messages wait for PUBREL", reason_codes.RECEIVE_MAXIMUM_EXCEEDED
+        )
     if refusal:  # an identifier refused by PUBREC is free again in version 5; before, PUBREL follows
         replaced = _forget_received(broker, session, packet_id)
         if replaced is not None and session.durable:
@@ -90,10 +100,6 @@ def _receive_qos_2(
             session.received[packet_id] = None
         connection.acknowledge(encode_acknowledgement(PUBREC, packet_id, refusal, connection.version), 0)
         return
-    if packet_id not in session.received and len(session.received) >= broker.received_limit:
-        raise MqttError(
-            f"{len(session.received)} QoS 2 messages wait for PUBREL", reason_codes.RECEIVE_MAXIMUM_EXCEEDED
-        )
     if connection.version == V5 and not session.exceeding:
         _watch_receive_maximum(broker, session, packet_id)
     _forget_received(broker, session, packet_id)
@@ -157,6 +163,8 @@ def _resolve_alias(connection: Connection, topic: str, alias: int) -> str:
     if connection.aliases_in is None:
         connection.aliases_in = {}
     if topic:
+        old = connection.aliases_in.get(alias)
+        connection.hold(text_bytes(topic) - (text_bytes(old) if old is not None else 0))
         connection.aliases_in[alias] = topic
         return topic
     known = connection.aliases_in.get(alias)

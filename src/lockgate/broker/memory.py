@@ -4,16 +4,39 @@ from __future__ import annotations
 
 from typing import Final, final
 
-from lockgate.broker.ports import Message
+from lockgate.broker.ports import Message, text_bytes
 
 # What an object costs beside the bytes that a peer chose: measured on CPython 3.11, rounded up.
 CONNECTION_BYTES: Final = 2600
-SESSION_BYTES: Final = 1200
-SUBSCRIPTION_BYTES: Final = 700
+_SESSION_BYTES: Final = 1200
 DELIVERY_BYTES: Final = 200
-RETAINED_BYTES: Final = 500
+_SUBSCRIPTION_BYTES: Final = 700
+_RETAINED_BYTES: Final = 500
+# Levels of a filter or topic that the figures above include, and what each further one costs, in trees of their own.
+_LEVELS: Final = 8
+_SUBSCRIPTION_LEVEL_BYTES: Final = 220
+_RETAINED_LEVEL_BYTES: Final = 330
 
 _SLOW_OUTPUT_BYTES: Final = 65_536  # unsent to one client once the budget runs short
+
+
+def session_bytes(client_id: str, username: str | None) -> int:
+    """Give what a Session costs without what it holds."""
+    return _SESSION_BYTES + text_bytes(client_id) + (text_bytes(username) if username is not None else 0)
+
+
+def subscription_bytes(requested_filter: str) -> int:
+    """Give what a Subscription costs: itself, its filter and the names of its levels, its nodes of the tree."""
+    levels = requested_filter.count("/") + 1
+    nodes = (levels - _LEVELS) * _SUBSCRIPTION_LEVEL_BYTES if levels > _LEVELS else 0
+    return _SUBSCRIPTION_BYTES + 2 * text_bytes(requested_filter) + nodes
+
+
+def retained_bytes(topic: str) -> int:
+    """Give what it costs to retain a message beside the message: its nodes of the tree."""
+    levels = topic.count("/") + 1
+    nodes = (levels - _LEVELS) * _RETAINED_LEVEL_BYTES if levels > _LEVELS else 0
+    return _RETAINED_BYTES + text_bytes(topic) + nodes
 
 
 @final

@@ -18,6 +18,7 @@ from lockgate.broker.ports import (
     Delivery,
     Message,
     printable,
+    text_bytes,
 )
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode_acknowledgement, encode_packet_id, encode_publish_parts
@@ -44,6 +45,8 @@ _ALL_IDS: Final = 65535
 _PIECE_BYTES: Final = 131_072
 _PIECE_VISITS: Final = 20_000
 _LATE_WORK: Final = 8  # of a message for a client that does not read, in deliveries at QoS 0
+# What gathers for one client within a turn, in `Limits.output_bytes`; many overlapping Subscriptions bring it there.
+_TURN_OUTPUTS: Final = 16
 
 
 def deliver(broker: Broker, subscription: Subscription, message: Message, now: float) -> int:
@@ -85,13 +88,20 @@ def _has_room(broker: Broker, connection: Connection) -> bool:
     """Whether the peer reads what we write, or not too much is waiting for it."""
     if connection.late:
         return False  # what came before it still waits
-    return connection.writable or connection.output_bytes <= broker.memory.output_bytes(broker.limits.output_bytes)
+    return takes_more(broker, connection) or connection.output_bytes <= broker.memory.output_bytes(
+        broker.limits.output_bytes
+    )
+
+
+def takes_more(broker: Broker, connection: Connection) -> bool:
+    """Whether a QoS 0 message may be written for a client at once."""
+    return connection.writable and connection.output_bytes <= _TURN_OUTPUTS * broker.limits.output_bytes
 
 
 def _send_qos_0(
     broker: Broker, connection: Connection, message: Message, retain: bool, identifier: int, now: float
 ) -> None:
-    if not connection.writable:
+    if not takes_more(broker, connection):
         hold_late(broker, connection, message, retain, identifier, now)
         return
     if message.expires_at != NEVER and message.expires_at <= now:
@@ -110,6 +120,7 @@ def _send_qos_0(
     aliases = connection.aliases_out
     if aliases is not None and message.topic not in aliases and len(aliases) < connection.topic_alias_maximum:
         aliases[message.topic] = len(aliases) + 1
+        connection.hold(text_bytes(message.topic))
     broker.statistics.publish_sent += 1
     connection.send(frame)
 
@@ -453,6 +464,7 @@ def _look_for_retained(broker: Broker, session: Session, backlog: Backlog, now: 
     topic_filter = backlog.take_filter()
     subscription = session.subscriptions[topic_filter]
     backlog.begin(topic_filter, backlog.since, broker.retained.match(subscription.topic_filter, now))
+    broker.work += broker.retained.visited
     return broker.retained.visited
 
 

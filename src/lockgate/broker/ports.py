@@ -23,8 +23,14 @@ IN_FLIGHT: Final = "in flight"  # client id, position → (Packet Identifier, st
 _MESSAGE_BYTES: Final = 450
 _PROPERTIES_BYTES: Final = 400
 _PAIR_BYTES: Final = 200
+_PRINTED_CHARACTERS: Final = 256  # of a name that a peer chose
 
 NEVER: Final = 0.0  # of a point in time: it never comes
+
+
+def text_bytes(text: str) -> int:
+    """Give what the characters of a string take in memory, at most: one that is not ASCII may make all of them wide."""
+    return len(text) if text.isascii() else 4 * len(text)
 
 
 @final
@@ -98,18 +104,18 @@ class Message:
 
     def memory_bytes(self) -> int:
         """Give what it costs to hold, about: an encoding repeats the payload."""
-        size = _MESSAGE_BYTES + len(self.topic) + 2 * len(self.payload)
+        size = _MESSAGE_BYTES + 2 * text_bytes(self.topic) + 2 * len(self.payload)
         properties = self.properties
         if properties is not None:
             size += _PROPERTIES_BYTES
             for name, value in properties.user_properties:
-                size += _PAIR_BYTES + len(name) + len(value)
+                size += _PAIR_BYTES + text_bytes(name) + text_bytes(value)
             if properties.correlation_data is not None:
                 size += len(properties.correlation_data)
             if properties.content_type is not None:
-                size += len(properties.content_type)
+                size += text_bytes(properties.content_type)
             if properties.response_topic is not None:
-                size += len(properties.response_topic)
+                size += text_bytes(properties.response_topic)
         return size
 
     def frame_qos_0(self, version: int) -> bytes:
@@ -230,13 +236,10 @@ class Store(Protocol):
         """Ask for at most `limit` queued deliveries after a position; the answer is `Broker.loaded`."""
 
 
-_SHOWN: Final = 256  # characters of a name; the log must not grow by what a peer makes up
-
-
 def printable(name: str) -> str:
-    """Give a name that a peer chose as a line of the log may show it: escaped, and cut when it is long."""
-    if len(name) > _SHOWN:
-        return f"{printable(name[:_SHOWN])}… ({len(name)} characters)"
+    """Give a name that a peer chose as a line of the log may show it, the beginning of one that would fill the log."""
+    if len(name) > _PRINTED_CHARACTERS:
+        name = name[:_PRINTED_CHARACTERS] + "…"
     return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
 
 

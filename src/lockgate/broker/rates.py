@@ -52,17 +52,18 @@ class Rate:
 
     def __init__(self, rate: float) -> None:
         self._rate = rate  # events a second; 0: no limit
-        self._buckets: dict[str, TokenBucket] = {}
+        self._buckets: dict[int, TokenBucket] = {}  # by the hash of a name: a peer may choose a long one
 
     def allows(self, name: str, now: float) -> bool:
         """Count an event and say whether it may pass."""
         if not self._rate:
             return True
-        bucket = self._buckets.get(name)
+        key = hash(name)
+        bucket = self._buckets.get(key)
         if bucket is None:
             if len(self._buckets) >= _NAMES:
                 self._forget(now)
-            bucket = self._buckets[name] = TokenBucket(self._rate, now)
+            bucket = self._buckets[key] = TokenBucket(self._rate, now)
         return bucket.allows(now)
 
     def _forget(self, now: float) -> None:
@@ -91,17 +92,18 @@ class Flapping:
         self._connects = connects  # in a window that are still accepted; 0: no limit
         self._window = window
         self._hold_off = hold_off
-        self._windows: dict[str, _Window] = {}
+        self._windows: dict[int, _Window] = {}  # by the hash of a name
 
     def held_off(self, name: str, now: float) -> float:
         """Count a connect and give the seconds for which the name is held off, 0 when it may come in."""
         if not self._connects:
             return 0.0
-        window = self._windows.get(name)
+        key = hash(name)
+        window = self._windows.get(key)
         if window is None or (now - window.started_at >= self._window and now >= window.held_until):
             if window is None and len(self._windows) >= _NAMES:
                 self._forget(now)
-            window = self._windows[name] = _Window(now)
+            window = self._windows[key] = _Window(now)
         if now < window.held_until:
             return window.held_until - now
         window.count += 1

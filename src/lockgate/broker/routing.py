@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from lockgate.broker import outbound, shedding
 from lockgate.broker.decisions import NOT_RETAINED
-from lockgate.broker.memory import RETAINED_BYTES
+from lockgate.broker.memory import retained_bytes
 from lockgate.broker.ports import NEVER, RETAINED, Delivery, Message
 from lockgate.broker.topic_tree import Route, SharedGroup, TopicTree
 from lockgate.mqtt import reason_codes
@@ -175,7 +175,7 @@ def _fan_out_qos_0(broker: Broker, message: Message, subscriptions: list[Subscri
         if not subscription.plain or connection.topic_alias_maximum or connection.maximum_packet_size:
             outbound.deliver(broker, subscription, message, now)
             continue
-        if not connection.writable:
+        if not outbound.takes_more(broker, connection):
             outbound.hold_late(broker, connection, message, False, 0, now)
             continue
         frame = message.frame_qos_0(connection.version)
@@ -217,7 +217,7 @@ def _retain(broker: Broker, message: Message, now: float) -> int:
             return 0
         broker.retained.set(message)
         memory.hold(message)
-        memory.used += RETAINED_BYTES
+        memory.used += retained_bytes(message.topic)
         number = broker.change()
         broker.store.set(number, RETAINED, (message.topic,), message)
         broker.watch_retained(now)
@@ -239,4 +239,4 @@ def forget_retained(broker: Broker, message: Message) -> int:
 
 def _let_go(broker: Broker, message: Message) -> None:
     broker.memory.release(message)
-    broker.memory.used -= RETAINED_BYTES
+    broker.memory.used -= retained_bytes(message.topic)

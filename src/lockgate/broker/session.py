@@ -107,7 +107,11 @@ class Session:
         self.head_position = 0  # of the youngest delivery that was ever in the head
         self.loading = False  # the store was asked for more
 
-    def remove_dropped(self) -> None:
-        """Take the deliveries marked as dropped out of the queue."""
-        if self.queue is not None:
+    def remove_dropped(self, count: int) -> None:
+        """Take the deliveries marked as dropped, so many, out of the queue: mostly those at its front."""
+        queue = self.queue
+        while queue and queue[0].dropped:
+            queue.popleft()
+            count -= 1
+        if count and self.queue is not None:
             self.queue = deque([delivery for delivery in self.queue if not delivery.dropped])

@@ -6,6 +6,8 @@ then still does not fit is refused when it comes. Unfinished packets have a part
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lockgate.broker import outbound
@@ -30,9 +32,16 @@ def shed(broker: Broker, now: float) -> None:
     broker.memory.exhausted = not _is_enough(broker)
 
 
+def is_exhausted(broker: Broker, now: float) -> bool:
+    """Whether there is no room for more, even after everything that may has given way."""
+    if broker.memory.is_spent():
+        shed(broker, now)
+    return broker.memory.is_exhausted()
+
+
 def _is_enough(broker: Broker) -> bool:
     limit = broker.limits.total_queued_messages
-    few = not limit or broker.queued_count <= limit - limit // 16
+    few = not limit or broker.queued_count <= limit - limit // 64
     return broker.memory.is_enough() and few
 
 
@@ -46,25 +55,48 @@ def _shed_qos_0(broker: Broker, now: float) -> None:
 
 
 def _shed_queues(broker: Broker, alarms: bool, now: float) -> None:
-    """Drop queued messages of one kind, the oldest first, whoever they wait for."""
+    """Drop queued messages of one kind, the oldest first, whoever they wait for.
+
+    Every queue is in order, so that only its oldest is compared with those of the others: there may be a million.
+    """
     is_alarm: dict[str, bool] = {}
-    found: list[tuple[float, int, Delivery, Session]] = []
+    sessions: list[Session] = []
+    queues: list[Iterator[Delivery]] = []
+    oldest: list[tuple[float, int, Delivery]] = []
     for session in broker.sessions.values():
         if session.queue:
-            for delivery in session.queue:
-                topic = delivery.message.topic
-                known = is_alarm.get(topic)
-                if known is None:
-                    known = is_alarm[topic] = any(matches(one, topic) for one in broker.limits.alarms)
-                if known == alarms and not delivery.packet_id:  # what was sent once belongs to the client's window
-                    found.append((delivery.message.arrived_at, len(found), delivery, session))
-    found.sort()
-    touched: dict[str, Session] = {}
-    for _arrived_at, _order, delivery, session in found:
-        if _is_enough(broker):
-            break
+            queue = iter(session.queue)
+            first = _next(broker, queue, alarms, is_alarm)
+            if first is not None:
+                oldest.append((first.message.arrived_at, len(queues), first))
+                sessions.append(session)
+                queues.append(queue)
+    heapq.heapify(oldest)
+    dropped = [0] * len(queues)
+    while oldest and not _is_enough(broker):
+        _arrived_at, place, delivery = oldest[0]
         delivery.dropped = True
-        touched[session.client_id] = session
-        outbound.drop_queued(broker, session, delivery, SHED, now)
-    for session in touched.values():
-        session.remove_dropped()
+        dropped[place] += 1
+        outbound.drop_queued(broker, sessions[place], delivery, SHED, now)
+        following = _next(broker, queues[place], alarms, is_alarm)
+        if following is None:
+            heapq.heappop(oldest)
+        else:
+            heapq.heapreplace(oldest, (following.message.arrived_at, place, following))
+    for place, count in enumerate(dropped):
+        if count:
+            sessions[place].remove_dropped(count)
+
+
+def _next(broker: Broker, queue: Iterator[Delivery], alarms: bool, is_alarm: dict[str, bool]) -> Delivery | None:
+    """Give the next delivery of one kind in a queue; `is_alarm` remembers what was found of a topic."""
+    for delivery in queue:
+        if delivery.packet_id:  # what was sent once belongs to the client's window
+            continue
+        topic = delivery.message.topic
+        known = is_alarm.get(topic)
+        if known is None:
+            known = is_alarm[topic] = any(matches(one, topic) for one in broker.limits.alarms)
+        if known == alarms:
+            return delivery
+    return None

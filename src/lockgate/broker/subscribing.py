@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from lockgate.broker import outbound
+from lockgate.broker import outbound, shedding
 from lockgate.broker.backlog import Backlog
-from lockgate.broker.memory import SUBSCRIPTION_BYTES
+from lockgate.broker.memory import subscription_bytes
 from lockgate.broker.ports import SUBSCRIPTIONS, StoredSubscription
 from lockgate.broker.session import Subscription
 from lockgate.mqtt import reason_codes
@@ -39,12 +39,12 @@ def handle_subscribe(broker: Broker, connection: Connection, session: Session, p
     for request in packet.requests:
         qos = min(request.qos, connection.limits.max_qos)
         is_new = request.topic_filter not in session.subscriptions
-        if is_new and ((limit and len(session.subscriptions) >= limit) or broker.memory.is_exhausted()):
+        if is_new and ((limit and len(session.subscriptions) >= limit) or shedding.is_exhausted(broker, now)):
             codes.append(_QUOTA_CODES.get(connection.version, qos))
             continue
         codes.append(qos)
         if is_new:
-            broker.memory.used += SUBSCRIPTION_BYTES
+            broker.memory.used += subscription_bytes(request.topic_filter)
         subscription = _subscribe(broker, session, request, qos, identifier)
         if session.durable:
             commit = broker.change()
@@ -102,7 +102,7 @@ def handle_unsubscribe(broker: Broker, connection: Connection, session: Session,
             continue
         codes.append(reason_codes.SUCCESS)
         broker.router.remove(subscription)
-        broker.memory.used -= SUBSCRIPTION_BYTES
+        broker.memory.used -= subscription_bytes(topic_filter)
         if connection.backlog is not None:
             connection.backlog.discard(topic_filter)
         if session.durable:

@@ -51,6 +51,7 @@ from lockgate.mqtt.wire import decode_utf8
 
 _KNOWN_TOPICS_LIMIT: Final = 4096
 _KNOWN_TOPIC_BYTES: Final = 512  # longer names are not remembered
+_PIECE_BYTES: Final = 4096  # that pieces of a packet have at least
 
 
 @final
@@ -147,7 +148,11 @@ class Decoder:
     def feed(self, data: bytes) -> None:
         """Add bytes that arrived; then call `next_packet` until it gives None."""
         if self._pieces is not None:
-            self._pieces.append(data)
+            pieces = self._pieces
+            if len(pieces[-1]) < _PIECE_BYTES:  # each costs more than a few bytes, and a peer may send few at a time
+                pieces[-1] += data
+            else:
+                pieces.append(data)
             self._missing -= len(data)
             self._gathered += len(data)
             if self._missing > 0:
@@ -185,9 +190,7 @@ class Decoder:
         start = self._at
         size = len(data)
         if start + 2 > size:
-            if start:  # what was read is not kept for the sake of its last byte
-                self._buffer = data[start:]
-                self._at = 0
+            self._drop_read()
             return None
         remaining = data[start + 1]
         at = start + 2
@@ -198,6 +201,7 @@ class Decoder:
                 if shift == 28:
                     raise MalformedPacket("the Remaining Length needs a fifth byte")
                 if at >= size:
+                    self._drop_read()
                     return None
                 byte = data[at]
                 at += 1
@@ -225,6 +229,12 @@ class Decoder:
         if first >> 4 == PUBLISH:
             return self._publish(data, start, at, end)
         return self._other(first, data, at, end)
+
+    def _drop_read(self) -> None:
+        """What was read is not kept for the sake of its last bytes."""
+        if self._at:
+            self._buffer = self._buffer[self._at :]
+            self._at = 0
 
     def _publish(self, data: bytes, start: int, at: int, end: int) -> Publish:
         first = data[start]

@@ -9,6 +9,12 @@ from lockgate.mqtt.errors import MalformedPacket, ProtocolError
 
 MAXIMUM_LEVELS: Final = 200  # Mosquitto's bound; deeper topics are refused
 SHARE_PREFIX: Final = "$share/"
+_SHOWN_CHARACTERS: Final = 100  # in an error
+
+
+def shown(topic: str) -> str:
+    """Give a name or filter for an error: its beginning, for it may be long, as Python writes strings."""
+    return repr(topic) if len(topic) <= _SHOWN_CHARACTERS else repr(topic[:_SHOWN_CHARACTERS]) + "…"
 
 
 def check_topic_name(topic_name: str, levels: int = MAXIMUM_LEVELS) -> None:
@@ -16,7 +22,7 @@ def check_topic_name(topic_name: str, levels: int = MAXIMUM_LEVELS) -> None:
     if not topic_name:
         raise MalformedPacket("an empty Topic Name", reason_codes.TOPIC_NAME_INVALID)
     if "#" in topic_name or "+" in topic_name:
-        raise MalformedPacket(f"Topic Name {topic_name!r} contains a wildcard")
+        raise MalformedPacket(f"Topic Name {shown(topic_name)} contains a wildcard")
     if topic_name.count("/") >= levels:
         raise MalformedPacket(f"a Topic Name of more than {levels} levels", reason_codes.TOPIC_NAME_INVALID)
 
@@ -35,16 +41,16 @@ def check_topic_filter(topic_filter: str, levels: int = MAXIMUM_LEVELS) -> None:
     last = len(parts) - 1
     for position, level in enumerate(parts):
         if "#" in level and (level != "#" or position != last):
-            raise MalformedPacket(f"Topic Filter {topic_filter!r}: # must be the whole last level")
+            raise MalformedPacket(f"Topic Filter {shown(topic_filter)}: # must be the whole last level")
         if "+" in level and level != "+":
-            raise MalformedPacket(f"Topic Filter {topic_filter!r}: + must be a whole level")
+            raise MalformedPacket(f"Topic Filter {shown(topic_filter)}: + must be a whole level")
 
 
 def split_shared(topic_filter: str) -> tuple[str, str]:
     """Split `$share/{ShareName}/{filter}` into its two parts (§4.8.2); raises ProtocolError where one is missing."""
     share_name, slash, rest = topic_filter[len(SHARE_PREFIX) :].partition("/")
     if not share_name or not slash or not rest or "#" in share_name or "+" in share_name:
-        raise ProtocolError(f"shared Topic Filter {topic_filter!r} is not $share/NAME/FILTER")
+        raise ProtocolError(f"shared Topic Filter {shown(topic_filter)} is not $share/NAME/FILTER")
     return share_name, rest
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from lockgate.net.stream import LARGE_READ, Stream
@@ -23,6 +24,11 @@ class LayeredStream(Stream):
         self._opening = True  # until the first bytes for MQTT arrive
         self._heard = False  # anything
         self._parting = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Introduce an accepted socket to the broker, with what its layers cost."""
+        super().connection_made(transport)
+        self.connection.hold(sum(layer.memory_bytes for layer in self._layers))
 
     def data_received(self, data: bytes) -> None:
         """Handle everything that was read, then write once for each connection it touched."""

@@ -35,6 +35,8 @@ _STOP_SECONDS = 2.0
 _BUSY_SECONDS = 50e-6
 # So many at most are written for together: what the first of them brought does not wait for a thousand others.
 _MOST_READS = 64
+# How long connections with more output may make it before others come in: many of them search at length
+_CONTINUE_SECONDS = 0.005
 # libuv reads one socket up to 32 times in a turn.
 _MOST_BYTES = 524_288
 
@@ -274,7 +276,11 @@ class BrokerService:
     def _continue(self) -> None:
         continuing, self._continuing = self._continuing, []
         now = self.clock()
-        for connection in continuing:
+        for place, connection in enumerate(continuing):
+            if place and self.clock() - now > _CONTINUE_SECONDS:
+                for later in continuing[place:]:
+                    self.continue_later(later)
+                break
             if connection.writable:
                 connection.set_writable(True, now)
         self.flush()

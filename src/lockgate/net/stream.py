@@ -13,8 +13,9 @@ from lockgate.broker.connection import Connection
 if TYPE_CHECKING:
     from lockgate.net.listener import Listener
 
-# The transport reports itself full beyond this; output then gathers in the connection, where it is bounded.
-_WRITE_BUFFER_BYTES = 262_144
+# The transport reports itself full beyond this; output then gathers in the connection, where it is bounded. What lies
+# in the transport below that is not counted against the memory budget.
+_WRITE_BUFFER_BYTES = 65_536
 # What is read at once of a peer that sends more than anybody could take
 LARGE_READ = 65_536
 # How long a peer may take to read the last packets before its socket is closed.
@@ -102,6 +103,7 @@ class Stream(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Let the transport close: a client that has stopped sending is gone."""
+        self._abort_later()  # it waits for the peer to read what is left, which may be never
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -129,7 +131,9 @@ class Stream(asyncio.Protocol):
             self._read(not self._reading)
 
     def _abort_later(self) -> None:
-        self._linger = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
+        if self._linger is None:
+            seconds = 0.0 if self._broker.broker.memory.is_spent() else _LINGER_SECONDS
+            self._linger = asyncio.get_running_loop().call_later(seconds, self._transport.abort)
 
     def _give_way(self, now: float) -> None:
         """Read nothing more before others had their turn; at once, for the loop is about to read again."""

@@ -29,6 +29,10 @@ class Layer(Protocol):
         """What comes first, for the log: its handshake or header."""
 
     @property
+    def memory_bytes(self) -> int:
+        """What it costs to hold, about."""
+
+    @property
     def is_open(self) -> bool:
         """Whether that is over."""
 

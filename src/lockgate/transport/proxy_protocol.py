@@ -60,6 +60,7 @@ class ProxyProtocol:
     __slots__ = ("_buffer", "_require_certificate", "_require_tls", "_version", "header")
 
     opening = "PROXY header"
+    memory_bytes = 300
     has_output = False
     ended = False
     awaits_goodbye = False

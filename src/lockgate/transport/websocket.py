@@ -54,6 +54,7 @@ class WebSocket:
     )
 
     opening = "WebSocket handshake"
+    memory_bytes = 400
     identity = None
 
     def __init__(self, origins: Sequence[str], head_bytes: int) -> None:

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockgate.access.scram import (
-    ITERATIONS,
     METHOD,
     ScramAuthenticator,
     ScramFileError,
@@ -92,7 +91,7 @@ def test_an_unknown_user_sees_what_a_known_one_sees_until_the_end() -> None:
         seen.append(answer.data)
         assert exchange.step(FINAL).reason_code == REFUSED
     assert seen[0] == seen[1]
-    assert f"i={ITERATIONS}".encode() in seen[0]
+    assert f"i={PENCIL.iterations}".encode() in seen[0]  # as a known one
 
 
 @pytest.mark.parametrize(
@@ -192,3 +191,17 @@ def test_users_are_added_changed_and_removed(tmp_path: Path) -> None:
     assert write_user(file, "user", None)
     assert not write_user(file, "user", None)
     assert read_users(file.read_text()) == {"second": PENCIL}
+
+
+def test_a_name_that_takes_long_to_prepare_is_refused_at_once() -> None:
+    exchange = authenticator(user=PENCIL).begin(METHOD)
+    assert exchange is not None
+    step = exchange.step(b"n,,n=" + b"x" * 256 + b",r=abc")
+    assert step.reason_code == REFUSED
+    assert "255" in step.detail
+
+
+def test_an_unknown_user_has_the_iterations_and_the_length_of_salt_of_the_others() -> None:
+    unknown, real = authenticator(user=Verifier.of_password("pencil", 5000, b"12345678")).verifier("nobody")
+    assert not real
+    assert (unknown.iterations, len(unknown.salt)) == (5000, 8)

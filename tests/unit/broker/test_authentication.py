@@ -261,3 +261,29 @@ def test_who_connected_without_a_method_must_not_send_auth() -> None:
     peer = server.client("c", V5)
     peer.send(auth(b"ann", rc.RE_AUTHENTICATE))
     assert peer.received() == [Disconnect(rc.PROTOCOL_ERROR)]
+
+
+@pytest.mark.parametrize("identity", ["ann", "bob"])
+def test_where_the_certificate_is_the_user_the_method_must_name_the_same(identity: str) -> None:
+    server = Server(listener=ListenerLimits(username_from_certificate=True), authenticator=Authority())
+    peer = server.peer()
+    peer.connection.identity = identity
+    connect(peer, b"ann")
+    answer = peer.one()
+    assert isinstance(answer, ConnAck)
+    assert answer.reason_code == (0 if identity == "ann" else rc.NOT_AUTHORIZED)
+    assert peer.closed == (identity != "ann")
+
+
+def test_a_connect_that_waits_counts_until_it_is_let_in(server: Server) -> None:
+    peer = server.peer()
+    before = server.broker.memory.used
+    connect(peer, b"ask")
+    assert server.broker.memory.used >= before + 100_000
+    peer.send(auth(b"ann"))
+    assert server.broker.memory.used < before + 2000
+    peer.lose()
+    other = server.peer()
+    connect(other, b"ask")
+    other.lose()
+    assert server.broker.memory.used == 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from lockgate.broker.limits import Limits, ServerInformation
 from lockgate.mqtt import reason_codes as rc
+from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
     V3_1,
     V3_1_1,
@@ -23,6 +26,7 @@ from lockgate.mqtt.packets import (
     Unsubscribe,
 )
 from lockgate.mqtt.properties import Properties
+from tests.support import raw
 from tests.support.server import Peer, Server
 
 VERSIONS = [V3_1, V3_1_1, V5]
@@ -293,3 +297,44 @@ def test_no_name_of_a_peer_makes_the_log_long(character: str) -> None:
     server.client("b").send(Subscribe(1, [SubscriptionRequest(f"x{long}#", 0)]))
     assert len(server.log.lines) == 6
     assert max(len(line) for line in server.log.lines) < 3000
+
+
+@pytest.mark.parametrize("options", [{}, {"retain_as_published": True}], ids=["plain", "own"])
+def test_overlapping_subscriptions_do_not_multiply_a_message_beyond_bounds(options: dict[str, bool]) -> None:
+    server = Server(Limits(output_bytes=10_000))
+    client = server.client("c")
+    requests = [SubscriptionRequest("/".join(one), 0, **options) for one in itertools.product("t+", repeat=9)]
+    client.send(Subscribe(1, requests))
+    other = server.client("other")
+    other.subscribe("#")
+    data = encode(Publish("/".join("t" * 9), b"x" * 5000), V5)
+    server.client("p").connection.receive(data, server.now)
+    assert client.connection.output_bytes < 17 * 10_000
+    server.flush()
+    assert len(client.received()) == 1 + 32  # SUBACK first
+    assert server.broker.statistics.dropped_slow == 512 - 32
+    assert len(other.publishes()) == 1
+
+
+def test_refused_identifiers_of_qos_2_are_bounded_too() -> None:
+    server = Server(Limits(max_inflight_messages=2, max_queued_messages=3))
+    client = server.client("c", V3_1_1)
+    for number in range(1, 7):
+        assert not client.closed
+        client.send(Publish("$SYS/no", b"x", 2, packet_id=number))
+    assert client.closed
+
+
+def test_long_names_do_not_fill_the_log_nor_the_decisions() -> None:
+    server = Server()
+    long = "x" * 60_000
+    client = server.client(long)
+    client.send_bytes(raw.publish(V5, long.encode() + b"#"))
+    assert client.closed
+    client = server.peer(V3_1_1)
+    client.send_bytes(raw.connect(V3_1_1, name=b"\x01" * 60_000))
+    assert client.closed
+    assert max(map(len, server.log.lines)) < 1000
+    found = server.broker.decisions.find(long, None)
+    assert found
+    assert max(len(one.client_id) + len(one.detail) for one in found) < 2000

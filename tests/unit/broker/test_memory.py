@@ -225,3 +225,106 @@ def test_the_sum_is_right_whatever_happens(actions: list[tuple[str, int]]) -> No
     last.lose()
     assert not server.broker.sessions
     assert (server.broker.memory.used, server.broker.queued_count) == (0, 0)
+
+
+def test_subscriptions_and_sessions_end_at_the_budget() -> None:
+    server = Server(Limits(memory_budget=BUDGET))
+    client = server.client("c")
+    client.send(Subscribe(1, [SubscriptionRequest(f"a/{number}", 0) for number in range(5000)]))
+    [answer] = client.received()
+    codes = getattr(answer, "reason_codes", [])
+    assert codes[0] == 0
+    assert codes[-1] == rc.QUOTA_EXCEEDED
+    assert server.broker.memory.used < BUDGET + 10_000
+    client.lose()
+    for number in range(5000):
+        peer = server.peer()
+        peer.send(Connect(f"c{number}", properties=Properties(session_expiry_interval=100)))
+        if peer.closed:
+            break
+        peer.lose()
+    assert peer.closed
+    assert server.broker.memory.used < BUDGET + 10_000
+
+
+@pytest.mark.parametrize("version", [V3_1_1, V5])
+def test_messages_that_wait_for_pubrel_end_at_the_budget(version: int) -> None:
+    server = Server(Limits(memory_budget=BUDGET))
+    client = server.client("c", version)
+    for number in range(1, 50):
+        if not client.closed:
+            client.send(Publish("t", b"x" * 50_000, 2, packet_id=number))
+    assert server.broker.memory.used < BUDGET + 200_000
+    answers = [getattr(packet, "reason_code", -1) for packet in client.received()]
+    if version == V5:  # it may try again
+        assert answers[-1] == rc.QUOTA_EXCEEDED
+        assert not client.closed
+    else:  # it must not believe that we have the message
+        assert client.closed
+        assert answers == [0] * len(answers)
+
+
+def test_who_does_not_read_is_closed_when_the_budget_is_spent() -> None:
+    server = Server(Limits(memory_budget=BUDGET))
+    slow, quick = server.client("slow"), server.client("quick")
+    slow.connection.count_unsent(BUDGET // 2)
+    quick.connection.count_unsent(10_000)
+    assert not slow.connection.is_closing
+    slow.connection.count_unsent(BUDGET)
+    quick.connection.count_unsent(20_000)
+    server.flush()
+    assert slow.closed
+    assert not quick.closed
+    assert "does not read" in server.log.lines[-1]
+    assert server.broker.memory.used < 100_000
+
+
+LONG = "x" * 40_000
+
+
+@pytest.mark.parametrize(
+    "name", [LONG, LONG + "\N{GRINNING FACE}", "/".join(["x"] * 200)], ids=["long", "wide", "deep"]
+)
+def test_names_that_a_peer_chose_count_and_are_given_back(name: str) -> None:
+    server = Server()
+    least = 40_000 if name.isascii() else 160_000
+    used = server.broker.memory.used
+
+    def grown() -> int:
+        nonlocal used
+        before, used = used, server.broker.memory.used
+        return used - before
+
+    client = server.client(name, username=name)
+    assert grown() >= (2 * least if not name.count("/") else 0)
+    client.send(Subscribe(1, [SubscriptionRequest(name, 0)]))
+    assert grown() >= least
+    client.send(Publish(name, b"x", 0, properties=Properties(topic_alias=1)))
+    assert grown() >= (least if not name.count("/") else 399)
+    client.send(Publish("t", b"x", 0, properties=Properties(topic_alias=1)))
+    client.send(Publish(name, b"x", 0, properties=Properties(topic_alias=1)))
+    assert grown() == 0
+    client.publish(name, b"x", 0, True)
+    assert grown() >= least
+    client.publish(name, b"", 0, True)
+    other = server.client("other", topic_alias_maximum=1)
+    other.subscribe(name)
+    client.publish(name)
+    for peer in (client, other):
+        peer.lose()
+    assert server.broker.memory.used == 0
+
+
+def test_the_oldest_of_all_queues_give_way_and_alarms_within_them_stay() -> None:
+    server = Server(Limits(total_queued_messages=64, max_queued_messages=0, alarms=("alarm",), queue_head=0))
+    absent(server, "a", "a")
+    absent(server, "b", "b")
+    absent(server, "c", "alarm")
+    publisher = server.client("p")
+    for number in range(200):
+        server.now += 1
+        publisher.publish(("a", "b", "b", "alarm" if number < 20 else "a")[number % 4], bytes((number,)), 1)
+    kept = [payload[0] for name in ("a", "b", "c") for _topic, payload in drain(server.client(name, clean_start=False))]
+    alarms = [3, 7, 11, 15, 19]
+    assert 60 < len(kept) <= 64
+    assert sorted(kept) == alarms + list(range(200 - len(kept) + len(alarms), 200))

@@ -6,6 +6,7 @@ import pytest
 
 from lockgate.broker.limits import Limits
 from lockgate.mqtt import reason_codes
+from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
     V3_1_1,
     V5,
@@ -385,3 +386,28 @@ def test_a_filter_given_up_is_not_looked_for() -> None:
     subscriber.send(Unsubscribe(2, ["b/+", "a/+"]))
     subscriber.read_again()
     assert [type(packet) for packet in subscriber.received()] == [SubAck, UnsubAck]
+
+
+def test_a_search_that_finds_nothing_is_work_too() -> None:
+    server = Server()
+    publisher = server.client("p")
+    publisher.send(*(Publish(f"a/{number}", b"x", 0, True) for number in range(3000)))
+    client = server.client("c")
+    client.connection.receive(encode(Subscribe(1, [SubscriptionRequest("+/+/none", 0)]), V5) * 100, server.now)
+    server.flush()
+    assert 0 < len(client.received()) < 30  # others come in between
+    server.advance(1)
+    assert len(client.received()) > 70
+
+
+def test_messages_that_expire_together_are_removed_in_pieces() -> None:
+    server = Server()
+    publisher = server.client("p")
+    short = Properties(message_expiry_interval=1)
+    publisher.send(*(Publish(f"a/{number}", b"x", 0, True, properties=short) for number in range(2500)))
+    server.now += 100
+    server.broker.expire(server.now)
+    assert server.broker.retained.count == 1500
+    assert server.broker.next_deadline() == server.now
+    server.advance(0)
+    assert server.broker.retained.count == 0

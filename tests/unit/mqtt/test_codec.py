@@ -7,7 +7,7 @@ import pytest
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.errors import PacketTooLarge
-from lockgate.mqtt.packets import V5, Publish
+from lockgate.mqtt.packets import V5, PingReq, Publish
 from lockgate.mqtt.properties import KINDS
 from tests.support.packets import BAD, EVERY_PROPERTY, GOOD, TOO_LARGE, Bad, Good
 
@@ -81,3 +81,24 @@ def test_a_frame_whose_length_is_padded_is_not_passed_on() -> None:
     packet = decoder.next_packet()
     assert isinstance(packet, Publish)
     assert (packet.payload, packet.frame) == (b"b", b"")
+
+
+def test_a_packet_in_tiny_pieces_is_kept_in_large_ones() -> None:
+    decoder = Decoder(V5)
+    frame = encode(Publish("t", bytes(range(256)) * 200), V5)
+    for at in range(0, len(frame), 2):
+        assert decoder.next_packet() is None
+        decoder.feed(frame[at : at + 2])
+        assert len(decoder._pieces or ()) < 20
+    packet = decoder.next_packet()
+    assert isinstance(packet, Publish)
+    assert packet.payload == bytes(range(256)) * 200
+
+
+def test_what_was_read_is_not_kept_for_an_unfinished_length() -> None:
+    decoder = Decoder(V5)
+    decoder.feed(encode(PingReq(), V5) * 100 + b"\x30\x80")
+    for _number in range(100):
+        assert decoder.next_packet() is not None
+    assert decoder.next_packet() is None
+    assert len(decoder._buffer) == decoder.pending == 2

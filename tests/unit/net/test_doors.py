@@ -13,6 +13,7 @@ import pytest
 from lockgate.config.model import TlsConfig
 from lockgate.mqtt.packets import V3_1_1, V5, Disconnect, PubAck, PubComp, Publish, PubRec, PubRel, Will
 from lockgate.mqtt.reason_codes import MALFORMED_PACKET, SESSION_TAKEN_OVER
+from lockgate.net import stream
 from tests.support.certificates import Authority
 from tests.support.wires import NAMES, ClientWebSocket, Door, Wire, doors, serving
 
@@ -323,3 +324,37 @@ async def test_several_listeners_serve_the_same_topics(tmp_path: Path, tls: TlsC
         await wires[0].send(Publish("t", b"x"))
         for wire in wires:
             assert await wire.receive() == Publish("t", b"x")
+
+
+@pytest.mark.parametrize("name", ["tcp", "tls", "websocket"])
+async def test_a_client_that_ends_its_half_and_reads_nothing_is_gone_soon(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_LINGER_SECONDS", 0.05)
+    async with serving(door.listener) as service:
+        client = await Wire.client(service, "c", door.layers())
+        await client.subscribe("t")
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        sender = await Wire.client(service, "s", door.layers())
+        connection = service.broker.sessions["c"].connection
+        assert connection is not None
+        while connection.writable:
+            await sender.send(Publish("t", b"x" * 100_000, 1, packet_id=1))
+            assert await asyncio.wait_for(sender.receive(), WAIT) == PubAck(1)
+        client.writer.write_eof()
+        async with asyncio.timeout(WAIT):
+            while "c" in service.broker.sessions:
+                await asyncio.sleep(0.01)
+        assert service.broker.memory.used < 100_000
+
+
+@pytest.mark.parametrize("name", ["tls", "secure websocket"])
+async def test_what_lies_under_mqtt_counts_against_the_memory_budget(door: Door) -> None:
+    async with serving(door.listener) as service:
+        client = await Wire.client(service, "c", door.layers())
+        assert service.broker.memory.used > 30_000
+        client.writer.close()
+        async with asyncio.timeout(WAIT):
+            while service.broker.connections:
+                await asyncio.sleep(0.01)
+        assert service.broker.memory.used == 0

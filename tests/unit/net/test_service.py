@@ -317,3 +317,19 @@ async def test_a_trusted_proxy_is_not_counted_by_its_address() -> None:
     async with serving(BrokerConfig(limits=limits, trusted_proxies=proxies)) as service:
         for client_id in ("a", "b", "c"):
             await Wire.client(service, client_id)
+
+
+async def test_many_that_search_at_length_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lockgate.net.service._CONTINUE_SECONDS", -1.0)  # one in each turn
+    async with serving() as service:
+        publisher = await Wire.client(service, "p")
+        for number in range(100):
+            publisher.send(Publish(f"t/{number}", b"x" * 10_000, 0, True))
+        publisher.send(Publish("end", b"", 1, packet_id=1))
+        assert isinstance(await publisher.receive(), PubAck)
+        readers = [await Wire.client(service, f"r{number}") for number in range(4)]
+        for reader in readers:
+            await reader.subscribe("t/#")
+        for reader in readers:
+            topics = [await reader.receive() for _number in range(100)]
+            assert len({one.topic for one in topics if isinstance(one, Publish)}) == 100
