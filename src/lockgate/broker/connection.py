@@ -294,10 +294,8 @@ class Connection:
     def acknowledge(self, frame: bytes, commit: int) -> None:
         """Send PUBACK, PUBREC, PUBCOMP, SUBACK or UNSUBACK once a change is committed, in the order of arrival.
 
-        One that the client could not take is dropped [MQTT-3.1.2-25]: only SUBACK and UNSUBACK can grow so large.
+        The client takes it [MQTT-3.1.2-24]: a CONNACK, which is no smaller, went before, and `subscribing` looks first.
         """
-        if not self.fits(frame):
-            return
         if self._may_leave(self._acknowledgements, commit):
             self.send(frame)
         else:

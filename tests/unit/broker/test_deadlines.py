@@ -40,3 +40,42 @@ def test_a_client_that_comes_and_goes_leaves_no_deadlines_behind() -> None:
     assert len(server.broker.deadlines) <= 1024
     server.advance(2_000_000)
     assert (len(server.broker.deadlines), server.broker.sessions) == (0, {})
+
+
+def everything(at: float, kind: int, subject: str) -> bool:
+    return True
+
+
+def test_what_is_due_comes_by_time_and_then_in_the_order_in_which_it_was_noted() -> None:
+    deadlines = Deadlines(everything)
+    for at, subject in ((5.0, "a"), (3.0, "b"), (5.0, "c"), (4.0, "d"), (5.0, "0")):
+        deadlines.add(at, WILL, subject)
+    assert deadlines.next() == 3.0
+    assert deadlines.due(2.9) == []
+    assert deadlines.due(5.0) == [
+        (3.0, WILL, "b"),
+        (4.0, WILL, "d"),
+        (5.0, WILL, "a"),
+        (5.0, WILL, "c"),
+        (5.0, WILL, "0"),
+    ]
+    assert deadlines.next() is None
+
+
+def test_whoever_has_set_a_timer_hears_that_it_is_too_late() -> None:
+    deadlines = Deadlines(everything)
+    assert not deadlines.moved
+    for at, moved in ((5.0, True), (6.0, False), (5.0, False), (4.0, True)):
+        deadlines.moved = False
+        deadlines.add(at, WILL, "")
+        assert deadlines.moved is moved
+
+
+def test_the_order_holds_whatever_was_swept_out() -> None:
+    deadlines = Deadlines(lambda at, kind, subject: int(at) % 3 != 0)
+    times = [float(number * 7919 % 4001) for number in range(4001)]
+    for at in times:
+        deadlines.add(at, WILL, "")
+    seen = [due[0] for due in deadlines.due(1e9)]
+    assert seen == sorted(seen)
+    assert {at for at in times if int(at) % 3} <= set(seen)

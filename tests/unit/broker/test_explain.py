@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lockgate.broker import explain
-from lockgate.broker.decisions import Decisions
 from lockgate.broker.explain import Finding
 from lockgate.broker.limits import Limits
 from lockgate.mqtt.packets import Disconnect, Publish, Subscribe, SubscriptionRequest
@@ -196,37 +197,79 @@ def test_no_room_among_the_retained() -> None:
     assert "retained_messages" in finding.text
 
 
-# --- the ring -----------------------------------------------------------------------------------------------------
+def test_another_client_s_decisions_say_nothing() -> None:
+    server = Server()
+    client = server.client("c")
+    client.subscribe("t/#")
+    other = server.client("d", maximum_packet_size=50)
+    other.subscribe("t/#")
+    server.client("p").publish("t/a", b"x" * 100)
+    other.lose()
+    assert only(server).reason == explain.NOTHING_KNOWN
+    reasons = {one.reason for one in ask(server, "d")}
+    assert reasons == {explain.NO_SESSION, "too large", "session ended", "disconnected"}
 
 
-def test_the_ring_forgets_the_oldest_and_says_since_when_it_knows() -> None:
-    ring = Decisions(3)
-    assert ring.since() == 0.0
-    for number in range(5):
-        ring.record(0, f"c{number}", "t", float(number + 1))
-    assert [one.client_id for one in ring.find(None, "t")] == ["c4", "c3", "c2"]
-    assert ring.find("c1", "t") == []
-    assert ring.since() == 3.0
+def test_nothing_known_says_since_when() -> None:
+    server = Server(Limits(decisions=2))
+    client = server.client("c")
+    client.subscribe("t/#")
+    finding = only(server)
+    assert (finding.count, finding.first_at, finding.last_at) == (0, 0.0, 0.0)
+    server.advance(5)
+    server.client("d").lose()
+    assert only(server).first_at == 1005.0
 
 
-def test_the_same_decision_counts_up() -> None:
-    ring = Decisions(3)
-    for number in range(5):
-        ring.record(0, "c", "t", float(number + 1))
-    [decision] = ring.find("c", "t")
-    assert (decision.count, decision.first_at, decision.last_at) == (5, 1.0, 5.0)
+@pytest.mark.parametrize("topic_filter", ["/t/a", "t/a/", "/T/A/"])
+def test_a_slash_too_many_is_found(topic_filter: str) -> None:
+    server = Server()
+    client = server.client("c")
+    client.subscribe("other")
+    client.subscribe(topic_filter)
+    told = f"other, {topic_filter}" if topic_filter > "other" else f"{topic_filter}, other"
+    assert only(server).text == (
+        f"none of its subscriptions matches: {told}; {topic_filter} differs only in letter case or in a / at an end"
+    )
 
 
-def test_long_topics_are_cut_and_found() -> None:
-    ring = Decisions(3)
-    topic = "t" * 10_000
-    ring.record(0, "c", topic, 1.0)
-    [decision] = ring.find("c", topic)
-    assert len(decision.topic) == 512
+@pytest.mark.parametrize(("count", "more"), [(20, ""), (21, " and 1 more")])
+def test_twenty_subscriptions_are_listed(count: int, more: str) -> None:
+    server = Server()
+    names = [f"f/{number:02}" for number in range(count)]
+    server.client("c").send(Subscribe(1, [SubscriptionRequest(name, 0) for name in names[::-1]]))
+    assert only(server).text == f"none of its subscriptions matches: {', '.join(names[:20])}{more}"
 
 
-def test_a_ring_without_places() -> None:
-    ring = Decisions(0)
-    ring.record(0, "c", "t", 1.0)
-    assert ring.find(None, None) == []
-    assert ring.since() == 0.0
+def test_a_client_that_is_away_and_subscribed_above_qos_0() -> None:
+    server = Server()
+    client = server.client("c", session_expiry_interval=60)
+    client.send(Subscribe(1, [SubscriptionRequest("t/a", 0), SubscriptionRequest("t/+", 1)]))
+    client.lose()
+    away, then = ask(server)
+    assert away.text == "it is not connected; QoS 0 is not kept for it"
+    assert (away.first_at, away.last_at, away.count) == (1000.0, 0.0, 0)
+    assert then.text == "it was disconnected"
+
+
+def test_a_shared_subscription_beside_a_plain_one_explains_nothing() -> None:
+    server = Server()
+    client = server.client("c")
+    client.subscribe("$share/g/t/#")
+    client.subscribe("t/#")
+    assert only(server).reason == explain.NOTHING_KNOWN
+
+
+def test_all_that_waits_is_counted() -> None:
+    server = Server()
+    client = server.client("c")
+    client.subscribe("t/#", 1)
+    client.stop_reading()
+    publisher = server.client("p")
+    for qos in (0, 0, 1, 1, 1):
+        publisher.publish("t/a", b"x", qos)
+    finding = only(server)
+    assert finding.reason == explain.WAITING
+    assert finding.text.startswith("5 messages wait")
+    client.read_again()
+    assert only(server).reason == explain.NOTHING_KNOWN

@@ -72,3 +72,11 @@ def test_a_shared_filter_has_two_parts() -> None:
 )
 def test_the_specification_s_own_examples(topic_filter: str, topic_name: str, expected: bool) -> None:
     assert matches(topic_filter, topic_name) is expected
+
+
+def test_a_long_topic_does_not_fill_the_error() -> None:
+    for length, told in ((20, 20), (5000, 0)):
+        with pytest.raises(MqttError) as raised:
+            check_topic_name("x" * length + "#")
+        assert len(raised.value.detail) < 300
+        assert ("x" * 20 + "#" in raised.value.detail) is bool(told)

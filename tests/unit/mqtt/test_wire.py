@@ -24,6 +24,7 @@ from lockgate.mqtt.wire import (
         (16_384, "808001"),
         (2_097_151, "ffff7f"),
         (2_097_152, "80808001"),
+        (0x0ABC_DEFF, "ffbdf355"),
         (268_435_455, "ffffff7f"),
     ],
 )

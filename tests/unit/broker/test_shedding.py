@@ -1,0 +1,123 @@
+"""Who gives way, in which order, and how far."""
+
+from __future__ import annotations
+
+import pytest
+
+from lockgate.broker.limits import Limits
+from lockgate.mqtt.packets import PubAck
+from tests.support.server import Peer, Server
+
+
+def absent(server: Server, client_id: str, topic_filter: str = "#") -> None:
+    peer = server.client(client_id, session_expiry_interval=3600)
+    peer.subscribe(topic_filter, 1)
+    peer.lose()
+
+
+def drained(peer: Peer) -> list[bytes]:
+    seen = []
+    while waiting := peer.publishes():
+        seen += [one.payload for one in waiting]
+        peer.send(*(PubAck(one.packet_id) for one in waiting if one.qos))
+    return seen
+
+
+def test_a_sixty_fourth_gives_way_when_too_many_are_queued() -> None:
+    server = Server(Limits(total_queued_messages=640, max_queued_messages=0, queue_head=0))
+    absent(server, "a")
+    publisher = server.client("p")
+    for number in range(640):
+        publisher.publish("t", b"%d" % number, 1)
+    assert server.broker.queued_count == 640
+    publisher.publish("t", b"640", 1)
+    assert server.broker.queued_count == 630
+    assert drained(server.client("a", clean_start=False)) == [b"%d" % number for number in range(11, 641)]
+
+
+def test_the_oldest_gives_way_whoever_it_waits_for() -> None:
+    server = Server(Limits(total_queued_messages=16, max_queued_messages=0, queue_head=0))
+    absent(server, "late", "late")
+    absent(server, "early", "early")
+    publisher = server.client("p")
+    for topic in ("early", "late"):
+        for number in range(8):
+            server.now += 1
+            publisher.publish(topic, b"%d" % number, 1)
+    publisher.publish("late", b"8", 1)
+    assert server.broker.sessions["early"].queued_count == 7
+    assert server.broker.sessions["late"].queued_count == 9
+    assert drained(server.client("early", clean_start=False)) == [b"%d" % number for number in range(1, 8)]
+
+
+def test_qos_0_gives_way_before_anything_queued_and_alarms_after_all() -> None:
+    server = Server(Limits(total_queued_messages=16, max_queued_messages=0, queue_head=0, alarms=("alarm/#", "fire")))
+    slow = server.client("slow")
+    slow.subscribe("live")
+    slow.stop_reading()
+    absent(server, "a")
+    publisher = server.client("p")
+    publisher.publish("live", b"x")
+    for topic in ("alarm/1", "fire", *["t"] * 14):
+        publisher.publish(topic, topic.encode(), 1)
+    assert len(slow.connection.late or ()) == 1
+    publisher.publish("fire", b"again", 1)
+    assert not slow.connection.late
+    assert drained(server.client("a", clean_start=False)) == [b"alarm/1", b"fire", *[b"t"] * 13, b"again"]
+
+
+def test_alarms_give_way_to_alarms() -> None:
+    server = Server(Limits(total_queued_messages=16, max_queued_messages=0, queue_head=0, alarms=("#",)))
+    absent(server, "a")
+    publisher = server.client("p")
+    for number in range(17):
+        publisher.publish("t", b"%d" % number, 1)
+    assert drained(server.client("a", clean_start=False)) == [b"%d" % number for number in range(1, 17)]
+
+
+def test_no_more_qos_0_gives_way_than_has_to() -> None:
+    server = Server(Limits(memory_budget=200_000))
+    slow = [server.client(f"slow{number}") for number in range(5)]
+    for peer in slow:
+        peer.subscribe("live")
+        peer.stop_reading()
+    publisher = server.client("p")
+    for _ in range(1000):
+        publisher.publish("live", b"x")
+        if server.broker.statistics.dropped_shed:
+            break
+    assert 0 < server.broker.statistics.dropped_shed < sum(len(peer.connection.late or ()) for peer in slow)
+    assert 180_000 < server.broker.memory.used <= 200_000 - 200_000 // 16
+
+
+def test_what_was_sent_once_does_not_give_way() -> None:
+    server = Server(Limits(total_queued_messages=16, max_queued_messages=0, max_inflight_messages=4, queue_head=0))
+    peer = server.client("a", session_expiry_interval=3600)
+    peer.subscribe("t", 1)
+    publisher = server.client("p")
+    for number in range(4):
+        publisher.publish("t", b"%d" % number, 1)
+    assert len(peer.publishes()) == 4
+    peer.lose()
+    back = server.client("a", clean_start=False, session_expiry_interval=3600, receive_maximum=1)
+    for number in range(4, 20):
+        publisher.publish("t", b"%d" % number, 1)
+    seen = drained(back)
+    assert seen[:4] == [b"0", b"1", b"2", b"3"]
+    assert server.broker.statistics.dropped_shed == 20 - len(seen) > 0
+
+
+@pytest.mark.parametrize("budget", [0, 200_000])
+def test_when_all_has_given_way_what_comes_is_refused_until_there_is_room(budget: int) -> None:
+    server = Server(Limits(memory_budget=budget, max_queued_messages=0, queue_head=0))
+    publisher = server.client("p")
+    for number in range(300):
+        publisher.publish(f"r/{number}", b"x" * 500, 1, True)
+    assert server.broker.memory.is_exhausted() is (budget > 0)
+    kept = server.broker.retained.count
+    assert kept == 300 or (100 < kept < 300)
+    for number in range(300):
+        publisher.publish(f"r/{number}", b"", 1, True)
+    assert not server.broker.memory.is_exhausted()
+    publisher.publish("again", b"x", 1, True)
+    assert server.broker.retained.count == 1
