@@ -460,7 +460,10 @@ class World:
         filters = ["#", *(f"{level}/#" for level in levels)]  # wildcards do not reach topics that begin with $
         messages = [message for one in filters for message in retained.match(one, 0.0)]
         if messages:
+            memory = self.server.broker.memory
+            budget, memory.budget = memory.budget, 0  # what is retained may leave no room for one more client
             janitor = self.server.client("janitor")
+            memory.budget = budget
             for message in messages:
                 janitor.send(Publish(message.topic, b"", 0, True))
             janitor.lose()

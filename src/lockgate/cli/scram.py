@@ -25,8 +25,8 @@ def main(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--iterations {arguments.iterations} is too few", accepted="4096 or more")
     try:
         user = saslprep(arguments.user)
-        if not user or any(character in user for character in "\r\n") or user.startswith("#"):
-            raise ValueError("it must not be empty, begin with # or hold a line break")
+        if not user or user != user.strip() or user.startswith("#") or len(user.splitlines()) > 1:
+            raise ValueError("it must not be empty, begin with # or a space, end with one, or hold a line break")
     except ValueError as error:
         raise ConfigError(f"{arguments.user!r} cannot be a user name: {error}") from None
     verifier = None

@@ -35,9 +35,8 @@ _STOP_SECONDS = 2.0
 _BUSY_SECONDS = 50e-6
 # So many at most are written for together: what the first of them brought does not wait for a thousand others.
 _MOST_READS = 64
-# Of large outputs in one turn: bytes, and from which size on they count
-_MOST_WRITTEN = 16_777_216
-_LARGE_WRITE = 65_536
+# How long connections with more output may make it before others come in: many of them search at length
+_CONTINUE_SECONDS = 0.005
 # libuv reads one socket up to 32 times in a turn.
 _MOST_BYTES = 524_288
 
@@ -136,7 +135,6 @@ class BrokerService:
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._continuing: list[Connection] = []  # that have more output to make
-        self._waiting: dict[int, None] = {}  # numbers of connections whose large output is put off
         self._reading: Stream | None = None  # the last
         self._read_bytes = 0
         self._busy = False
@@ -170,8 +168,6 @@ class BrokerService:
     async def _stop(self) -> None:
         self.broker.stop(self.clock())
         self.flush()
-        while self._waiting:
-            self._write_waiting()
         for listener in self.listeners:
             listener.close()
         if self._timer is not None:
@@ -263,41 +259,13 @@ class BrokerService:
         if self._deadlines.moved:
             self._watch()
         streams = self._streams
-        written = 0
         touched = self.broker.take_touched()
         while touched:
             for connection in touched:
                 stream = streams.get(connection.number)
-                if stream is None:
-                    continue
-                size = connection.output_bytes
-                if size > _LARGE_WRITE:
-                    if written > _MOST_WRITTEN:
-                        self._put_off(connection)
-                        continue
-                    written += size
-                stream.write()
+                if stream is not None:
+                    stream.write()
             touched = self.broker.take_touched()
-
-    def _put_off(self, connection: Connection) -> None:
-        """Write for a connection in a later turn: one large message for many readers would hold up everybody."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._write_waiting)
-        self._waiting[connection.number] = None
-
-    def _write_waiting(self) -> None:
-        written = 0
-        waiting, self._waiting = self._waiting, {}
-        for number in waiting:
-            stream = self._streams.get(number)
-            if stream is None:
-                continue
-            if written > _MOST_WRITTEN:
-                self._put_off(stream.connection)
-                continue
-            written += stream.connection.output_bytes
-            stream.write()
-        self.flush()
 
     def continue_later(self, connection: Connection) -> None:
         """Let a connection make its next piece of output in the next turn, so that others come in between."""
@@ -308,7 +276,11 @@ class BrokerService:
     def _continue(self) -> None:
         continuing, self._continuing = self._continuing, []
         now = self.clock()
-        for connection in continuing:
+        for place, connection in enumerate(continuing):
+            if place and self.clock() - now > _CONTINUE_SECONDS:
+                for later in continuing[place:]:
+                    self.continue_later(later)
+                break
             if connection.writable:
                 connection.set_writable(True, now)
         self.flush()

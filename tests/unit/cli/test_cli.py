@@ -209,7 +209,10 @@ def test_users_of_scram_are_added_checked_and_removed(
     assert f"{file}:1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("user", "password"), [("ann", ""), ("ann", "\a"), ("", "secret"), ("a\nb", "secret")])
+@pytest.mark.parametrize(
+    ("user", "password"),
+    [("ann", ""), ("ann", "\a"), ("", "secret"), ("a\nb", "secret"), (" a", "secret"), ("#a", "secret")],
+)
 def test_a_user_of_scram_that_cannot_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str, password: str
 ) -> None:

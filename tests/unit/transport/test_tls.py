@@ -270,17 +270,7 @@ def test_files_that_cannot_be_used_are_named_with_option_and_line(
 
 def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked(config: TlsConfig, tmp_path: Path) -> None:
     locked = tmp_path / "locked.key"
-    command = [
-        program("openssl"),
-        "pkey",
-        "-in",
-        str(config.keyfile),
-        "-aes256",
-        "-passout",
-        "pass:x",
-        "-out",
-        str(locked),
-    ]
+    command = ["openssl", "pkey", "-in", str(config.keyfile), "-aes256", "-passout", "pass:x", "-out", str(locked)]
     subprocess.run([program(command[0]), *command[1:]], check=True, capture_output=True)
     said = mistake(dataclasses.replace(config, keyfile=locked))
     assert "locked.key is encrypted, and nobody is there to type its passphrase" in said
