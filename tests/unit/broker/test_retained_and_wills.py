@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lockgate.broker.limits import Limits
+from lockgate.broker.ports import NEVER, Message
+from lockgate.broker.retained import Retained
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
@@ -411,3 +413,20 @@ def test_messages_that_expire_together_are_removed_in_pieces() -> None:
     assert server.broker.next_deadline() == server.now
     server.advance(0)
     assert server.broker.retained.count == 0
+
+
+def test_what_is_removed_leaves_no_node_behind() -> None:
+    retained = Retained()
+    names = ["a", "a/b", "a/b/c", "a/d", "$x/y", "/"]
+    for name in names:
+        retained.set(Message(name, b"x", 0, True, None, NEVER, ""))
+    assert sorted(one.topic for one in retained.match("#", 0.0)) == ["/", "a", "a/b", "a/b/c", "a/d"]
+    assert retained.visited == 7  # the root, the empty level above `/`, and what was found
+    assert [one.topic for one in retained.match("a/+", 0.0)] == ["a/b", "a/d"]
+    assert retained.visited == 4
+    assert not retained.remove("a/x")
+    assert not retained.remove("$x")
+    for name in names:
+        assert retained.remove(name)
+    assert retained._root.is_empty()
+    assert not retained._root.children
