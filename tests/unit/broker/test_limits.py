@@ -243,6 +243,24 @@ def test_subscriptions_of_a_client_are_bounded(version: int, code: int) -> None:
     assert peer.received() == []
 
 
+@pytest.mark.parametrize(("count", "size"), [(10, 15), (124, 129), (125, 131), (200, 206)])
+def test_unsuback_fits_or_nothing_is_unsubscribed(count: int, size: int) -> None:
+    for maximum, fits in ((size, True), (size - 1, False)):
+        server = Server()
+        peer = server.client("a", session_expiry_interval=60)
+        peer.send(Subscribe(1, [SubscriptionRequest(f"t/{number}", 0) for number in range(count)]))
+        peer.received()
+        peer.connection.maximum_packet_size = maximum
+        used = server.broker.memory.used
+        peer.send(Unsubscribe(2, [f"t/{number}" for number in range(count)]))
+        assert peer.closed is not fits
+        assert len(server.broker.sessions["a"].subscriptions) == (0 if fits else count)
+        if fits:
+            assert len(peer.output) - peer.output.rindex(b"\xb0") == size
+            peer.send(Subscribe(3, [SubscriptionRequest(f"t/{number}", 0) for number in range(count)]))
+            assert server.broker.memory.used == used
+
+
 # --- retained -----------------------------------------------------------------------------------------------------
 
 
