@@ -31,7 +31,7 @@ class Backlog:
     def discard(self, topic_filter: str) -> None:
         """Forget a filter and what was found for it."""
         if topic_filter == self.topic_filter:
-            self.begin("", 0.0, [])
+            self.begin("", [])
         self.waiting.pop(topic_filter, None)
 
     def take_filter(self) -> str:
@@ -40,10 +40,9 @@ class Backlog:
         self.since = self.waiting.pop(topic_filter)
         return topic_filter
 
-    def begin(self, topic_filter: str, since: float, found: list[Message]) -> None:
+    def begin(self, topic_filter: str, found: list[Message]) -> None:
         """Set what was found for a filter."""
         self.topic_filter = topic_filter
-        self.since = since
         self._found = found
         self._at = 0
 
@@ -55,4 +54,4 @@ class Backlog:
         """Go on to the message after it."""
         self._at += 1
         if self._at == len(self._found):
-            self.begin("", 0.0, [])
+            self.begin("", [])

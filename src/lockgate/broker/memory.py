@@ -67,6 +67,16 @@ class Memory:
         if message.holders == 0:
             self.used -= message.held_bytes
 
+    def hold_delivery(self, message: Message) -> None:
+        """Count one more delivery of a Message."""
+        self.used += DELIVERY_BYTES
+        self.hold(message)
+
+    def release_delivery(self, message: Message) -> None:
+        """Count one delivery of a Message less."""
+        self.used -= DELIVERY_BYTES
+        self.release(message)
+
     def hold_unfinished(self, size: int) -> None:
         """Count bytes of a packet that is still arriving, or with a negative size no longer."""
         self.unfinished += size

@@ -144,16 +144,14 @@ def hold_late(
         connection.late = deque()
     connection.late.append(Delivery(message, 0, retain, identifier, 0))
     connection.late_bytes += size
-    memory.hold(message)
-    memory.used += DELIVERY_BYTES
+    memory.hold_delivery(message)
     if memory.is_spent():
         shedding.shed(broker, now)
 
 
 def _take_late(broker: Broker, connection: Connection, delivery: Delivery) -> None:
     connection.late_bytes -= delivery.message.size() + DELIVERY_BYTES
-    broker.memory.used -= DELIVERY_BYTES
-    broker.memory.release(delivery.message)
+    broker.memory.release_delivery(delivery.message)
 
 
 def drop_all_late(broker: Broker, connection: Connection) -> None:
@@ -251,14 +249,12 @@ def _enqueue(
         commit = broker.change()
         broker.store.append(commit, session.client_id, delivery)
     if sendable and connection is not None:
-        _hold(broker, delivery)
+        broker.memory.hold_delivery(message)
         session.head_position = delivery.position
         session.dropping = False
         _send(broker, connection, session, delivery, now)
         return commit
-    session.queued_count += 1
-    session.queued_bytes += message.size()
-    broker.queued_count += 1
+    _count_in(broker, session, message)
     queue = session.queue
     if queue is None:
         queue = session.queue = deque()
@@ -268,7 +264,7 @@ def _enqueue(
             return commit  # it lies in the store, and will be asked for
         session.head_position = delivery.position
     queue.append(delivery)
-    _hold(broker, delivery)
+    broker.memory.hold_delivery(message)
     total = broker.limits.total_queued_messages
     if broker.memory.is_spent() or (total and broker.queued_count > total):
         shedding.shed(broker, now)
@@ -283,11 +279,6 @@ def _is_sendable(broker: Broker, connection: Connection, session: Session) -> bo
         and _has_room(broker, connection)
         and _bytes_in_window(broker, session)
     )
-
-
-def _hold(broker: Broker, delivery: Delivery) -> None:
-    broker.memory.hold(delivery.message)
-    broker.memory.used += DELIVERY_BYTES
 
 
 def _bytes_in_window(broker: Broker, session: Session) -> bool:
@@ -346,15 +337,21 @@ def _release(broker: Broker, connection: Connection, session: Session, delivery:
 
     The client may hold its identifier from an earlier connection, and would take a later message under it for this one.
     """
-    delivery.state = AWAITING_PUBCOMP
     session.in_flight[delivery.packet_id] = delivery
     session.in_flight_bytes += delivery.message.size()
-    commit = 0
-    if session.durable:
-        commit = broker.change()
-        key = (session.client_id, str(delivery.position))
-        broker.store.set(commit, IN_FLIGHT, key, (delivery.packet_id, AWAITING_PUBCOMP))
+    commit = _await_pubcomp(broker, session, delivery)
     connection.deliver(encode_acknowledgement(PUBREL, delivery.packet_id, 0, connection.version), commit)
+
+
+def _await_pubcomp(broker: Broker, session: Session, delivery: Delivery) -> int:
+    """Note that PUBREL is on its way; give the commit number that it waits for."""
+    delivery.state = AWAITING_PUBCOMP
+    if not session.durable:
+        return 0
+    commit = broker.change()
+    key = (session.client_id, str(delivery.position))
+    broker.store.set(commit, IN_FLIGHT, key, (delivery.packet_id, AWAITING_PUBCOMP))
+    return commit
 
 
 def _next_packet_id(session: Session, window: int) -> int:
@@ -370,21 +367,26 @@ def _next_packet_id(session: Session, window: int) -> int:
 
 def drop_queued(broker: Broker, session: Session, delivery: Delivery, reason: int, now: float) -> None:
     """Give up a delivery that waits; the caller takes it out of the queue."""
-    _count_out(broker, session, delivery)
+    _count_out(broker, session, delivery.message)
     done(broker, session, delivery)
     broker.drop(reason, session.client_id, delivery.message.topic, now)
 
 
-def _count_out(broker: Broker, session: Session, delivery: Delivery) -> None:
+def _count_in(broker: Broker, session: Session, message: Message) -> None:
+    session.queued_count += 1
+    session.queued_bytes += message.size()
+    broker.queued_count += 1
+
+
+def _count_out(broker: Broker, session: Session, message: Message) -> None:
     session.queued_count -= 1
-    session.queued_bytes -= delivery.message.size()
+    session.queued_bytes -= message.size()
     broker.queued_count -= 1
 
 
 def done(broker: Broker, session: Session, delivery: Delivery) -> None:
     """Let go of a delivery that is acknowledged or given up."""
-    broker.memory.used -= DELIVERY_BYTES
-    broker.memory.release(delivery.message)
+    broker.memory.release_delivery(delivery.message)
     if session.durable:
         broker.store.acknowledge(broker.change(), session.client_id, delivery.position)
 
@@ -401,7 +403,7 @@ def pump(broker: Broker, connection: Connection, session: Session, now: float) -
         and _has_room(broker, connection)
     ):
         delivery = queue.popleft()
-        _count_out(broker, session, delivery)
+        _count_out(broker, session, delivery.message)
         _send(broker, connection, session, delivery, now)
     if session.head_position < session.last_position and not session.loading:
         waiting = len(queue) if queue is not None else 0
@@ -420,7 +422,7 @@ def take_loaded(broker: Broker, session: Session, deliveries: list[Delivery], no
     for delivery in deliveries:
         if delivery.position > session.head_position:
             session.queue.append(delivery)
-            _hold(broker, delivery)
+            broker.memory.hold_delivery(delivery.message)
             session.head_position = delivery.position
     if session.connection is not None:
         pump(broker, session.connection, session, now)
@@ -463,7 +465,7 @@ def _look_for_retained(broker: Broker, session: Session, backlog: Backlog, now: 
     """Find the retained messages of the next filter; give how many nodes that took to visit."""
     topic_filter = backlog.take_filter()
     subscription = session.subscriptions[topic_filter]
-    backlog.begin(topic_filter, backlog.since, broker.retained.match(subscription.topic_filter, now))
+    backlog.begin(topic_filter, broker.retained.match(subscription.topic_filter, now))
     broker.work += broker.retained.visited
     return broker.retained.visited
 
@@ -520,12 +522,10 @@ def let_go(broker: Broker, session: Session) -> None:
     memory = broker.memory
     broker.queued_count -= session.queued_count
     for delivery in session.in_flight.values():
-        memory.used -= DELIVERY_BYTES
-        memory.release(delivery.message)
+        memory.release_delivery(delivery.message)
     if session.queue is not None:
         for delivery in session.queue:
-            memory.used -= DELIVERY_BYTES
-            memory.release(delivery.message)
+            memory.release_delivery(delivery.message)
     for message in session.received.values():
         if message is not None:
             memory.release(message)
@@ -552,9 +552,7 @@ def resume(broker: Broker, connection: Connection, session: Session, now: float)
             session.queue = deque()
         for delivery in reversed(again):
             session.queue.appendleft(delivery)
-            session.queued_count += 1
-            session.queued_bytes += delivery.message.size()
-            broker.queued_count += 1
+            _count_in(broker, session, delivery.message)
     pump(broker, connection, session, now)
 
 
@@ -585,14 +583,7 @@ def handle_pubrec(
     if packet.reason_code >= 0x80:
         _complete(broker, connection, session, delivery, now)
         return
-    commit = 0
-    if delivery.state == AWAITING_PUBREC:
-        delivery.state = AWAITING_PUBCOMP
-        if session.durable:
-            commit = broker.change()
-            broker.store.set(
-                commit, IN_FLIGHT, (session.client_id, str(delivery.position)), (packet_id, AWAITING_PUBCOMP)
-            )
+    commit = _await_pubcomp(broker, session, delivery) if delivery.state == AWAITING_PUBREC else 0
     connection.deliver(encode_acknowledgement(PUBREL, packet_id, 0, connection.version), commit)
 
 

@@ -79,16 +79,20 @@ class PacketRules:
     def check_name(self, topic_name: str) -> None:
         """Raise MalformedPacket unless this is a Topic Name within the bounds."""
         check_topic_name(topic_name, self._topic_levels)
-        if len(topic_name) * 4 > self._topic_bytes and len(topic_name.encode("utf-8")) > self._topic_bytes:
+        if self._is_too_long(topic_name):
             detail = f"a Topic Name of more than {self._topic_bytes} bytes"
             raise MalformedPacket(detail, reason_codes.TOPIC_NAME_INVALID)
 
     def check_filter(self, topic_filter: str) -> None:
         """Raise an error unless this is a Topic Filter, shared or not, within the bounds."""
         check_topic_filter(topic_filter, self._topic_levels)
-        if len(topic_filter) * 4 > self._topic_bytes and len(topic_filter.encode("utf-8")) > self._topic_bytes:
+        if self._is_too_long(topic_filter):
             detail = f"a Topic Filter of more than {self._topic_bytes} bytes"
             raise MalformedPacket(detail, reason_codes.TOPIC_FILTER_INVALID)
+
+    def _is_too_long(self, topic: str) -> bool:
+        # a character takes four bytes at most, so that most need not be encoded to know
+        return len(topic) * 4 > self._topic_bytes and len(topic.encode("utf-8")) > self._topic_bytes
 
     def check_count(self, topic_filters: int) -> None:
         """Raise MqttError when one packet has more Topic Filters than are accepted."""
