@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, cast, final
+from typing import TYPE_CHECKING, cast, final
 
 from lockgate.broker import connection as states
 from lockgate.broker import handshake
@@ -17,10 +17,6 @@ from lockgate.mqtt.properties import Properties
 if TYPE_CHECKING:
     from lockgate.broker.broker import Broker
     from lockgate.broker.connection import Connection
-
-
-# The largest CONNECT that there may be, whatever this one holds: it does not wait for long.
-_CONNECT_BYTES: Final = CONNECT_PACKET_BYTES
 
 
 @final
@@ -47,7 +43,7 @@ def begin(broker: Broker, connection: Connection, packet: Connect, properties: P
         return
     connection.state = states.AUTHENTICATING
     connection.authentication = Authentication(method, exchange, packet)
-    connection.hold(_CONNECT_BYTES)
+    connection.hold(CONNECT_PACKET_BYTES)  # the largest there may be, whatever this one holds: it does not wait long
     _step(broker, connection, connection.authentication, exchange, properties.authentication_data, now)
 
 
@@ -99,7 +95,7 @@ def _step(
     state.exchange = None
     connect = state.connect
     if connect is not None:
-        connection.hold(-_CONNECT_BYTES)
+        connection.hold(-CONNECT_PACKET_BYTES)
     state.connect = None
     if code != reason_codes.SUCCESS:
         if connect is not None:

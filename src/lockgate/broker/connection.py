@@ -47,10 +47,10 @@ if TYPE_CHECKING:
 AWAITING_CONNECT: Final = 0
 CONNECTED: Final = 1
 AUTHENTICATING: Final = 2  # between CONNECT and CONNACK
-# What one connection may do in one turn, in deliveries at QoS 0, before others come in: a few milliseconds
-_TURN_WORK: Final = 40_000
 CLOSING: Final = 3  # output may still leave, input is ignored
 
+# What one connection may do in one turn, in deliveries at QoS 0, before others come in: a few milliseconds
+_TURN_WORK: Final = 40_000
 _REASON_CHARACTERS: Final = 200  # of a Reason String, whatever the client's own words in it
 _CLOSING_CHARACTERS: Final = 500  # of the reason in the log; names of a peer's choice stand in it
 _NOT_TOLD: Final = frozenset(
@@ -198,7 +198,7 @@ class Connection:
                     else:
                         self._dispatch(broker, session, packet, now)
                     if broker.work > _TURN_WORK:
-                        self.wait(now, now)
+                        self.wait(now)
                 elif self.state == AUTHENTICATING:
                     authentication.handle_packet(broker, self, packet, now)
                 else:  # the decoder lets only CONNECT through
@@ -232,10 +232,10 @@ class Connection:
             self.publish_rate = TokenBucket(self.broker.limits.publish_rate, now)
         wait = self.publish_rate.spend(now)
         if wait > 0.0:
-            self.wait(now + wait, now)
+            self.wait(now + wait)
 
-    def wait(self, until: float, now: float) -> None:
-        """Handle and read nothing more until a time; when that is `now`, until others had their turn."""
+    def wait(self, until: float) -> None:
+        """Handle and read nothing more until a time; when that is now, until others had their turn."""
         if not self.throttled or until > self.throttled_until:
             self.throttled = True
             self.throttled_until = until

@@ -137,7 +137,7 @@ class Stream(asyncio.Protocol):
 
     def _give_way(self, now: float) -> None:
         """Read nothing more before others had their turn; at once, for the loop is about to read again."""
-        self.connection.wait(now, now)
+        self.connection.wait(now)
         if self._reading:
             self._read(False)
 
