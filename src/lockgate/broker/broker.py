@@ -39,7 +39,6 @@ from lockgate.broker.retained import Retained
 from lockgate.broker.routing import Router
 from lockgate.broker.session import NEVER_EXPIRES, Session
 from lockgate.broker.statistics import Statistics
-from lockgate.mqtt import reason_codes
 from lockgate.mqtt.decoder import PacketRules
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import V5, Disconnect
@@ -418,7 +417,7 @@ class Broker:
             message, _due = self.wills.pop(client_id)
             self._publish_will(client_id, message, now)
         if self.information.reference:  # said last: nothing may follow it [MQTT-3.14.4-1]
-            code = reason_codes.SERVER_MOVED if self.information.moved else reason_codes.USE_ANOTHER_SERVER
+            code = self.information.redirection()
             frame = encode(Disconnect(code, Properties(server_reference=self.information.reference)), V5)
             for connection in self.connections.values():
                 if connection.version == V5 and connection.state == CONNECTED and connection.fits(frame):

@@ -221,7 +221,7 @@ def refuse(connection: Connection, reason_code: int, detail: str) -> None:
         properties: Properties | None = None
         information = connection.broker.information
         if reason_code == reason_codes.SERVER_BUSY and information.reference:
-            reason_code = reason_codes.SERVER_MOVED if information.moved else reason_codes.USE_ANOTHER_SERVER
+            reason_code = information.redirection()
             properties = Properties(server_reference=information.reference)
         send_refusal(connection, reason_code, detail, properties)
     else:

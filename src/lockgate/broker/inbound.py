@@ -54,7 +54,7 @@ def handle_publish(broker: Broker, connection: Connection, session: Session, pac
         connection.version,
     )
     refusal = 0
-    if topic.startswith("$SYS/"):
+    if not may_publish(topic):
         refusal = reason_codes.NOT_AUTHORIZED
         broker.decisions.record(REFUSED, session.client_id, topic, now, "$SYS belongs to the Server")
     elif qos == 2 and shedding.is_exhausted(broker, now):
@@ -100,8 +100,8 @@ def _receive_qos_2(
             session.received[packet_id] = None
         connection.acknowledge(encode_acknowledgement(PUBREC, packet_id, refusal, connection.version), 0)
         return
-    if connection.version == V5 and not session.exceeding:
-        _watch_receive_maximum(broker, session, packet_id)
+    if connection.version == V5 and not known and not session.exceeding:
+        _watch_receive_maximum(broker, session)
     _forget_received(broker, session, packet_id)
     session.received[packet_id] = message
     broker.memory.hold(message)
@@ -115,10 +115,10 @@ def _receive_qos_2(
     connection.acknowledge(encode_acknowledgement(PUBREC, packet_id, reason_code, connection.version), commit)
 
 
-def _watch_receive_maximum(broker: Broker, session: Session, packet_id: int) -> None:
+def _watch_receive_maximum(broker: Broker, session: Session) -> None:
     """Tell once of a client that keeps more messages open than we announced; it is let be, as in Mosquitto."""
     maximum = broker.limits.max_inflight_messages
-    if maximum and len(session.received) >= maximum and packet_id not in session.received:
+    if maximum and len(session.received) >= maximum:
         session.exceeding = True
         broker.log.warning(
             f"Client {printable(session.client_id)} has more QoS 2 messages open than the Receive Maximum of {maximum}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from lockgate.mqtt import reason_codes
+
 # The first packet of a connection may have at most this size, before anybody is known (Mosquitto's figure).
 CONNECT_PACKET_BYTES: Final = 100_000
 # No packet is accepted beyond this: what an alias hid or a receiver's options add must still fit into MQTT's 256 MiB.
@@ -58,6 +60,10 @@ class ServerInformation:
     reference: str = ""  # another Server to use when this one is full or stops (§4.11)
     moved: bool = False  # that Server has taken this one's place for good
     response_information: str = ""  # a topic that response topics may begin with (§4.10.1)
+
+    def redirection(self) -> int:
+        """Give the Reason Code that goes with the Server Reference."""
+        return reason_codes.SERVER_MOVED if self.moved else reason_codes.USE_ANOTHER_SERVER
 
 
 @dataclass(frozen=True)

@@ -190,11 +190,13 @@ def _fan_out_qos_0(broker: Broker, message: Message, subscriptions: list[Subscri
 
 def may_retain(broker: Broker, message: Message) -> bool:
     """Whether there is room for a retained message, which may replace another one or remove it."""
+    return not message.payload or _has_room(broker, message, broker.retained.get(message.topic))
+
+
+def _has_room(broker: Broker, message: Message, old: Message | None) -> bool:
+    """Whether a message may be retained in place of the old one of its topic."""
     limits = broker.limits
     retained = broker.retained
-    if not message.payload:
-        return True
-    old = retained.get(message.topic)
     if old is None and limits.retained_messages and retained.count >= limits.retained_messages:
         return False
     grows = message.size() - (old.size() if old is not None else 0)
@@ -212,7 +214,7 @@ def _retain(broker: Broker, message: Message, now: float) -> int:
             return 0
         number = forget_retained(broker, old)
     else:
-        if not may_retain(broker, message):
+        if not _has_room(broker, message, old):
             broker.drop(NOT_RETAINED, message.publisher, message.topic, now)
             return 0
         broker.retained.set(message)
