@@ -20,7 +20,7 @@ from lockgate.broker import restoring
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
 from lockgate.broker.explain import explain
-from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation, StandingSession
+from lockgate.broker.limits import QUEUE_HEAD, Limits, ListenerLimits, ServerInformation, StandingSession
 from lockgate.broker.ports import (
     Authenticator,
     Delivery,
@@ -105,7 +105,7 @@ def broker_limits(config: BrokerConfig) -> Limits:
         max_keepalive=config.max_keepalive,
         subscriptions=ours.subscriptions,
         # Where the store is in memory, too, nothing is gained by holding less of it.
-        queue_head=0 if config.persistence is False else Limits.queue_head,
+        queue_head=0 if config.persistence is False else QUEUE_HEAD,
         persistent_client_expiration=config.persistent_client_expiration,
         ack_after=tuple((topic, one.after == "disk") for one in config.ack_after for topic in one.topics),
         standing_sessions=tuple(

@@ -133,7 +133,7 @@ class SqliteStore:
         )
         if self.clock.off_seconds is None:
             log.warning(
-                "how long the machine was off is not known, for its clock was not set: %d queued messages with an expiry"
+                "nobody knows how long the machine was off, its clock was not set: %d queued messages with an expiry"
                 " are expired",
                 summary.expired,
             )
