@@ -75,7 +75,7 @@ class ImportedDelivery:
 
 @dataclass(slots=True)
 class ImportedSession:
-    """A Session; `expires_at` is in seconds of the wall clock, 0 without an expiry or while its client was connected."""
+    """A Session; `expires_at` is in seconds of the wall clock, 0 without one or while its client was connected."""
 
     client_id: str
     username: str | None

@@ -133,6 +133,7 @@ class _Reader:
         self._imported = imported
         self._fields = fields
         self._messages: dict[bytes, ImportedMessage | None] = {}
+        self._foreign_name = b""
 
     def read_chunks(self) -> None:
         fields = self._fields
@@ -203,7 +204,11 @@ class _Reader:
         part = _CLIENT_PART if self.version >= 6 else _CLIENT_PART_5
         values = part.unpack(fields.take(part.size, "a client"))
         expires_at, expiry_interval, _last_packet_id, id_length = values[:4]
-        username_length = values[5] if self.version >= 6 else 0
+        port, username_length = values[4:] if self.version >= 6 else (0, 0)
+        if expiry_interval == 0 and port == 0:
+            # Not a Session that ended with its connection: its broker read it from a file of version 4 or older, which
+            # has no intervals, and the client has not come back since.
+            expiry_interval = NEVER_EXPIRES
         # Where 64 bits are aligned to 8 bytes the fixed part is padded: the strings are what stands at the end.
         padding = stop - fields.at - id_length - username_length
         if padding not in (0, 4):
@@ -213,7 +218,22 @@ class _Reader:
         fields.take(padding, "a client")
         client_id = fields.take(id_length, "a client id")
         username = fields.take(username_length, "a user name")
-        self._add_session(client_id, username, expiry_interval, _wall_time(expires_at))
+        self._add_session(client_id, self._username(username), expiry_interval, _wall_time(expires_at))
+
+    def _username(self, data: bytes) -> str | None:
+        """Give the user of a client, None for a user name that it has from another one.
+
+        Mosquitto 2.0 keeps the name and its length when it goes on from a client with a user to one without, and swaps
+        the two bytes of the length each time: every other client without a user has a name that runs on behind its end,
+        and the one behind it the same name, as if it were its own.
+        """
+        name, runs_on, _rest = data.partition(b"\0")
+        if runs_on or (name and name == self._foreign_name):
+            self._foreign_name = name if runs_on else b""
+            self._imported.skipped["user names of another client, which Mosquitto 2.0 mixes up"] += 1
+            return None
+        self._foreign_name = b""
+        return self._text(name) or None
 
     def _read_properties(self, stop: int) -> Properties | None:
         fields = self._fields
@@ -271,11 +291,10 @@ class _Reader:
         if name is not None and wanted is not None:
             self._imported.subscription(name, wanted, options, identifier)
 
-    def _add_session(self, client_id: bytes, username: bytes, expiry_interval: int, expires_at: int) -> None:
+    def _add_session(self, client_id: bytes, username: str | None, expiry_interval: int, expires_at: int) -> None:
         name = self._text(client_id)
-        user = self._text(username)
-        if name is not None and user is not None:
-            self._imported.session(name, user or None, expiry_interval, expires_at)
+        if name is not None:
+            self._imported.session(name, username, expiry_interval, expires_at)
 
     def _text(self, data: bytes) -> str | None:
         try:
@@ -334,10 +353,10 @@ class _OldReader(_Reader):
             fields.take(2, "a packet identifier")
             if self.version >= 3:
                 fields.take(self._time_bytes(length - (fields.at - start)), "the time of a client")
-            self._add_session(client_id, b"", NEVER_EXPIRES, 0)
+            self._add_session(client_id, None, NEVER_EXPIRES, 0)
 
     def _time_bytes(self, rest: int) -> int:
-        """Say how many bytes the machine's time_t had, 4 or 8: what the chunk's length says, if that leads to a chunk."""
+        """Say whether the machine's time_t had 4 or 8 bytes: what the chunk's length says, if a chunk follows there."""
         likely = (4, 8) if rest == 4 else (8, 4)
         for count in likely:
             if self._is_chunk(self._fields.at + count):

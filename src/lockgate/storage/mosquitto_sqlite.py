@@ -16,7 +16,7 @@ from lockgate.mqtt.errors import MqttError
 from lockgate.mqtt.properties import Properties
 from lockgate.mqtt.wire import decode_utf8, encode_binary, encode_string
 from lockgate.sqlite import open_readonly
-from lockgate.storage.imported import Imported, ImportedMessage, UnreadableStore
+from lockgate.storage.imported import NEVER_EXPIRES, Imported, ImportedMessage, UnreadableStore
 
 _MAJOR: Final = 1
 _NEWEST_MINOR: Final = 1
@@ -26,6 +26,7 @@ _CLIENTS: Final = {
     "username": _TEXT,
     "session_expiry_interval": _INTEGER,
     "session_expiry_time": _INTEGER,
+    "listener_port": _INTEGER,
     "will_delay_interval": _INTEGER,
 }
 _MESSAGES: Final = {
@@ -135,6 +136,8 @@ class _Reader:
         for row in self._rows("clients", _CLIENTS):
             client_id = row["client_id"] or ""
             interval = (row["session_expiry_interval"] or 0) & _FOUR_BYTES  # written as a signed number
+            if interval == 0 and not row["listener_port"]:  # as in `mosquitto_db`
+                interval = NEVER_EXPIRES
             self._imported.session(client_id, row["username"] or None, interval, row["session_expiry_time"] or 0)
             self._will_delays[client_id] = (row["will_delay_interval"] or 0) & _FOUR_BYTES
 
