@@ -65,6 +65,9 @@ _WILLS: Final = {
     "properties": _TEXT,
 }
 
+# What a damaged file can raise; sqlite3 does not get to its own error where the text of it repeats damaged bytes.
+_FAILURES: Final = (sqlite3.Error, UnicodeDecodeError, MemoryError)
+
 _OUT: Final = 1  # the direction of a client's message
 _FOUR_BYTES: Final = 0xFFFF_FFFF
 
@@ -122,7 +125,7 @@ class _Reader:
                 "SELECT CAST(major AS INTEGER), CAST(minor AS INTEGER) FROM version_info"
                 " WHERE component = 'database_schema'"
             ).fetchone()
-        except sqlite3.Error as error:
+        except _FAILURES as error:
             raise UnreadableStore(f"{path} cannot be read: {error}") from None
         major, minor = found if found is not None else (1, 0)
         if major != _MAJOR or minor not in range(_NEWEST_MINOR + 1):
@@ -202,7 +205,7 @@ class _Reader:
                 row = self._decoded(columns, values)
                 if row is not None:
                     yield row
-        except (sqlite3.Error, MemoryError) as error:
+        except _FAILURES as error:
             detail = f"{imported.path}, table {table} after {count} rows: {str(error) or 'a value is too large'}"
             imported.damage = f"{imported.damage}; {detail}" if imported.damage else detail
 
