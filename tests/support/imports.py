@@ -1,11 +1,40 @@
-"""What was read from another broker's store, as plain values that a test can compare."""
+"""What was read from another broker's store, and what became of it, as plain values that a test can compare."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lockgate.broker.ports import StoredSubscription
+from lockgate.broker.ports import Delivery, StoredSubscription
 from lockgate.storage.imported import Imported, ImportedDelivery, ImportedMessage, ImportedSession
+
+
+class Rows:
+    """A `ports.Store` that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.commits: set[int] = set()
+        self.rows: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self.queues: dict[str, list[Delivery]] = {}
+
+    def append(self, commit: int, client_id: str, delivery: Delivery) -> None:
+        self.commits.add(commit)
+        self.queues.setdefault(client_id, []).append(delivery)
+
+    def set(self, commit: int, table: str, key: tuple[str, ...], value: object) -> None:
+        self.commits.add(commit)
+        self.rows[table, key] = value
+
+    def acknowledge(self, commit: int, client_id: str, position: int) -> None:
+        raise AssertionError
+
+    def delete(self, commit: int, table: str, key: tuple[str, ...]) -> None:
+        raise AssertionError
+
+    def drop_queue(self, commit: int, client_id: str) -> None:
+        raise AssertionError
+
+    def want(self, client_id: str, after: int, limit: int) -> None:
+        raise AssertionError
 
 
 def plain(imported: Imported) -> dict[str, Any]:
