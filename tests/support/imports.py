@@ -15,10 +15,16 @@ class Rows:
         self.commits: set[int] = set()
         self.rows: dict[tuple[str, tuple[str, ...]], Any] = {}
         self.queues: dict[str, list[Delivery]] = {}
+        self.appended: list[Delivery] = []
 
     def append(self, commit: int, client_id: str, delivery: Delivery) -> None:
         self.commits.add(commit)
+        assert ("sessions", (client_id,)) in self.rows
         self.queues.setdefault(client_id, []).append(delivery)
+        self.appended.append(delivery)
+
+    def update(self, commit: int, client_id: str, delivery: Delivery) -> None:
+        raise AssertionError
 
     def set(self, commit: int, table: str, key: tuple[str, ...], value: object) -> None:
         self.commits.add(commit)
@@ -30,7 +36,7 @@ class Rows:
     def delete(self, commit: int, table: str, key: tuple[str, ...]) -> None:
         raise AssertionError
 
-    def drop_queue(self, commit: int, client_id: str) -> None:
+    def end_session(self, commit: int, client_id: str) -> None:
         raise AssertionError
 
     def want(self, client_id: str, after: int, limit: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,6 @@ from lockgate.broker.ports import (
     AWAITING_PUBACK,
     AWAITING_PUBCOMP,
     AWAITING_PUBREC,
-    IN_FLIGHT,
     NEVER,
     QUEUED,
     RECEIVED,
@@ -50,7 +50,10 @@ class UnreadableStore(Exception):
 
 @dataclass(slots=True, eq=False)
 class ImportedMessage:
-    """An Application Message; `expires_at` is in seconds of the wall clock since 1970, 0 without an expiry."""
+    """An Application Message; `expires_at` is in seconds of the wall clock since 1970, 0 without an expiry.
+
+    `number` is its place among all that were read.
+    """
 
     topic: str
     payload: bytes
@@ -59,6 +62,7 @@ class ImportedMessage:
     properties: Properties | None
     expires_at: int
     publisher: str
+    number: int
 
 
 @dataclass(slots=True)
@@ -106,6 +110,7 @@ class Imported:
     wills: dict[str, ImportedWill] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)  # by reason, what was read and is of no use
     damage: str = ""
+    message_count: int = 0
 
     # The readers hand over what they find with these; what no broker could use is counted in `skipped`.
 
@@ -131,7 +136,9 @@ class Imported:
         if len(payload) > MAXIMUM_REMAINING_LENGTH - _HEAD_BYTES:
             self.skipped["messages larger than MQTT allows"] += 1
             return None
-        return ImportedMessage(topic, payload, qos, retain, _of_message(properties), max(expires_at, 0), publisher)
+        self.message_count += 1
+        own = _of_message(properties)
+        return ImportedMessage(topic, payload, qos, retain, own, max(expires_at, 0), publisher, self.message_count)
 
     def will(self, client_id: str, message: ImportedMessage | None, properties: Properties | None, delay: int) -> None:
         """Add a Will, whose Message Expiry Interval counts from when it is published."""
@@ -277,11 +284,10 @@ def write(
     have then expired, and sessions have their whole interval before them.
     """
     writer = _Writer(store, commit, now, wall_now)
-    for session in imported.sessions.values():
-        if session.client_id in known_sessions:
-            writer.counts.sessions_known += 1
-        else:
-            writer.write_session(session)
+    wills = [item for item in imported.wills.items() if item[0] not in known_sessions]
+    sessions = [session for session in imported.sessions.values() if session.client_id not in known_sessions]
+    writer.counts.sessions_known = len(imported.sessions) - len(sessions)
+    writer.write_queues([session for session in sessions if writer.write_session(session)])
     for topic, message in imported.retained.items():
         if topic in known_retained:
             writer.counts.retained_known += 1
@@ -290,10 +296,9 @@ def write(
         else:
             store.set(commit, RETAINED, (topic,), writer.message(message))
             writer.counts.retained += 1
-    for client_id, will in imported.wills.items():
-        if client_id not in known_sessions:
-            store.set(commit, WILLS, (client_id,), StoredWill(writer.message(will.message), will.delay))
-            writer.counts.wills += 1
+    for client_id, will in wills:  # how long the client may be silent is not known
+        store.set(commit, WILLS, (client_id,), StoredWill(writer.message(will.message), will.delay, 0, NEVER))
+        writer.counts.wills += 1
     return writer.counts
 
 
@@ -328,13 +333,14 @@ class _Writer:
     def is_over(self, message: ImportedMessage) -> bool:
         return message.expires_at != 0 and self._left(message.expires_at) <= 0
 
-    def write_session(self, session: ImportedSession) -> None:
+    def write_session(self, session: ImportedSession) -> bool:
+        """Write what there is of a Session beside its queue, and say whether it lasts."""
         store, commit, counts = self._store, self._commit, self.counts
         client_id = session.client_id
         interval = session.expiry_interval
         if interval == 0:
             counts.sessions_ended += 1
-            return
+            return False
         expires_at = NEVER
         if interval != NEVER_EXPIRES:
             left = float(interval)  # it was connected when the file was written, and is not now
@@ -342,7 +348,7 @@ class _Writer:
                 left = min(left, session.expires_at - self._wall_now)
             if left <= 0:
                 counts.sessions_expired += 1
-                return
+                return False
             expires_at = self._now + left
         store.set(commit, SESSIONS, (client_id,), StoredSession(interval, expires_at, session.username))
         counts.sessions += 1
@@ -352,32 +358,43 @@ class _Writer:
         for packet_id, message in session.received.items():
             store.set(commit, RECEIVED, (client_id, str(packet_id)), self.message(message))
             counts.received += 1
+        return True
+
+    def write_queues(self, sessions: list[ImportedSession]) -> None:
+        """Write the deliveries of each Session in their order, and those of one message together where that allows it.
+
+        A store keeps a message once for deliveries that follow each other.
+        """
+        for client_id, delivery, position in heapq.merge(*map(self._queue, sessions), key=_message_number):
+            own = Delivery(self.message(delivery.message), delivery.qos, delivery.retain, delivery.identifier, position)
+            own.packet_id = delivery.packet_id
+            own.state = delivery.state
+            self._store.append(self._commit, client_id, own)
+
+    def _queue(self, session: ImportedSession) -> Iterator[tuple[str, ImportedDelivery, int]]:
+        """Give the deliveries of a Session with their positions, those in flight first."""
         position = 0
         for delivery in session.in_flight.values():  # the client knows their identifiers: they do not expire any more
             position += 1
-            self._append(client_id, delivery, position)
-            store.set(commit, IN_FLIGHT, (client_id, str(position)), (delivery.packet_id, delivery.state))
-            counts.in_flight += 1
+            self.counts.in_flight += 1
+            yield session.client_id, delivery, position
         for delivery in session.queued:
             if self.is_over(delivery.message):
-                counts.messages_expired += 1
+                self.counts.messages_expired += 1
                 continue
             position += 1
-            self._append(client_id, delivery, position)
-            counts.queued += 1
-
-    def _append(self, client_id: str, imported: ImportedDelivery, position: int) -> None:
-        message = self.message(imported.message)
-        delivery = Delivery(message, imported.qos, imported.retain, imported.identifier, position)
-        delivery.packet_id = imported.packet_id
-        delivery.state = imported.state
-        self._store.append(self._commit, client_id, delivery)
+            self.counts.queued += 1
+            yield session.client_id, delivery, position
 
     def _left(self, expires_at: int) -> float:
         """How many seconds are left until a point in time, not more than an expiry can say."""
         if self._wall_now is None:
             return 0.0
         return min(expires_at - self._wall_now, float(NEVER_EXPIRES))
+
+
+def _message_number(item: tuple[str, ImportedDelivery, int]) -> int:
+    return item[1].message.number
 
 
 def _of_message(properties: Properties | None) -> Properties | None:

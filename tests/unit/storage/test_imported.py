@@ -9,7 +9,6 @@ from lockgate.broker.ports import (
     AWAITING_PUBACK,
     AWAITING_PUBCOMP,
     AWAITING_PUBREC,
-    IN_FLIGHT,
     NEVER,
     QUEUED,
     RECEIVED,
@@ -72,11 +71,6 @@ def test_everything_becomes_a_row_under_one_commit_number() -> None:
         (5, b"first", 0, QUEUED, 1, False),
     ]
     assert rows.queues["durable"][2].identifier == 9
-    assert {key: value for (table, key), value in rows.rows.items() if table == IN_FLIGHT} == {
-        ("durable", "1"): (21, AWAITING_PUBACK),
-        ("durable", "2"): (22, AWAITING_PUBREC),
-        ("durable", "3"): (23, AWAITING_PUBCOMP),
-    }
     assert rows.queues["other"][0].message is rows.queues["durable"][0].message  # kept once, however many wait for it
     assert rows.queues["other"][0].message.expires_at == NOW + 50
     assert (counts.sessions, counts.subscriptions, counts.in_flight, counts.queued) == (2, 3, 3, 3)
@@ -144,6 +138,47 @@ def test_what_our_store_knows_stays_as_it_is() -> None:
     assert (counts.sessions_known, counts.retained_known, counts.wills) == (1, 1, 0)
 
 
+def test_deliveries_of_one_message_follow_each_other_where_the_order_of_each_queue_allows_it() -> None:
+    writer = DbWriter(6)
+    for number in range(4):
+        writer.message(number, "t", b"%d" % number)
+    queues = {"a": (0, 1, 2), "b": (1, 2, 3), "c": (2, 0, 3)}
+    for client_id, queue in queues.items():
+        writer.client(client_id)
+        for number in queue:
+            writer.client_message(client_id, number, 1, 1, FILE_QUEUED)
+    rows = Rows()
+    write(rows, 1, read(writer), NOW, WALL)
+    assert [delivery.message.payload for delivery in rows.appended] == [
+        b"0",
+        b"1",
+        b"1",
+        b"2",
+        b"2",
+        b"2",
+        b"0",
+        b"3",
+        b"3",
+    ]
+    for client_id, queue in queues.items():
+        assert [int(delivery.message.payload) for delivery in rows.queues[client_id]] == list(queue)
+        assert [delivery.position for delivery in rows.queues[client_id]] == [1, 2, 3]
+
+
+def test_what_is_known_is_what_was_known_before() -> None:
+    imported = filled()
+    message = imported.message("gone", b"bye", 0, False, None, 0, "durable")
+    imported.will("durable", message, None, 0)
+    rows = Rows()
+
+    class Known:
+        def __contains__(self, client_id: object) -> bool:
+            return ("sessions", (client_id,)) in rows.rows
+
+    counts = write(rows, 1, imported, NOW, WALL, known_sessions=Known())
+    assert (counts.sessions, counts.wills) == (2, 1)
+
+
 def test_a_will_keeps_its_expiry_which_begins_when_it_is_published() -> None:
     imported = Imported(Path("mosquitto.sqlite3"))
     properties = Properties(message_expiry_interval=9, content_type="t")
@@ -152,7 +187,7 @@ def test_a_will_keeps_its_expiry_which_begins_when_it_is_published() -> None:
     assert write(rows, 1, imported, NOW, WALL).wills == 1
     will = rows.rows[WILLS, ("c",)]
     assert isinstance(will, StoredWill)
-    assert will.delay == 30
+    assert (will.delay, will.keep_alive, will.due_at) == (30, 0, NEVER)
     assert will.message.expires_at == NEVER
     assert will.message.properties == properties
 
