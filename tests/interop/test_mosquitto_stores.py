@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pytest
 
-from lockgate.broker.ports import AWAITING_PUBACK, AWAITING_PUBCOMP, AWAITING_PUBREC
+from lockgate.broker.ports import AWAITING_PUBACK, AWAITING_PUBCOMP, AWAITING_PUBREC, Delivery
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
@@ -33,6 +33,10 @@ from lockgate.mqtt.packets import (
 from lockgate.mqtt.properties import Properties
 from lockgate.storage import mosquitto_db
 from lockgate.storage.imported import NEVER_EXPIRES, Imported
+from lockgate.storage.importing import import_once
+from lockgate.storage.store import SqliteStore
+from lockgate.telemetry.clock import Clock
+from tests.support.gateway import Gateway
 from tests.support.imports import options, plain
 from tests.support.mosquitto_stores import EVERYTHING, DbWriter, fill
 from tests.support.peers import Mosquitto
@@ -49,7 +53,7 @@ class RawClient:
         self._version = connect.version
         self._decoder = Decoder(connect.version)
         self.send(connect)
-        self.expect(ConnAck)
+        self.session_present = self.expect(ConnAck).session_present
 
     def send(self, *packets: Packet) -> None:
         self._socket.sendall(b"".join(encode(packet, self._version) for packet in packets))
@@ -62,6 +66,23 @@ class RawClient:
             self._decoder.feed(data)
         assert isinstance(packet, kind), packet
         return packet
+
+    def take(self, count: int) -> list[Publish]:
+        """Give so many messages and acknowledge them."""
+        taken: list[Publish] = []
+        open_ids: set[int] = set()
+        while len(taken) < count or open_ids:
+            packet = self.expect(Packet)
+            if isinstance(packet, PubRel):
+                self.send(PubComp(packet.packet_id))
+                open_ids.remove(packet.packet_id)
+            else:
+                assert isinstance(packet, Publish), packet
+                taken.append(packet)
+                if packet.qos == 2:
+                    open_ids.add(packet.packet_id)
+                self.send(PubAck(packet.packet_id) if packet.qos == 1 else PubRec(packet.packet_id))
+        return taken
 
     def subscribe(self, *requests: SubscriptionRequest, identifier: int = 0) -> None:
         properties = Properties(subscription_identifiers=(identifier,)) if identifier else None
@@ -228,6 +249,87 @@ def test_a_store_that_mosquitto_leaves_when_it_stops(mosquitto: Mosquitto, folde
     check(imported, began)
     assert imported.retained["will"].payload == b"gone"
     for client in clients:
+        client.lose()
+
+
+class Answers:
+    """Hears of no answer: the store is closed before it is asked anything."""
+
+    awaited = 0
+
+    def committed(self, number: int) -> None: ...
+    def loaded(self, client_id: str, deliveries: list[Delivery]) -> None: ...
+    def store_failed(self, reason_code: int) -> None:
+        raise AssertionError(reason_code)
+
+    def wake(self) -> None: ...
+
+
+def test_clients_of_a_mosquitto_continue_with_us(mosquitto: Mosquitto, tmp_path: Path, folder: Path) -> None:
+    clients = fill_broker(mosquitto)
+    mosquitto.stop()
+    for client in clients:
+        client.lose()
+    store = SqliteStore(folder, Answers(), Clock(), flush_seconds=1.0)
+    store.open()
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    known = store.changes.numbers
+    report = import_once(folder, "mosquitto.db", store, 1, now, time.time(), store.close, known_sessions=known)
+    assert report is not None
+    assert report.damage == ""
+    gateway = Gateway(tmp_path, mosquitto_conf=["persistence true", f"persistence_location {folder}/"])
+    gateway.start("broker")
+    try:
+        check_continued(gateway.port)
+    finally:
+        gateway.stop_all()
+
+
+def check_continued(port: int) -> None:
+    """Take up the Sessions of `fill_broker` where Mosquitto left them."""
+    half = durable(port, "half")
+    assert half.session_present
+    half.send(PubRel(77))
+    half.expect(PubComp)
+
+    old = durable(port, "old", username="bob")
+    assert old.session_present
+    waiting = [b"with properties", b"\x00\xff" * 20_000, b"released", b"received", b"waits", b"not released"]
+    assert [(message.payload, message.dup) for message in old.take(6)] == [(payload, False) for payload in waiting]
+
+    new = durable(port, "new", V5, "ann", session_expiry_interval=3600)
+    assert new.session_present
+    message = new.expect(Publish)
+    properties = message.properties
+    assert properties is not None
+    assert properties.message_expiry_interval is not None
+    assert 400 < properties.message_expiry_interval <= 500
+    properties.message_expiry_interval = None
+    assert properties.subscription_identifiers == (7,)
+    properties.subscription_identifiers = ()
+    assert properties == EVERYTHING
+    assert (message.payload, message.qos, message.retain) == (b"with properties", 1, True)
+    assert new.expect(Publish).payload == b"\x00\xff" * 20_000
+
+    slow = durable(port, "slow")
+    assert slow.session_present
+    assert slow.expect(PubRel).packet_id == 1
+    received, once = slow.expect(Publish), slow.expect(Publish)
+    assert (received.payload, received.packet_id, received.dup) == (b"received", 2, True)
+    assert (once.payload, once.packet_id, once.dup) == (b"once", 3, True)
+    assert [slow.expect(Publish).payload for _number in range(2)] == [b"waits", b"not released"]
+
+    assert not durable(port, "brief", V5).session_present
+    assert durable(port, "stays", V5, "eve", session_expiry_interval=NEVER_EXPIRES).session_present
+    reader = RawClient(port, Connect("reader", V3_1_1))
+    reader.subscribe(SubscriptionRequest("kept/#", 2), SubscriptionRequest("will", 1))
+    found = [reader.expect(Publish) for _number in range(3)]
+    assert {(message.topic, message.payload, message.qos, message.retain) for message in found} == {
+        ("kept/0", b"zero", 0, True),
+        ("kept/2", b"two", 2, True),
+        ("will", b"gone", 1, True),
+    }
+    for client in (half, old, new, slow, reader):
         client.lose()
 
 
