@@ -66,7 +66,7 @@ _WILLS: Final = {
 }
 
 # What a damaged file can raise; sqlite3 does not get to its own error where the text of it repeats damaged bytes.
-_FAILURES: Final = (sqlite3.Error, UnicodeDecodeError, MemoryError)
+_FAILURES: Final = (sqlite3.Error, UnicodeDecodeError)
 
 _OUT: Final = 1  # the direction of a client's message
 _FOUR_BYTES: Final = 0xFFFF_FFFF
@@ -84,9 +84,6 @@ def read(path: Path) -> Imported:
     except sqlite3.Error as error:
         raise UnreadableStore(f"{path} cannot be opened: {error}") from None
     try:
-        # No value and no table can be larger than the files; what a crafted or damaged one says it holds can be.
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(size, 1))
-        connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
         connection.text_factory = bytes
         _Reader(imported, connection, size).read()
@@ -99,7 +96,7 @@ class _Reader:
     def __init__(self, imported: Imported, connection: sqlite3.Connection, size: int) -> None:
         self._imported = imported
         self._connection = connection
-        self._left = size  # bytes that may still be read: no more than the files have
+        self._left = size  # bytes that may still be read: a damaged tree of pages may lead in circles
         self._messages: dict[int, ImportedMessage | None] = {}
         self._will_delays: dict[str, int] = {}
 
@@ -206,7 +203,7 @@ class _Reader:
                 if row is not None:
                     yield row
         except _FAILURES as error:
-            detail = f"{imported.path}, table {table} after {count} rows: {str(error) or 'a value is too large'}"
+            detail = f"{imported.path}, table {table} after {count} rows: {error}"
             imported.damage = f"{imported.damage}; {detail}" if imported.damage else detail
 
     def _columns(self, table: str) -> set[str] | None:

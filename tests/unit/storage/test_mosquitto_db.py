@@ -15,7 +15,17 @@ from lockgate.broker.ports import AWAITING_PUBACK, AWAITING_PUBCOMP, AWAITING_PU
 from lockgate.storage import mosquitto_db
 from lockgate.storage.imported import NEVER_EXPIRES, Imported, UnreadableStore
 from tests.support.imports import plain
-from tests.support.mosquitto_stores import EVERYTHING, HEADER, IN, OUT, RESEND_PUBCOMP, WAIT_PUBACK, DbWriter, fill
+from tests.support.mosquitto_stores import (
+    EVERYTHING,
+    HEADER,
+    IN,
+    OUT,
+    RESEND_PUBCOMP,
+    WAIT_PUBACK,
+    WAIT_PUBCOMP,
+    DbWriter,
+    fill,
+)
 from tests.support.mosquitto_stores import QUEUED as FILE_QUEUED
 
 VERSIONS = [2, 3, 4, 5, 6]
@@ -99,6 +109,26 @@ def test_times_of_four_bytes_are_read_whatever_the_length_of_the_chunk_says(vers
             at = data.index(b"\x00\x06", at + 1)
         data[at + 2 : at + 6] = (11 + wrong).to_bytes(4, "big")
         assert plain(read(bytes(data))) == expected(version)
+
+
+def test_where_times_of_four_and_of_eight_bytes_both_lead_to_a_chunk_its_length_decides() -> None:
+    writer = DbWriter(4, time_bytes=4)
+    writer.client("a")
+    writer.subscription("", "x", 1)  # its length of 6 and its first strings look like a header of type 6
+    writer.client("b")
+    imported = read(writer.data)
+    assert imported.damage == ""
+    assert list(imported.sessions) == ["a", "b"]
+
+
+def test_a_fixed_part_of_a_size_that_no_machine_has_is_damage() -> None:
+    writer = DbWriter(6)
+    writer.client("c", b"user")
+    data = bytearray(writer.data)
+    at = writer.ends[0] + 8 + 18  # the length of the user name
+    assert data[at : at + 2] == b"\x00\x04"
+    data[at + 1] = 1
+    assert "a client id of 1 bytes and a user name of 1 do not fit" in read(bytes(data)).damage
 
 
 def test_a_user_name_that_mosquitto_2_0_took_from_the_client_before_is_nobodys() -> None:
@@ -283,9 +313,10 @@ def test_a_packet_identifier_is_in_flight_once() -> None:
     writer.client_message("c", 1, 5, 1, WAIT_PUBACK)
     writer.client_message("c", 2, 5, 1, WAIT_PUBACK)
     writer.client_message("c", 2, 0, 1, WAIT_PUBACK)
+    writer.client_message("c", 2, 6, 1, WAIT_PUBCOMP)  # no state of a message at QoS 1
     session = read(writer.data).sessions["c"]
     assert [(delivery.packet_id, delivery.message.payload) for delivery in session.in_flight.values()] == [(5, b"1")]
-    assert [(delivery.packet_id, delivery.message.payload) for delivery in session.queued] == [(0, b"2"), (0, b"2")]
+    assert [(delivery.packet_id, delivery.message.payload) for delivery in session.queued] == [(0, b"2")] * 3
 
 
 def check_bounded(data: bytes) -> None:

@@ -29,6 +29,18 @@ def write(path: Path, minor: int = 1) -> SqliteWriter:
     return writer
 
 
+def overwrite_root(writer: SqliteWriter, path: Path, name: str, at: int, data: bytes) -> None:
+    """Damage the first page of a table or an index, and close."""
+    connection = writer.connection
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (name,)).fetchone()[0]
+    size = connection.execute("PRAGMA page_size").fetchone()[0]
+    writer.close()
+    with path.open("r+b") as file:
+        file.seek((root - 1) * size + at)
+        file.write(data)
+
+
 @pytest.mark.parametrize("minor", [0, 1])
 def test_it_holds_what_mosquitto_db_holds(path: Path, tmp_path: Path, minor: int) -> None:
     write(path, minor).close()
@@ -185,18 +197,31 @@ def test_damage_in_one_table_leaves_the_others(path: Path) -> None:
     writer = write(path)
     for number in range(100, 1100):
         writer.message(number, f"many/{number}", b"x" * 100)
-    writer.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    root = writer.connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'base_msgs'").fetchone()[0]
-    size = writer.connection.execute("PRAGMA page_size").fetchone()[0]
-    writer.close()
-    data = bytearray(path.read_bytes())
-    data[(root - 1) * size : root * size] = b"\xff" * size
-    path.write_bytes(data)
+    overwrite_root(writer, path, "base_msgs", 0, b"\xff" * 100)
     imported = mosquitto_sqlite.read(path)
     assert "mosquitto.sqlite3, table base_msgs after 0 rows: " in imported.damage
     assert set(imported.sessions) == {"durable", "other"}
     assert imported.skipped["deliveries without their message"] == 7
     assert set(imported.sessions["durable"].subscriptions) == {"house/+", "$share/group/jobs/#"}
+
+
+def test_a_damaged_index_hides_nothing(path: Path) -> None:
+    writer = write(path)
+    overwrite_root(writer, path, "retains_storeid", 0, b"\xff" * 100)
+    imported = mosquitto_sqlite.read(path)
+    assert imported.damage == ""
+    assert list(imported.retained) == ["state"]
+
+
+def test_pages_that_lead_in_circles_have_an_end(path: Path) -> None:
+    writer = write(path)
+    for number in range(100, 1100):
+        writer.message(number, f"many/{number}", b"x" * 100)
+    root = writer.connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'base_msgs'").fetchone()[0]
+    overwrite_root(writer, path, "base_msgs", 8, root.to_bytes(4, "big"))  # what follows the last page is the first one
+    imported = mosquitto_sqlite.read(path)
+    assert "it gives more than the file can hold" in imported.damage
+    assert imported.message_count < 2100
 
 
 def check_bounded(path: Path) -> None:
