@@ -5,22 +5,22 @@ from __future__ import annotations
 import pytest
 
 from lockgate.mqtt.errors import MqttError
-from lockgate.mqtt.topics import MAXIMUM_LEVELS, check_topic_filter, check_topic_name, matches, split_shared
+from lockgate.mqtt.topics import check_topic_filter, check_topic_name, matches, split_shared
 
 
-@pytest.mark.parametrize("topic_name", ["a", "/", "//", "a/b", "$SYS/x", " ", "ä/€", "a" * 1000])
+@pytest.mark.parametrize("topic_name", ["a", "/", "//", "a/b", "$SYS/x", " ", "ä/€", "a" * 1000, "/" * 199])
 def test_these_are_topic_names(topic_name: str) -> None:
     check_topic_name(topic_name)
 
 
-@pytest.mark.parametrize("topic_name", ["", "#", "a/+", "a+b", "/" * MAXIMUM_LEVELS])
+@pytest.mark.parametrize("topic_name", ["", "#", "a/+", "a+b", "/" * 200])
 def test_these_are_not(topic_name: str) -> None:
     with pytest.raises(MqttError):
         check_topic_name(topic_name)
 
 
 @pytest.mark.parametrize(
-    "topic_filter", ["#", "+", "+/+", "a/#", "/#", "a/+/b", "$share/g/a/#", "$share/g//", "$shared"]
+    "topic_filter", ["/" * 199, "#", "+", "+/+", "a/#", "/#", "a/+/b", "$share/g/a/#", "$share/g//", "$shared"]
 )
 def test_these_are_topic_filters(topic_filter: str) -> None:
     check_topic_filter(topic_filter)
@@ -30,7 +30,7 @@ def test_these_are_topic_filters(topic_filter: str) -> None:
     "topic_filter",
     [
         "",
-        "/" * MAXIMUM_LEVELS,
+        "/" * 200,
         "a#",
         "a/#/b",
         "#/",
