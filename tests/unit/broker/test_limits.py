@@ -25,6 +25,7 @@ from lockgate.mqtt.packets import (
     SubAck,
     Subscribe,
     SubscriptionRequest,
+    UnsubAck,
     Unsubscribe,
 )
 from lockgate.mqtt.properties import Properties
@@ -229,10 +230,21 @@ def test_who_has_much_to_do_lets_others_come_in_between() -> None:
     assert server.broker.statistics.publish_received == 251
     assert len(server.peers[1].messages()) == 250
     assert publisher.connection.wants_input
-    publisher.send(Subscribe(1, [SubscriptionRequest(f"x/{number}", 0) for number in range(5000)]), PingReq())
-    assert [type(packet) for packet in publisher.received()] == [SubAck]
+    filters = [f"x/{number}" for number in range(5000)]
+    for packet, answer in (
+        (Subscribe(1, [SubscriptionRequest(one, 0) for one in filters]), SubAck),
+        (Unsubscribe(1, filters), UnsubAck),
+    ):
+        publisher.send(packet, PingReq())
+        assert [type(one) for one in publisher.received()] == [answer]
+        server.advance(0)
+        assert publisher.received() == [PingResp()]
+    publisher.send(*(Publish("t", bytes((number,)), 1, packet_id=number) for number in range(1, 250)))
+    assert 251 < server.broker.statistics.publish_received <= 251 + 6  # QoS 1 is more work
     server.advance(0)
-    assert publisher.received() == [PingResp()]
+    publisher.send(*(Publish(f"{number}", b"x") for number in range(1000)))
+    assert server.broker.statistics.publish_received == 251 + 249 + 1000
+    assert publisher.connection.wants_input
 
 
 @pytest.mark.parametrize(("version", "code"), [(V3_1, 1), (V3_1_1, 0x80), (V5, rc.QUOTA_EXCEEDED)])

@@ -92,6 +92,21 @@ def test_retained_messages_are_kept_as_far_as_the_queue_goes() -> None:
     assert server.broker.statistics.dropped_queue_full == 1
 
 
+def test_looking_for_retained_messages_to_keep_is_bounded() -> None:
+    for filters, kept in ((5, 1), (100, 0)):
+        server = Server()
+        publisher = server.client("p")
+        for number in range(500):
+            publisher.publish(f"t{number}/a", b"x", 0, True)
+        publisher.publish("found", b"x", 1, True)
+        peer = server.client("s", session_expiry_interval=100)
+        peer.stop_reading()
+        requests = [SubscriptionRequest(f"+/{number}", 1) for number in range(filters)]
+        peer.send(Subscribe(1, [*requests, SubscriptionRequest("found", 1)]))
+        peer.lose()
+        assert server.broker.sessions["s"].queued_count == kept
+
+
 # --- retained messages for new subscriptions ----------------------------------------------------------------------
 
 

@@ -153,3 +153,20 @@ def test_the_receivers_remembered_are_bounded_in_all() -> None:
     for topic in "4567":
         router.route(topic)
     assert list(router._routes) == ["4", "5", "6", "7"]
+
+
+def test_the_work_of_finding_receivers_is_known() -> None:
+    tree = TopicTree()
+    for topic_filter in ("a/b/c", "a/+/c", "x", "a/#"):
+        tree.add(topic_filter, "", subscription("1", topic_filter))
+    for topic, visits in (("a/b/c", 6), ("a/b", 4), ("a/z/c", 4), ("x", 2), ("z", 1), ("$z", 0)):
+        tree.match(topic)
+        assert tree.visits == visits, topic
+    router = Router(10)
+    router.add(subscription("1", "a/b/c"))
+    assert router.visits == 0
+    for visits in (4, 4):  # the second time the route is remembered
+        router.route("a/b/c")
+        assert router.visits == visits
+    router.route("a/x")
+    assert router.visits == 4 + 2
