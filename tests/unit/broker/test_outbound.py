@@ -9,6 +9,7 @@ import pytest
 from lockgate.broker.limits import Limits
 from lockgate.broker.outbound import AWAY, BUSY, CANNOT_TAKE, READY, readiness, to_hand_on
 from lockgate.broker.ports import NEVER, Delivery, Message
+from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
     V3_1_1,
     V5,
@@ -546,6 +547,19 @@ def test_the_expiry_that_is_left_is_rounded_up(after: float, left: int) -> None:
     server.advance(after)
     [one] = server.client("s", clean_start=False).publishes()
     assert one.properties == Properties(message_expiry_interval=left)
+
+
+def test_retained_messages_come_in_pieces() -> None:
+    server = Server()
+    publisher = server.client("p")
+    for number in range(300):
+        publisher.publish(f"t/{number}", b"x" * 1000, 0, True)
+    peer = server.client("s")
+    peer.connection.receive(encode(Subscribe(1, [SubscriptionRequest("#", 0)]), V5), server.now)
+    assert 131_072 < peer.connection.output_bytes < 131_072 + 1100
+    server.flush()
+    assert isinstance(peer.first(), SubAck)
+    assert len(peer.publishes()) == 300
 
 
 def test_filters_that_find_nothing_are_looked_for_in_pieces_too() -> None:
