@@ -451,9 +451,13 @@ def test_a_retained_message_ends_when_its_time_has_come() -> None:
 
 def test_the_first_to_expire_is_found_however_often_others_were_replaced() -> None:
     retained = retained_until({"late": 1000.0, "later": 2000.0, "first": 10.0, "second": 20.0})
+    afresh = 0
     for _ in range(1000):
+        before = retained._expiry_heap
         retained.set(Message("late", b"x", 0, True, None, 3000.0, ""))
         assert len(retained._expiry_heap) <= 2 * 4 + 64
+        afresh += retained._expiry_heap is not before
+    assert afresh < 20
     for name in ("first", "second"):
         expired = retained.next_expired(20.0)
         assert expired is not None
