@@ -71,6 +71,10 @@ class ServedStore(Store, Protocol):
     def close(self) -> None:
         """Write what is left."""
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of messages that are not written yet."""
+
     def status(self) -> Mapping[str, object]:
         """Give the store's figures, for JSON."""
 
@@ -175,6 +179,7 @@ class BrokerService:
         self._busy = False
         self._reads = 0  # in this turn, counted while busy
         self._last_read_at = 0.0
+        self._held_by_store = 0  # bytes, as they are counted in the memory budget
 
     @staticmethod
     def clock() -> float:
@@ -299,7 +304,12 @@ class BrokerService:
 
     def flush(self) -> None:
         """End a turn: let the store answer, then write for every touched connection."""
-        self._store.settle()
+        store = self._store
+        store.settle()
+        held = store.held_bytes
+        if held != self._held_by_store:
+            self.broker.memory.used += held - self._held_by_store
+            self._held_by_store = held
         if self._deadlines.moved:
             self._watch()
         streams = self._streams

@@ -208,6 +208,12 @@ class SqliteStore:
         self._writer.close()
         self._lock.release()
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of messages that are not written yet."""
+        batches = self._commit.batches if self._commit is not None else self._unwritten
+        return self.changes.size_bytes + sum(batch.size_bytes for batch in batches)
+
     def status(self) -> dict[str, object]:
         """Give the store's figures, for JSON."""
         writer = self._writer
@@ -244,6 +250,8 @@ class SqliteStore:
     def end_session(self, commit: int, client_id: str) -> None:
         """Remove a Session and all it has."""
         self._purging.append(self.changes.numbers[client_id])
+        if self._wanted:
+            self._wanted = [question for question in self._wanted if question[0] != client_id]
         self.changes.end_session(commit, client_id)
 
     def want(self, client_id: str, after: int, limit: int) -> None:
