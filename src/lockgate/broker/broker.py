@@ -136,8 +136,8 @@ class Broker:
         self.committed_number = 0
         self.awaited = 0  # commit number that some packet waits for, the highest there was
         self.store_problem = 0  # the reason code for what cannot be stored now
-        self.overfull: Session | None = None  # a standing Session that holds too much since the message routed last
-        self.withheld: dict[str, list[Connection]] = {}  # who waits for a standing Session
+        self.overfull: list[Session] = []  # standing Sessions that hold too much with the message routed last
+        self.withheld: dict[str, dict[int, Connection]] = {}  # who waits for a standing Session, by client id
         self.spent_position = 0  # of deliveries in queues that were dropped; a new Session begins behind it
         self.no_subscribers_code = 0  # of the message routed last
         # QoS 2 messages of one client between PUBREC and PUBREL
@@ -204,6 +204,8 @@ class Broker:
 
     def _let_go(self, connection: Connection) -> None:
         self.pending.pop(connection.number, None)
+        for waiting in self.withheld.values():
+            waiting.pop(connection.number, None)
         self.memory.used -= CONNECTION_BYTES
         connection.hold(-connection.held_bytes)
         connection.count_unsent(-connection.output_bytes)
@@ -219,6 +221,8 @@ class Broker:
         """Have the expiry of a Session begin now; say whether it ever comes."""
         interval = session.expiry_interval
         if interval == NEVER_EXPIRES:
+            if session.standing_bytes >= 0:
+                return False
             interval = self.limits.persistent_client_expiration
             if not interval:
                 return False

@@ -92,9 +92,22 @@ def stand(broker: Broker, now: float) -> None:
 
 def stand_again(broker: Broker, client_id: str, now: float) -> None:
     """Open a standing Session anew after its client has ended it."""
+    standing = _declared(broker, client_id)
+    if standing is not None and client_id not in broker.sessions:
+        _stand(broker, standing, now)
+
+
+def standing_bytes(broker: Broker, client_id: str) -> int:
+    """Give how much may wait for a client before publishers have to; -1 when its Session is no standing one."""
+    standing = _declared(broker, client_id)
+    return standing.max_bytes if standing is not None else -1
+
+
+def _declared(broker: Broker, client_id: str) -> StandingSession | None:
     for standing in broker.limits.standing_sessions:
-        if standing.client_id == client_id and client_id not in broker.sessions:
-            _stand(broker, standing, now)
+        if standing.client_id == client_id:
+            return standing
+    return None
 
 
 def _stand(broker: Broker, standing: StandingSession, now: float) -> None:
