@@ -339,8 +339,8 @@ class Broker:
         """Say that every change up to this number is safe; what waited for it leaves now."""
         if number > self.committed_number:
             self.committed_number = number
-        if self.store_problem:
-            self._recover(now)
+        recovers = self.store_problem != 0
+        self.store_problem = 0
         waiting = self.waiting
         self.waiting = []
         for connection in waiting:
@@ -348,6 +348,10 @@ class Broker:
                 self.waiting.append(connection)
             if connection.backlog is not None and connection.state == CONNECTED and connection.session is not None:
                 outbound.pump(self, connection, connection.session, now)
+        if recovers:
+            for connection in list(self.connections.values()):
+                if connection.unanswered:
+                    self._close_unstored(connection, now)
 
     def store_failed(self, reason_code: int, now: float) -> None:
         """Say that nothing can be stored: who waits for it is refused, or closed when that lasts, until `committed`."""
@@ -357,18 +361,19 @@ class Broker:
         self.store_problem = reason_code
         for connection in list(self.waiting):
             connection.refuse_waiting(reason_code)
-        self.waiting = [connection for connection in self.waiting if connection.waits]
+        self.waiting = [one for one in self.waiting if one.waits and not one.is_closing]
 
-    def _recover(self, now: float) -> None:
-        self.store_problem = 0
-        self._close_waiting(now, False)
-
-    def _close_waiting(self, now: float, all_of_them: bool) -> None:
-        """Close who has no answer and gets none, or all that wait for one: they will come again and ask anew."""
+    def _close_impatient(self, now: float) -> None:
         for connection in list(self.connections.values()):
-            if connection.unanswered or (all_of_them and connection.acknowledgements_wait):
-                connection.close_with(reason_codes.QUOTA_EXCEEDED, "what it sent cannot be stored")
-                self.detach(connection, now, False)
+            if connection.unanswered or connection.waits_for_store:
+                self._close_unstored(connection, now)
+        self._store_deadline = now + self.limits.store_patience
+        self.deadlines.add(self._store_deadline, STORE, "")
+
+    def _close_unstored(self, connection: Connection, now: float) -> None:
+        """Close who has no answer: it will come again and ask anew."""
+        connection.close_with(reason_codes.QUOTA_EXCEEDED, "what it sent cannot be stored")
+        self.detach(connection, now, False)
 
     def loaded(self, client_id: str, deliveries: list[Delivery], now: float) -> None:
         """Take the answer to `Store.want`: the next deliveries of a queue, in order."""
@@ -404,10 +409,8 @@ class Broker:
             elif kind == RETAINED:
                 self._expire_retained(now)
             elif kind == STORE:
-                if self.store_problem:
-                    self._close_waiting(now, True)
-                    self._store_deadline = now + self.limits.store_patience
-                    self.deadlines.add(self._store_deadline, STORE, "")
+                if self.store_problem and at == self._store_deadline:
+                    self._close_impatient(now)
             else:
                 pending = self.wills.get(subject)
                 if pending is not None and pending[1] <= now:

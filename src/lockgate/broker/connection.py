@@ -325,9 +325,15 @@ class Connection:
 
     @property
     def acknowledgements_wait(self) -> bool:
-        """Whether an acknowledgement is held back until its change is committed."""
+        """Whether an acknowledgement is held back."""
         gate = self._acknowledgements
         return gate is not None and len(gate.held) > 0
+
+    @property
+    def waits_for_store(self) -> bool:
+        """Whether an acknowledgement is held back whose change is not committed."""
+        gate = self._acknowledgements
+        return gate is not None and any(commit > self.broker.committed_number for commit, _frame in gate.held)
 
     def _may_leave(self, gate: Gate | None, commit: int) -> bool:
         """Whether a packet has neither a commit to wait for nor another packet before it."""

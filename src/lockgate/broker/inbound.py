@@ -76,6 +76,7 @@ def handle_publish(broker: Broker, connection: Connection, session: Session, pac
                 return
         elif not refusal and _needs_store(broker, session, message):
             refusal = broker.store_problem
+            broker.decisions.record(REFUSED, session.client_id, topic, now, "the store cannot be written")
     packet_id = packet.packet_id
     if qos == 1:
         commit = 0

@@ -25,7 +25,6 @@ from lockgate.mqtt.packets import (
     Unsubscribe,
     Will,
 )
-from lockgate.mqtt.properties import Properties
 from tests.support.disk import Disk
 from tests.support.server import Peer, Server
 
