@@ -469,15 +469,19 @@ class Broker:
             will = connection.will
             if will is not None and connection.session is not None:
                 connection.will = None
-                if not self.limits.keep_wills:
-                    self._publish_will(connection.session.client_id, will, now)
+                self._end_will(connection.session.client_id, will, now)
         for client_id in list(self.wills):
             message, _due = self.wills.pop(client_id)
-            if not self.limits.keep_wills:
-                self._publish_will(client_id, message, now)
+            self._end_will(client_id, message, now)
         if self.information.reference:  # said last: nothing may follow it [MQTT-3.14.4-1]
             code = self.information.redirection()
             frame = encode(Disconnect(code, Properties(server_reference=self.information.reference)), V5)
             for connection in self.connections.values():
                 if connection.version == V5 and connection.state == CONNECTED and connection.fits(frame):
                     connection.send(frame)
+
+    def _end_will(self, client_id: str, will: Message, now: float) -> None:
+        if self.limits.keep_wills:
+            self.memory.release(will)
+        else:
+            self._publish_will(client_id, will, now)

@@ -217,7 +217,7 @@ def _keep_will(broker: Broker, connection: Connection, session: Session, packet:
     connection.will = Message(will.topic, will.payload, will.qos, will.retain, properties, NEVER, session.client_id)
     connection.will_delay = delay
     broker.memory.hold(connection.will)
-    stored = StoredWill(connection.will, delay, connection.keep_alive_seconds, NEVER)
+    stored = StoredWill(connection.will, min(delay, session.expiry_interval), connection.keep_alive_seconds, NEVER)
     broker.store.set(broker.change(), WILLS, (session.client_id,), stored)
 
 

@@ -39,6 +39,7 @@ def restore_session(
     """Take a Session back; its expiry begins now if it was connected when it was last stored."""
     session = Session(client_id, stored.expiry_interval, stored.username)
     session.durable = True
+    session.disconnected_at = now
     broker.sessions[client_id] = session
     broker.memory.used += session_bytes(client_id, stored.username)
     for requested_filter, options in subscriptions:
@@ -56,11 +57,9 @@ def restore_session(
     session.queued_count = queue.count
     session.queued_bytes = queue.size_bytes
     broker.queued_count += queue.count
-    if stored.expires_at != NEVER:
-        session.expires_at = stored.expires_at
-    else:
-        broker.expire_later(session, now)
-    if session.expires_at != NEVER:
+    if broker.expire_later(session, now):
+        if stored.expires_at != NEVER:
+            session.expires_at = stored.expires_at
         broker.watch_session(session)
 
 
