@@ -266,7 +266,7 @@ def _enqueue(
         session.head_position = delivery.position
     queue.append(delivery)
     broker.memory.hold_delivery(message)
-    total = broker.limits.total_queued_messages if not broker.limits.queue_head else 0
+    total = shedding.most_queued(broker)
     if broker.memory.is_spent() or (total and broker.queued_count > total):
         shedding.shed(broker, now)
     return commit
