@@ -285,9 +285,11 @@ def test_whoever_takes_over_a_client_without_an_interval_gets_the_session_that_s
     assert second.messages() == [("s/1", b"x")]
 
 
-def test_it_does_not_expire_with_the_sessions_that_never_do() -> None:
-    server = Server(standing(S, persistent_client_expiration=100))
+@pytest.mark.parametrize("max_bytes", [0, 20])
+def test_it_does_not_expire_with_the_sessions_that_never_do(max_bytes: int) -> None:
+    server = Server(standing(StandingSession("s", ("s/1",), 1, max_bytes), persistent_client_expiration=100))
     server.client("s", V3_1_1, clean_start=False).lose()
+    assert server.broker.sessions["s"].watched_at == float("inf")
     server.client("p").publish("s/1", b"kept", 1)
     server.advance(1000)
     assert server.client("s", V3_1_1, clean_start=False).messages() == [("s/1", b"kept")]

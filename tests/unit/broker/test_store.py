@@ -361,12 +361,13 @@ def test_retained_messages_that_wait_for_a_suback_keep_nobody_busy() -> None:
 
 def test_the_store_is_told_the_highest_commit_that_somebody_waits_for() -> None:
     server = Server(slow_store=True)
+    assert server.awaited == 0
     durable(server).lose()
     publisher = server.client("p", V3_1_1)
     publisher.send(Publish("t", b"", 1, packet_id=1))
     awaited = server.awaited
     assert awaited == server.broker.last_change
-    publisher.send(Publish("nobody", b"", 1, packet_id=2), Publish("nobody", b"", 0, True))
+    publisher.send(Publish("nobody", b"", 1, packet_id=2), Publish("nobody", b"x", 0, True))
     assert server.awaited == awaited
     assert server.broker.last_change > awaited
 

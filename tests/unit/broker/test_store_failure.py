@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lockgate.broker.deadlines import STORE, THROTTLE
 from lockgate.broker.decisions import REFUSED
 from lockgate.broker.limits import Limits, StandingSession
 from lockgate.mqtt import reason_codes
@@ -22,7 +23,9 @@ from lockgate.mqtt.packets import (
     SubAck,
     Subscribe,
     SubscriptionRequest,
+    Will,
 )
+from lockgate.mqtt.properties import Properties
 from tests.support.disk import Disk
 from tests.support.server import Server
 
@@ -394,6 +397,53 @@ def test_who_waits_for_a_standing_session_alone_stays(version: int) -> None:
     recover(server)
     server.client("stands", V5)
     assert publisher.received() == [PubAck(1)]
+
+
+def test_who_is_closed_parts_from_its_session_at_once_and_its_will_waits() -> None:
+    server = a_server()
+    receiver = server.client("receiver")
+    receiver.subscribe("will")
+    will = Will("will", b"gone", properties=Properties(will_delay_interval=30))
+    peer = server.client("q", session_expiry_interval=100, will=will)
+    peer.send(Subscribe(1, [SubscriptionRequest("u", 1)]))
+    fail(server)
+    server.now += 10
+    server.broker.expire(server.now)
+    assert server.broker.sessions["q"].connection is None
+    server.flush()
+    assert receiver.received() == []
+    server.advance(30)
+    assert receiver.messages() == [("will", b"gone")]
+
+
+def test_the_deadline_stays_among_many_others_while_it_means_something() -> None:
+    server = a_server()
+    publisher = server.client("p", V3_1_1)
+    fail(server)
+    publisher.send(Publish("t", b"", 1, packet_id=1))
+    for _ in range(600):
+        server.broker.deadlines.add(server.now + 5, THROTTLE, "0")
+    assert len(server.broker.deadlines) < 600  # swept
+    server.advance(10)
+    assert publisher.closed
+
+
+def test_the_deadline_of_a_failure_that_is_over_is_swept_out() -> None:
+    server = a_server(Limits(store_patience=10))
+    for _ in range(3):
+        fail(server)
+        server.advance(1)
+        recover(server)
+    fail(server)
+    before = len(server.broker.deadlines)
+    for _ in range(600):
+        server.broker.deadlines.add(server.now + 1000, THROTTLE, "0")
+    assert before == 5
+    assert [at for at, _order, kind, _subject in server.broker.deadlines._heap if kind == STORE] == [1013.0]
+    recover(server)
+    for _ in range(600):
+        server.broker.deadlines.add(server.now + 1000, THROTTLE, "0")
+    assert [kind for _at, _order, kind, _subject in server.broker.deadlines._heap if kind == STORE] == []
 
 
 def test_connections_that_were_closed_are_not_kept_until_the_store_recovers() -> None:
