@@ -43,9 +43,8 @@ def main(seconds: float = 3.0, wear_seconds: float = 20.0) -> None:
         ]
     print(f"sync of 4 KiB on this disk: {_sync_seconds() * 1e3:.2f} ms (median)")
     print(f"\nQoS 1 from {PUBLISHERS} publishers for a durable session that is away, windows of 20")
-    print(
-        f"{'':<24}{'acknowledged/s':>16}{'CPU s/M':>9}{'busy':>6}{'bytes/message':>15}{'ping p99 ms':>13}{'left after kill -9':>20}"
-    )
+    heads = f"{'acknowledged/s':>16}{'CPU s/M':>9}{'busy':>6}{'bytes/message':>15}{'ping p99 ms':>13}"
+    print(f"{'':<24}{heads}{'left after kill -9':>20}")
     for program in durable:
         _rate(program, seconds)
     print("\none QoS 1 message at a time, each after the acknowledgement of the one before")

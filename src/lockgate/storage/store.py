@@ -99,6 +99,7 @@ class SqliteStore:
         self._commit: _Commit | None = None
         self._unwritten: list[Batch] = []  # of commits that failed, the oldest first
         self._failures = 0  # in a row
+        self._problem = ""  # of the last one
         self._retry_at = 0.0
         self._closing = False
         self.wear = Wear()
@@ -228,6 +229,7 @@ class SqliteStore:
             "persistence": True,
             "path": str(self.path),
             "failing": self._failures > 0,
+            "error": self._problem if self._failures else None,
             "sync_ms": round(self.sync_seconds * 1000, 3),
             "safe_rate": round(1 / self.sync_seconds) if self.sync_seconds else None,
             "last_commit_ms": round(writer.sync_ms, 3),
@@ -236,7 +238,7 @@ class SqliteStore:
             "message_bytes": self.wear.prefixes,
             "last_hour": self.wear.last_hour(),
             "waiting_changes": self.changes.count,
-            "damage": None if self.damage is None else self.damage.finding,
+            "damage": None if self.damage is None else f"{self.damage.finding}; set aside as {self.damage.path}",
         }
 
     def _connect(self) -> sqlite3.Connection:
@@ -386,6 +388,7 @@ class SqliteStore:
         if not self._failures:
             log.error("%s cannot be written: %s; nothing is acknowledged until it can", self.path, problem)
         self._failures += 1
+        self._problem = str(problem)
         code = reason_codes.QUOTA_EXCEEDED if full else reason_codes.IMPLEMENTATION_SPECIFIC_ERROR
         self._answers.store_failed(code)
 
