@@ -294,13 +294,16 @@ class SqliteStore:
     def _is_time(self) -> bool:
         if self._unwritten and time.monotonic() < self._retry_at and not self._closing:
             return False
-        if self._is_due or self._wanted or self._unwritten or self._answers.awaited > self._committed:
-            return True
-        if self.changes.count >= self._flush_changes:
+        if self._wanted or self._must_write():
             return True
         if self.changes.wakes and self._timer is None and self._loop is not None:
             self._timer = self._loop.call_later(self._flush_seconds, self._flush_later)
         return False
+
+    def _must_write(self) -> bool:
+        if self._is_due or self._unwritten or self._answers.awaited > self._committed:
+            return True
+        return self.changes.count >= self._flush_changes
 
     def _flush_later(self) -> None:
         self._timer = None
@@ -311,13 +314,15 @@ class SqliteStore:
 
     def _begin(self) -> None:
         changes = self.changes
+        # What is wanted has to be found, also what is new; acknowledgements alone do not make the disk sync for that.
+        writes = changes.wakes or self._must_write()
         self._is_due = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         batches = self._unwritten
         self._unwritten = []
-        if not changes.is_void:
+        if writes and not changes.is_void:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
             batches.append(changes.take(self.clock.to_store(1.0) - 1.0))
         wanted = [
             (client_id, changes.numbers[client_id], after, limit)
