@@ -24,6 +24,7 @@ EACH_CHANGE = PERSISTENT + "autosave_on_changes true\nautosave_interval 1\n"
 _AS_ROOT = "user root\n" if os.geteuid() == 0 else ""  # else it may not write in the folder
 SESSIONS = 10_000
 MESSAGES_EACH = 10
+QUEUED = 900_000
 _OFFLINE = load.Scenario("fan-in", PUBLISHERS, 1, 1, True)
 _PINGREQ = b"\xc0\x00"
 _LONE = 200  # messages, each sent when the one before is acknowledged
@@ -47,6 +48,10 @@ def main(seconds: float = 3.0, wear_seconds: float = 20.0) -> None:
     print(f"{'':<24}{heads}{'left after kill -9':>20}")
     for program in durable:
         _rate(program, seconds)
+    print(f"\nthe same until {QUEUED:,} messages wait, and all of them to the session when it returns")
+    print(f"{'':<24}{'MiB before':>11}{'MiB after':>11}{'delivered/s':>13}")
+    for program in durable[:2]:
+        _long_queue(program)
     print("\none QoS 1 message at a time, each after the acknowledgement of the one before")
     print(f"{'':<24}{'p50 ms':>9}{'p99 ms':>9}")
     for program in durable:
@@ -136,6 +141,20 @@ def _publish(broker: Running, seconds: float) -> tuple[int, float, float, int, f
     for sock in (other, *(publisher.sock for publisher in publishers)):
         sock.close()
     return acknowledged, took, used, written, sorted(pings)[len(pings) * 99 // 100]
+
+
+def _long_queue(program: Program) -> None:
+    with brokers.running(program) as broker:
+        _absent(broker)
+        before = broker.resident_bytes()
+        queued = 0
+        while queued < QUEUED:
+            queued += _publish(broker, 1.0)[0]
+        after = broker.resident_bytes()
+        started = time.perf_counter()
+        delivered = _drain(broker, QUEUED)
+        rate = delivered / (time.perf_counter() - started)
+    print(f"{program.name:<24}{before / 2**20:>11.1f}{after / 2**20:>11.1f}{rate:>13,.0f}", flush=True)
 
 
 def _drain(broker: Running, most: int) -> int:
