@@ -288,12 +288,12 @@ class SqliteStore:
                     return
             elif not self._is_time():
                 return
+            if self._failures and time.monotonic() < self._retry_at and not self._closing:
+                return
             self._begin()
             return
 
     def _is_time(self) -> bool:
-        if self._unwritten and time.monotonic() < self._retry_at and not self._closing:
-            return False
         if self._wanted or self._must_write():
             return True
         if self.changes.wakes and self._timer is None and self._loop is not None:
@@ -367,12 +367,14 @@ class SqliteStore:
         result = commit.future.result()
         for number in result.purged:
             self._purging.remove(number)
-        if self._failures:
+        recovers = self._failures > 0
+        if recovers:
             log.info("%s can be written again", self.path)
             self._failures = 0
         if commit.batches:
             self._committed = commit.batches[-1].number
             self.wear.count(commit.batches, result.written)
+        if commit.batches or recovers:
             self._answers.committed(self._committed)
         for (client_id, _number, _after, _limit), rows in zip(commit.wanted, result.found, strict=True):
             self._answers.loaded(client_id, [statements.read_delivery(row, self.clock) for row in rows])
