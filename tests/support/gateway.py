@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -32,17 +33,24 @@ class Gateway:
             f'[broker]\nmosquitto_conf = "mosquitto.conf"\n[processor]\nurl = "{self.url}"\n{toml}\n'
         )
         self.sockets = folder / "data" / "run"
+        self.environment: dict[str, str] = {}  # further variables of the services
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, service: str) -> None:
-        """Start a service and wait until it says it is ready."""
+    def launch(self, service: str) -> subprocess.Popen[bytes]:
+        """Start a service and do not wait."""
         with self.log.open("ab") as stream:
             process = subprocess.Popen(
                 [sys.executable, "-m", "lockgate", "run", "--config", str(self.toml), service],
                 stdout=stream,
                 stderr=stream,
+                env=os.environ | self.environment,
             )
         self._processes[service] = process
+        return process
+
+    def start(self, service: str) -> None:
+        """Start a service and wait until it says it is ready."""
+        process = self.launch(service)
         if service == "broker":
             wait_for_port(self.port, process, self.log)
         deadline = time.monotonic() + 15
