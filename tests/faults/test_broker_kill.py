@@ -1,11 +1,7 @@
-"""`kill -9` and SIGTERM of the broker at random moments under load: nothing that it acknowledged is lost.
-
-KILL_ROUNDS is how often, KILL_SEED repeats the decisions of a run (not its timing).
-"""
+"""`kill -9` and SIGTERM of the broker at random moments under load: nothing that it acknowledged is lost."""
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -13,23 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.crowd.control import Crowd
-from tests.support.gateway import Gateway
+from tests.support.crowd.control import ROUNDS, SEED, Crowd
+from tests.support.gateway import Gateway, durable_broker
 from tests.support.peers import Mosquitto
-
-ROUNDS = int(os.environ.get("KILL_ROUNDS", "20"))
-SEED = int(os.environ.get("KILL_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Gateway]:
     store = tmp_path / "store"
     store.mkdir()
-    settings = ["persistence true", f"persistence_location {store}/", "max_queued_messages 0"]
-    gateway = Gateway(tmp_path, mosquitto_conf=settings)
-    gateway.start("broker")
-    yield gateway
-    gateway.stop_all()
+    with durable_broker(tmp_path, store).running("broker") as gateway:
+        yield gateway
 
 
 @pytest.mark.timeout(60 + 10 * ROUNDS)

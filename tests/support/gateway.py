@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -61,6 +63,16 @@ class Gateway:
                 pytest.fail(f"{service} does not get ready: {self.log.read_text(errors='replace')}")
             time.sleep(0.02)
 
+    @contextlib.contextmanager
+    def running(self, *services: str) -> Iterator[Self]:
+        """Start services, and end all that run however this goes."""
+        try:
+            for service in services:
+                self.start(service)
+            yield self
+        finally:
+            self.stop_all()
+
     def kill(self, service: str) -> None:
         """kill -9 a service."""
         process = self._processes.pop(service)
@@ -87,3 +99,9 @@ class Gateway:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def durable_broker(folder: Path, store: Path, *mosquitto_conf: str) -> Gateway:
+    """A broker, not started yet, that keeps everything in the folder `store` and limits no queue."""
+    settings = ["persistence true", f"persistence_location {store}/", "max_queued_messages 0", *mosquitto_conf]
+    return Gateway(folder, mosquitto_conf=settings)

@@ -1,17 +1,24 @@
-"""The test's side of a crowd of clients that runs in a process of its own."""
+"""The test's side of a crowd of clients that runs in a process of its own.
+
+FAULT_ROUNDS says how often a broker is killed in one test; FAULT_SEED repeats the decisions of a run, not its timing.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import select
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import pytest
+
+ROUNDS: Final = int(os.environ.get("FAULT_ROUNDS", "20"))
+SEED: Final = int(os.environ.get("FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 
 
 class Crowd:
