@@ -16,12 +16,12 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 COMPILED_PACKAGES = ("src/lockgate/mqtt", "src/lockgate/broker")
+COMPILED_MODULES = ("src/lockgate/storage/changes.py",)
 
 
 def modules() -> list[str]:
-    return sorted(
-        str(path) for package in COMPILED_PACKAGES for path in Path(package).rglob("*.py") if path.name != "__init__.py"
-    )
+    packages = [path for package in COMPILED_PACKAGES for path in Path(package).rglob("*.py")]
+    return sorted([*COMPILED_MODULES, *(str(path) for path in packages if path.name != "__init__.py")])
 
 
 def have_compiler() -> bool:

@@ -21,6 +21,7 @@ from benchmarks.machine import describe
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
 from lockgate.broker.limits import Limits, ListenerLimits
+from lockgate.broker.ports import Delivery
 from lockgate.broker.session import Session, Subscription
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import V3_1_1, Connect, Publish
@@ -34,8 +35,14 @@ COLUMNS = ("match µs", "PUBLISH µs", "others: match µs", "PUBLISH µs", "reme
 
 
 class _Silence:
+    awaited = 0
+
     def notice(self, text: str) -> None: ...
     def warning(self, text: str) -> None: ...
+    def committed(self, number: int) -> None: ...
+    def loaded(self, client_id: str, deliveries: list[Delivery]) -> None: ...
+    def store_failed(self, reason_code: int) -> None: ...
+    def wake(self) -> None: ...
 
 
 def main(largest: int = COUNTS[-1]) -> None:
@@ -54,7 +61,7 @@ def main(largest: int = COUNTS[-1]) -> None:
 def _measure(count: int, first: list[float] | None) -> list[float]:
     gc.collect()
     before = _resident()
-    broker = Broker(Limits(), MemoryStore(lambda _number: None, lambda _id, _found: None), _Silence(), lambda: "x")
+    broker = Broker(Limits(), MemoryStore(_Silence()), _Silence(), lambda: "x")
     sessions = [Session(f"client-{number}", 0, None) for number in range(count // FILTERS_EACH)]
     started = time.process_time()
     for number in range(count):

@@ -14,6 +14,7 @@ import lockgate.mqtt
 
 REPOSITORY = Path(__file__).parent.parent
 COMPILED_PACKAGES = (lockgate.mqtt, lockgate.broker)
+COMPILED_MODULES = ("lockgate.storage.changes",)
 EXTENSIONS = (".so", ".pyd")
 
 
@@ -24,7 +25,7 @@ def modules() -> dict[str, str]:
         for package in COMPILED_PACKAGES
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     ]
-    return {name: importlib.import_module(name).__file__ or "" for name in names}
+    return {name: importlib.import_module(name).__file__ or "" for name in (*names, *COMPILED_MODULES)}
 
 
 def test_every_module_comes_from_the_build_that_was_asked_for() -> None:

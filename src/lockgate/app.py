@@ -11,9 +11,11 @@ import logging
 import os
 import queue
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lockgate import __version__
@@ -23,6 +25,8 @@ from lockgate.telemetry.health import Answer, StatusServer
 
 if TYPE_CHECKING:
     from lockgate.access.scram import ScramAuthenticator
+    from lockgate.broker.ports import StoreAnswers
+    from lockgate.net.service import OpenStore
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +56,14 @@ class Reloads(Protocol):
 
 
 @runtime_checkable
+class Saves(Protocol):
+    """A service that SIGUSR1 means something to."""
+
+    def save(self) -> None:
+        """Write what could wait. Called on the loop it runs on."""
+
+
+@runtime_checkable
 class Explains(Protocol):
     """A service that can say why something did not happen."""
 
@@ -64,10 +76,51 @@ Build = Callable[[Config], Service]
 
 def _broker(config: Config) -> Service:
     from lockgate.net.service import BrokerService
-    from lockgate.storage.memory import MemoryStore
 
     authenticator = scram_authenticator(config.broker)
-    return BrokerService(config.broker, MemoryStore, authenticator, lambda: reload_users(authenticator, config.broker))
+    return BrokerService(
+        config.broker, store_opener(config), authenticator, lambda: reload_users(authenticator, config.broker)
+    )
+
+
+def store_opener(config: Config) -> OpenStore:
+    """How the broker's store is opened: in memory only where the owner's own file says so."""
+    broker = config.broker
+    if broker.persistence is False:
+        from lockgate.storage.memory import MemoryStore
+
+        log.warning(
+            "persistence false in %s: sessions, queued and retained messages are lost when the broker ends",
+            broker.path,
+        )
+        return MemoryStore
+    from lockgate.storage.store import SqliteStore
+    from lockgate.telemetry.clock import Clock
+
+    folder = persistence_folder(config)
+    interval = broker.autosave_interval
+    seconds = broker.flush_interval_seconds
+    if interval and not broker.autosave_on_changes:
+        seconds = min(seconds, float(interval))
+    changes = interval if broker.autosave_on_changes else 0
+
+    def open_store(answers: StoreAnswers) -> SqliteStore:
+        store = SqliteStore(folder, answers, Clock(), flush_seconds=seconds, flush_changes=changes)
+        store.open()
+        return store
+
+    return open_store
+
+
+def persistence_folder(config: Config) -> Path:
+    """Where the broker's store lies."""
+    broker = config.broker
+    if broker.persistence_location is not None:
+        return broker.persistence_location
+    from_environment = os.environ.get("MOSQUITTO_PERSISTENCE_LOCATION")
+    if from_environment:
+        return Path(from_environment)
+    return Path() if broker.persistence else config.gateway.broker_dir
 
 
 def reload_users(authenticator: ScramAuthenticator | None, config: BrokerConfig) -> None:
@@ -167,6 +220,8 @@ class _Host:
             self._fail(str(error), MISCONFIGURED)
         except OSError as error:
             self._fail(_explain(error), FAILED)
+        except sqlite3.Error as error:
+            self._fail(f"its store cannot be opened: {error}", FAILED)
         except Exception:
             log.exception("%s failed", self.name)
             self.exit_code = FAILED
@@ -192,6 +247,15 @@ class _Host:
         except Exception:
             log.exception("%s could not reload", self.name)
 
+    def request_save(self) -> None:
+        """Have the service write what could wait. Any thread may ask."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._save)
+
+    def _save(self) -> None:
+        if isinstance(self._service, Saves):
+            self._service.save()
+
     def _stop_by(self, deadline: float) -> None:
         self._deadline = deadline
         self._stop.set()
@@ -204,6 +268,7 @@ class _Host:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, lambda: self._stop_by(time.monotonic() + STOP_SECONDS))
             self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+            self._loop.add_signal_handler(signal.SIGUSR1, self._save)
         service = self._service = self._build(self._config)
         ready = asyncio.Event()
         path = self._config.gateway.sockets_dir / f"{self.name}.sock"
@@ -262,6 +327,7 @@ def _run_many(hosts: Sequence[_Host]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: events.put(None))
     signal.signal(signal.SIGHUP, lambda *_: _reload_all(hosts))
+    signal.signal(signal.SIGUSR1, lambda *_: _save_all(hosts))
     threads: list[threading.Thread] = []
     try:
         for host in hosts:
@@ -285,6 +351,11 @@ def _run_many(hosts: Sequence[_Host]) -> int:
 def _reload_all(hosts: Sequence[_Host]) -> None:
     for host in hosts:
         host.request_reload()
+
+
+def _save_all(hosts: Sequence[_Host]) -> None:
+    for host in hosts:
+        host.request_save()
 
 
 def _run_thread(host: _Host, events: queue.SimpleQueue[_Host | None]) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lockgate.buffer import Batch, Entry, Log
-from lockgate.buffer.clock import Clock
 from lockgate.config.model import BufferConfig
+from lockgate.telemetry.clock import Clock
 
 SINKS = {"cloud": ("alarm", "telemetry")}
 

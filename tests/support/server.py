@@ -58,7 +58,7 @@ class Server:
         self.log = Recorder()
         self.listener = listener if listener is not None else ListenerLimits(allow_anonymous=True)
         self._invented = 0
-        self.store = MemoryStore(self._committed, self._loaded)
+        self.store = MemoryStore(self)
         limits = limits if limits is not None else Limits()
         self.broker = Broker(limits, self.store, self.log, self._invent, authenticator, information)
         self.peers: dict[int, Peer] = {}
@@ -67,11 +67,22 @@ class Server:
         self._invented += 1
         return f"invented-{self._invented}"
 
-    def _committed(self, number: int) -> None:
+    @property
+    def awaited(self) -> int:
+        """What `ports.StoreAnswers` asks for, as all that follows."""
+        return self.broker.awaited
+
+    def committed(self, number: int) -> None:
         self.broker.committed(number, self.now)
 
-    def _loaded(self, client_id: str, deliveries: list[Delivery]) -> None:
+    def loaded(self, client_id: str, deliveries: list[Delivery]) -> None:
         self.broker.loaded(client_id, deliveries, self.now)
+
+    def store_failed(self, reason_code: int) -> None:
+        self.broker.store_failed(reason_code, self.now)
+
+    def wake(self) -> None:
+        self.flush()
 
     def settle(self) -> None:
         """Let the store answer all that it was asked."""

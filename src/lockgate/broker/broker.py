@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, final
 
-from lockgate.broker import inbound, outbound, routing
+from lockgate.broker import inbound, outbound, restoring, routing
 from lockgate.broker.connection import CONNECTED, Connection
-from lockgate.broker.deadlines import CONNECTION, RETAINED, SESSION, THROTTLE, WILL, Deadlines
+from lockgate.broker.deadlines import CONNECTION, RETAINED, SESSION, STORE, THROTTLE, WILL, Deadlines
 from lockgate.broker.decisions import (
     DISCONNECTED,
     EXPIRED,
@@ -23,9 +23,7 @@ from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
 from lockgate.broker.memory import CONNECTION_BYTES, Memory, session_bytes, subscription_bytes
 from lockgate.broker.ports import (
     NEVER,
-    RECEIVED,
     SESSIONS,
-    SUBSCRIPTIONS,
     WILLS,
     Authenticator,
     Delivery,
@@ -33,12 +31,14 @@ from lockgate.broker.ports import (
     Message,
     Store,
     StoredSession,
+    StoredWill,
 )
 from lockgate.broker.rates import Flapping, Rate
 from lockgate.broker.retained import Retained
 from lockgate.broker.routing import Router
 from lockgate.broker.session import NEVER_EXPIRES, Session
 from lockgate.broker.statistics import Statistics
+from lockgate.mqtt import reason_codes
 from lockgate.mqtt.decoder import PacketRules
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import V5, Disconnect
@@ -63,7 +63,9 @@ class Broker:
         "_addresses",
         "_connections_made",
         "_retained_sweep_at",
+        "_store_deadline",
         "authenticator",
+        "awaited",
         "committed_number",
         "connect_rate",
         "connections",
@@ -77,6 +79,7 @@ class Broker:
         "memory",
         "new_client_id",
         "no_subscribers_code",
+        "overfull",
         "packet_rules",
         "pending",
         "queued_count",
@@ -87,9 +90,11 @@ class Broker:
         "spent_position",
         "statistics",
         "store",
+        "store_problem",
         "touched",
         "waiting",
         "wills",
+        "withheld",
         "work",
     )
 
@@ -118,7 +123,7 @@ class Broker:
         self.flapping = Flapping(limits.flapping_connects, limits.flapping_window, limits.flapping_hold_off)
         self.work = 0  # done for one connection since it was read: deliveries, and more for what costs more
         self.queued_count = 0  # deliveries that wait, of all Sessions
-        self.router = Router(limits.routes)
+        self.router = Router(limits.routes, limits.ack_after)
         self.retained = Retained()
         self.wills: dict[str, tuple[Message, float]] = {}  # of Sessions without a connection, and when they are due
         self.deadlines = Deadlines(self._is_live)
@@ -129,6 +134,10 @@ class Broker:
         self.waiting: list[Connection] = []  # connections that hold packets back until a commit
         self.last_change = 0  # commit number of the youngest change
         self.committed_number = 0
+        self.awaited = 0  # commit number that some packet waits for, the highest there was
+        self.store_problem = 0  # the reason code for what cannot be stored now
+        self.overfull: Session | None = None  # a standing Session that holds too much since the message routed last
+        self.withheld: dict[str, list[Connection]] = {}  # who waits for a standing Session
         self.spent_position = 0  # of deliveries in queues that were dropped; a new Session begins behind it
         self.no_subscribers_code = 0  # of the message routed last
         # QoS 2 messages of one client between PUBREC and PUBREL
@@ -136,6 +145,7 @@ class Broker:
         self.received_limit = min(65535, window + (limits.max_queued_messages or 65535))
         self._connections_made = 0
         self._retained_sweep_at = NEVER
+        self._store_deadline = NEVER
         self._address_rate = Rate(limits.connect_rate_per_address)
         self._addresses: dict[str, int] = {}  # connections of each address, where they are limited
 
@@ -205,6 +215,16 @@ class Broker:
             else:
                 del self._addresses[address]
 
+    def expire_later(self, session: Session, now: float) -> bool:
+        """Have the expiry of a Session begin now; say whether it ever comes."""
+        interval = session.expiry_interval
+        if interval == NEVER_EXPIRES:
+            interval = self.limits.persistent_client_expiration
+            if not interval:
+                return False
+        session.expires_at = now + interval
+        return True
+
     def watch_session(self, session: Session) -> None:
         """See to it that a Session is looked at when it expires."""
         if session.expires_at < session.watched_at:
@@ -253,15 +273,21 @@ class Broker:
             if delay == 0 or session_ends:
                 self._publish_will(session.client_id, will, now)
             else:
-                self.wills[session.client_id] = (will, now + delay)
-                self.deadlines.add(now + delay, WILL, session.client_id)
+                self.defer_will(session.client_id, will, now + delay)
+                stored_will = StoredWill(will, delay, connection.keep_alive_seconds, now + delay)
+                self.store.set(self.change(), WILLS, (session.client_id,), stored_will)
         if session.expiry_interval == 0:
             self.end_session(session, now, "its Session Expiry Interval is 0")
-        elif session.expiry_interval != NEVER_EXPIRES:
-            session.expires_at = now + session.expiry_interval
+            restoring.stand_again(self, session.client_id, now)
+        elif self.expire_later(session, now):
             self.watch_session(session)
             stored = StoredSession(session.expiry_interval, session.expires_at, session.username)
             self.store.set(self.change(), SESSIONS, (session.client_id,), stored)
+
+    def defer_will(self, client_id: str, will: Message, at: float) -> None:
+        """Publish a Will later, unless its client returns before."""
+        self.wills[client_id] = (will, at)
+        self.deadlines.add(at, WILL, client_id)
 
     def _publish_will(self, client_id: str, will: Message, now: float) -> None:
         properties = will.properties
@@ -296,13 +322,7 @@ class Broker:
     def _forget(self, session: Session) -> None:
         # A late answer to the old Session's `Store.want` must find none of its positions in a new one of the same name.
         self.spent_position = max(self.spent_position, session.last_position)
-        key = (session.client_id,)
-        number = self.change()
-        self.store.delete(number, SESSIONS, key)
-        self.store.delete(number, SUBSCRIPTIONS, key)
-        self.store.delete(number, RECEIVED, key)
-        self.store.delete(number, WILLS, key)
-        self.store.drop_queue(number, session.client_id)
+        self.store.end_session(self.change(), session.client_id)
 
     # --- the store -----------------------------------------------------------------------------------------------
 
@@ -315,6 +335,8 @@ class Broker:
         """Say that every change up to this number is safe; what waited for it leaves now."""
         if number > self.committed_number:
             self.committed_number = number
+        if self.store_problem:
+            self._recover(now)
         waiting = self.waiting
         self.waiting = []
         for connection in waiting:
@@ -323,12 +345,32 @@ class Broker:
             if connection.backlog is not None and connection.state == CONNECTED and connection.session is not None:
                 outbound.pump(self, connection, connection.session, now)
 
+    def store_failed(self, reason_code: int, now: float) -> None:
+        """Say that nothing can be stored: who waits for it is refused, or closed when that lasts, until `committed`."""
+        if not self.store_problem:
+            self._store_deadline = now + self.limits.store_patience
+            self.deadlines.add(self._store_deadline, STORE, "")
+        self.store_problem = reason_code
+        for connection in list(self.waiting):
+            connection.refuse_waiting(reason_code)
+        self.waiting = [connection for connection in self.waiting if connection.waits]
+
+    def _recover(self, now: float) -> None:
+        self.store_problem = 0
+        self._close_waiting(now, False)
+
+    def _close_waiting(self, now: float, all_of_them: bool) -> None:
+        """Close who has no answer and gets none, or all that wait for one: they will come again and ask anew."""
+        for connection in list(self.connections.values()):
+            if connection.unanswered or (all_of_them and connection.acknowledgements_wait):
+                connection.close_with(reason_codes.QUOTA_EXCEEDED, "what it sent cannot be stored")
+                self.detach(connection, now, False)
+
     def loaded(self, client_id: str, deliveries: list[Delivery], now: float) -> None:
         """Take the answer to `Store.want`: the next deliveries of a queue, in order."""
         session = self.sessions.get(client_id)
         if session is None or not session.durable:
             return
-        session.loading = False
         outbound.take_loaded(self, session, deliveries, now)
 
     # --- time ----------------------------------------------------------------------------------------------------
@@ -348,6 +390,7 @@ class Broker:
                     session.watched_at = float("inf")
                     if session.expires_at != NEVER and session.expires_at <= now:
                         self.end_session(session, now, "it expired")
+                        restoring.stand_again(self, session.client_id, now)
                     elif session.expires_at != NEVER:
                         self.watch_session(session)
             elif kind == THROTTLE:
@@ -356,6 +399,11 @@ class Broker:
                     connection.go_on(now)
             elif kind == RETAINED:
                 self._expire_retained(now)
+            elif kind == STORE:
+                if self.store_problem:
+                    self._close_waiting(now, True)
+                    self._store_deadline = now + self.limits.store_patience
+                    self.deadlines.add(self._store_deadline, STORE, "")
             else:
                 pending = self.wills.get(subject)
                 if pending is not None and pending[1] <= now:
@@ -392,6 +440,8 @@ class Broker:
             return connection is not None and connection.throttled and connection.throttled_until == at
         if kind == RETAINED:
             return self._retained_sweep_at == at
+        if kind == STORE:
+            return self.store_problem != 0 and self._store_deadline == at
         pending = self.wills.get(subject)
         return pending is not None and pending[1] == at
 
@@ -407,15 +457,17 @@ class Broker:
         self.detach(connection, now, False)
 
     def stop(self, now: float) -> None:
-        """End in order: every Will is published at once, delays ignored, as Mosquitto does."""
+        """End in order: every Will is published at once, delays ignored, as Mosquitto does, or is kept in the store."""
         for connection in list(self.connections.values()):
             will = connection.will
             if will is not None and connection.session is not None:
                 connection.will = None
-                self._publish_will(connection.session.client_id, will, now)
+                if not self.limits.keep_wills:
+                    self._publish_will(connection.session.client_id, will, now)
         for client_id in list(self.wills):
             message, _due = self.wills.pop(client_id)
-            self._publish_will(client_id, message, now)
+            if not self.limits.keep_wills:
+                self._publish_will(client_id, message, now)
         if self.information.reference:  # said last: nothing may follow it [MQTT-3.14.4-1]
             code = self.information.redirection()
             frame = encode(Disconnect(code, Properties(server_reference=self.information.reference)), V5)

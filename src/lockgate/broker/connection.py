@@ -12,7 +12,7 @@ from lockgate.broker.ports import Delivery, Message, printable
 from lockgate.broker.rates import TokenBucket
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.decoder import Decoder
-from lockgate.mqtt.encoder import PINGRESP_FRAME, encode
+from lockgate.mqtt.encoder import PINGRESP_FRAME, encode, encode_acknowledgement
 from lockgate.mqtt.errors import MqttError, ProtocolError, UnsupportedVersion
 from lockgate.mqtt.packets import (
     AUTH,
@@ -62,16 +62,17 @@ _NOT_TOLD: Final = frozenset(
 class Gate:
     """Packets in order, each held until the change it speaks of is committed (DESIGN §3.1)."""
 
-    __slots__ = ("held",)
+    __slots__ = ("held", "shut")
 
     def __init__(self) -> None:
         self.held: deque[tuple[int, bytes]] = deque()
+        self.shut = False  # nothing leaves, whatever is committed
 
     def release(self, committed: int) -> list[bytes]:
         """Take the packets from the front whose changes are all committed."""
         free: list[bytes] = []
         held = self.held
-        while held and held[0][0] <= committed:
+        while held and not self.shut and held[0][0] <= committed:
             free.append(held.popleft()[1])
         return free
 
@@ -115,6 +116,7 @@ class Connection:
         "throttled_until",
         "topic_alias_maximum",
         "touched",
+        "unanswered",
         "version",
         "wants_reasons",
         "watched_at",
@@ -161,6 +163,7 @@ class Connection:
         self.publish_rate: TokenBucket | None = None
         self.throttled = False  # it has to `wait` and is not read
         self.throttled_until = 0.0
+        self.unanswered = False  # a PUBLISH was not taken, which its version has no word for
         self._unfinished = 0  # bytes of a packet that is still arriving
         self._unsent = 0  # bytes the peer does not take, as far as they are counted
         self._acknowledgements: Gate | None = None
@@ -328,13 +331,15 @@ class Connection:
 
     def _may_leave(self, gate: Gate | None, commit: int) -> bool:
         """Whether a packet has neither a commit to wait for nor another packet before it."""
-        return commit <= self.broker.committed_number and (gate is None or not gate.held)
+        return commit <= self.broker.committed_number and (gate is None or not (gate.held or gate.shut))
 
     def _hold(self, gate: Gate | None, frame: bytes, commit: int) -> Gate:
         """Put a packet behind a gate, which most connections never need, and give the gate."""
         if gate is None:
             gate = Gate()
         gate.held.append((commit, frame))
+        if commit > self.broker.awaited:
+            self.broker.awaited = commit
         if not self._waits:
             self._waits = True
             self.broker.waiting.append(self)
@@ -352,6 +357,41 @@ class Connection:
                         still = True
         self._waits = still
         return still
+
+    def withhold(self, session: Session) -> None:
+        """Keep acknowledgements back until less waits for a standing Session than it may hold."""
+        if self._acknowledgements is None:
+            self._acknowledgements = Gate()
+        if not self._acknowledgements.shut:
+            self._acknowledgements.shut = True
+            self.broker.withheld.setdefault(session.client_id, []).append(self)
+
+    def go_on_acknowledging(self) -> None:
+        """End `withhold`."""
+        gate = self._acknowledgements
+        if gate is not None:
+            gate.shut = False
+            for frame in gate.release(self.broker.committed_number):
+                self.send(frame)
+
+    def refuse_waiting(self, reason_code: int) -> None:
+        """Tell a version 5 client that what waits for the store was not taken, as far as MQTT has a word for it."""
+        gate = self._acknowledgements
+        if gate is None or self.version != V5:
+            return
+        for place, (commit, frame) in enumerate(gate.held):
+            packet_type = frame[0] >> 4
+            if commit > self.broker.committed_number and packet_type in (PUBACK, PUBREC):
+                packet_id = frame[2] << 8 | frame[3]
+                gate.held[place] = (0, encode_acknowledgement(packet_type, packet_id, reason_code, V5))
+                if packet_type == PUBREC and self.session is not None:
+                    inbound.forget_received(self.broker, self.session, packet_id)
+        self.release(self.broker.committed_number)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a packet is held back; the connection stands in `Broker.waiting` then."""
+        return self._waits
 
     def take_output(self) -> bytes:
         """Take everything that has to be written now."""
@@ -386,6 +426,9 @@ class Connection:
     @property
     def wants_input(self) -> bool:
         """Whether the shell should read."""
+        gate = self._acknowledgements
+        if gate is not None and len(gate.held) > self.broker.limits.withheld:
+            return False
         return not self.throttled and self.output_bytes <= self.broker.limits.output_bytes
 
     @property

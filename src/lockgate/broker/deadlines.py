@@ -11,6 +11,7 @@ SESSION: Final = 1  # subject: the client id
 WILL: Final = 2  # subject: the client id
 THROTTLE: Final = 3  # subject: the connection's number
 RETAINED: Final = 4  # no subject: all retained messages
+STORE: Final = 5  # no subject: clients that wait for a store that cannot be written
 
 _SWEEP_FROM: Final = 512  # entries; below, the ones that have lost their meaning may lie there
 

@@ -177,21 +177,26 @@ def _open_session(
         broker.end_session(old, now, "the client started clean")
         old = None
     if old is None:
+        _forget_will(broker, client_id)  # of a Session that a restart ended
         session = Session(client_id, expiry_interval, username)
         if session.durable:
             session.head_position = session.last_position = broker.spent_position
         broker.sessions[client_id] = session
         broker.memory.used += session_bytes(client_id, username)
         return session, False
-    will = broker.wills.pop(client_id, None)
-    if will is not None:  # it returned before its Will Delay had passed [MQTT-3.1.3-9]
-        broker.memory.release(will[0])
-        broker.store.delete(broker.change(), WILLS, (client_id,))
+    _forget_will(broker, client_id)  # it returned before its Will Delay had passed [MQTT-3.1.3-9]
     old.expiry_interval = expiry_interval
     old.expires_at = NEVER
     broker.memory.used += session_bytes(client_id, username) - session_bytes(client_id, old.username)
     old.username = username
     return old, True
+
+
+def _forget_will(broker: Broker, client_id: str) -> None:
+    will = broker.wills.pop(client_id, None)
+    if will is not None:
+        broker.memory.release(will[0])
+        broker.store.delete(broker.change(), WILLS, (client_id,))
 
 
 def _set_window(broker: Broker, connection: Connection, requested: Properties) -> None:
@@ -211,8 +216,8 @@ def _keep_will(broker: Broker, connection: Connection, session: Session, packet:
     connection.will = Message(will.topic, will.payload, will.qos, will.retain, properties, NEVER, session.client_id)
     connection.will_delay = delay
     broker.memory.hold(connection.will)
-    if session.durable:
-        broker.store.set(broker.change(), WILLS, (session.client_id,), StoredWill(connection.will, delay))
+    stored = StoredWill(connection.will, delay, connection.keep_alive_seconds, NEVER)
+    broker.store.set(broker.change(), WILLS, (session.client_id,), stored)
 
 
 def refuse(connection: Connection, reason_code: int, detail: str) -> None:
@@ -270,6 +275,5 @@ def handle_disconnect(broker: Broker, connection: Connection, session: Session, 
         if connection.will is not None:
             broker.memory.release(connection.will)
             connection.will = None
-        if session.durable:
             broker.store.delete(broker.change(), WILLS, (session.client_id,))
     connection.close("")

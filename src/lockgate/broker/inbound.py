@@ -69,12 +69,22 @@ def handle_publish(broker: Broker, connection: Connection, session: Session, pac
         if not refusal:
             routing.publish(broker, message, now)
         return
+    if broker.store_problem or connection.unanswered:
+        if connection.version != V5:
+            if connection.unanswered or _needs_store(broker, session, message):
+                connection.unanswered = True  # nor is what follows it: acknowledgements keep their order
+                return
+        elif not refusal and _needs_store(broker, session, message):
+            refusal = broker.store_problem
     packet_id = packet.packet_id
     if qos == 1:
         commit = 0
         if not refusal:
             commit = routing.publish(broker, message, now)
         reason_code = refusal or broker.no_subscribers_code
+        if broker.overfull is not None:
+            connection.withhold(broker.overfull)
+            broker.overfull = None
         connection.acknowledge(encode_acknowledgement(PUBACK, packet_id, reason_code, connection.version), commit)
         return
     _receive_qos_2(broker, connection, session, packet_id, message, refusal)
@@ -93,9 +103,7 @@ def _receive_qos_2(
             f"{len(session.received)} QoS 2 messages wait for PUBREL", reason_codes.RECEIVE_MAXIMUM_EXCEEDED
         )
     if refusal:  # an identifier refused by PUBREC is free again in version 5; before, PUBREL follows
-        replaced = _forget_received(broker, session, packet_id)
-        if replaced is not None and session.durable:
-            broker.store.delete(broker.change(), RECEIVED, (session.client_id, str(packet_id)))
+        forget_received(broker, session, packet_id)
         if connection.version != V5:
             session.received[packet_id] = None
         connection.acknowledge(encode_acknowledgement(PUBREC, packet_id, refusal, connection.version), 0)
@@ -109,6 +117,8 @@ def _receive_qos_2(
     if session.durable:
         commit = broker.change()
         broker.store.set(commit, RECEIVED, (session.client_id, str(packet_id)), message)
+        if not broker.router.acknowledges_on_disk(message.topic):
+            commit = 0
     reason_code = 0
     if connection.version == V5 and broker.router.route(message.topic).is_empty():
         reason_code = reason_codes.NO_MATCHING_SUBSCRIBERS
@@ -133,6 +143,25 @@ def _forget_received(broker: Broker, session: Session, packet_id: int) -> Messag
     return message
 
 
+def forget_received(broker: Broker, session: Session, packet_id: int) -> None:
+    """Let go of a QoS 2 message that was not released, in the store, too."""
+    if _forget_received(broker, session, packet_id) is not None and session.durable:
+        broker.store.delete(broker.change(), RECEIVED, (session.client_id, str(packet_id)))
+
+
+def _needs_store(broker: Broker, session: Session, message: Message) -> bool:
+    """Whether an acknowledgement would have to wait for the store."""
+    if not broker.router.acknowledges_on_disk(message.topic):
+        return False
+    if message.retain or (message.qos == 2 and session.durable):
+        return True
+    route = broker.router.route(message.topic)
+    receivers = list(route.subscriptions)
+    for group in route.groups:
+        receivers += group.in_turn()
+    return any(one.qos and one.session.durable for one in receivers)
+
+
 def handle_pubrel(
     broker: Broker, connection: Connection, session: Session, packet: Acknowledgement, now: float
 ) -> None:
@@ -151,6 +180,11 @@ def handle_pubrel(
     if session.durable and message is not None:
         commit = broker.change()
         broker.store.delete(commit, RECEIVED, (session.client_id, str(packet_id)))
+        if not broker.router.acknowledges_on_disk(message.topic):
+            commit = 0
+    if broker.overfull is not None:
+        connection.withhold(broker.overfull)
+        broker.overfull = None
     connection.acknowledge(encode_acknowledgement(PUBCOMP, packet_id, 0, connection.version), commit)
 
 

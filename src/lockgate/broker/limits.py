@@ -14,6 +14,16 @@ LARGEST_PACKET_BYTES: Final = 268_300_000
 
 
 @dataclass(frozen=True)
+class StandingSession:
+    """A Session that exists without its client having been there; at its limit publishers have to wait."""
+
+    client_id: str
+    topic_filters: tuple[str, ...]
+    qos: int = 1
+    max_bytes: int = 0  # waiting for it; 0: no limit
+
+
+@dataclass(frozen=True)
 class Limits:
     """Bounds of the whole broker and of each Session. Bytes and seconds; 0: no limit."""
 
@@ -27,6 +37,7 @@ class Limits:
     subscriptions: int = 10_000  # of one Session
     output_bytes: int = 1_048_576  # unsent to one client; QoS 0 beyond is dropped, its reading is paused
     queue_head: int = 256  # deliveries of a durable Session kept in memory, the rest lies in the store; 0: all
+    persistent_client_expiration: int = 0  # seconds without its client after which a Session that never expires ends
     publish_rate: float = 0.0  # messages a second from one client; it is read no faster
     connect_rate: float = 0.0  # CONNECT packets a second with one Client Identifier
     flapping_connects: int = 0  # CONNECT packets with one Client Identifier in a window before it is held off
@@ -50,6 +61,11 @@ class Limits:
     memory_budget: int = 0
     alarms: tuple[str, ...] = ()  # Topic Filters of messages that give way last
     routes: int = 8192  # topics whose receivers are remembered
+    ack_after: tuple[tuple[str, bool], ...] = ()  # Topic Filters, the first that matches counts: whether on disk
+    standing_sessions: tuple[StandingSession, ...] = ()
+    keep_wills: bool = False  # when the broker stops in order: they are published after the next start
+    store_patience: float = 10.0  # seconds that an acknowledgement may wait for a store that cannot be written
+    withheld: int = 1000  # acknowledgements that wait for one client before it is not read any more
     decisions: int = 4096  # remembered for `lockgate explain`
 
 

@@ -12,7 +12,6 @@ from lockgate.broker.ports import (
     AWAITING_PUBACK,
     AWAITING_PUBCOMP,
     AWAITING_PUBREC,
-    IN_FLIGHT,
     NEVER,
     QUEUED,
     Delivery,
@@ -255,6 +254,8 @@ def _enqueue(
         _send(broker, connection, session, delivery, now)
         return commit
     _count_in(broker, session, message)
+    if session.standing_bytes > 0 and session.queued_bytes > session.standing_bytes:
+        broker.overfull = session
     queue = session.queue
     if queue is None:
         queue = session.queue = deque()
@@ -265,7 +266,7 @@ def _enqueue(
         session.head_position = delivery.position
     queue.append(delivery)
     broker.memory.hold_delivery(message)
-    total = broker.limits.total_queued_messages
+    total = broker.limits.total_queued_messages if not broker.limits.queue_head else 0
     if broker.memory.is_spent() or (total and broker.queued_count > total):
         shedding.shed(broker, now)
     return commit
@@ -287,7 +288,11 @@ def _bytes_in_window(broker: Broker, session: Session) -> bool:
 
 
 def _is_full(broker: Broker, session: Session, message: Message) -> bool:
+    if session.standing_bytes >= 0:
+        return False  # its publishers wait instead
     limits = broker.limits
+    if limits.queue_head and limits.total_queued_messages and broker.queued_count >= limits.total_queued_messages:
+        return True  # most of them lie in the store, where none gives way to a younger one
     if limits.max_queued_messages and session.queued_count >= limits.max_queued_messages:
         return True
     return limits.max_queued_bytes != 0 and session.queued_bytes + message.size() > limits.max_queued_bytes
@@ -327,7 +332,7 @@ def _send(broker: Broker, connection: Connection, session: Session, delivery: De
         connection.deliver_parts(head, encode_packet_id(packet_id), tail, 0)
         return
     commit = broker.change()
-    broker.store.set(commit, IN_FLIGHT, (session.client_id, str(delivery.position)), (packet_id, delivery.state))
+    broker.store.update(commit, session.client_id, delivery)
     # A QoS 2 PUBLISH waits until its identifier is safe: a second one under another identifier would be a repetition.
     connection.deliver_parts(head, encode_packet_id(packet_id), tail, commit if qos == 2 else 0)
 
@@ -349,8 +354,7 @@ def _await_pubcomp(broker: Broker, session: Session, delivery: Delivery) -> int:
     if not session.durable:
         return 0
     commit = broker.change()
-    key = (session.client_id, str(delivery.position))
-    broker.store.set(commit, IN_FLIGHT, key, (delivery.packet_id, AWAITING_PUBCOMP))
+    broker.store.update(commit, session.client_id, delivery)
     return commit
 
 
@@ -382,6 +386,9 @@ def _count_out(broker: Broker, session: Session, message: Message) -> None:
     session.queued_count -= 1
     session.queued_bytes -= message.size()
     broker.queued_count -= 1
+    if broker.withheld and session.queued_bytes <= session.standing_bytes:
+        for connection in broker.withheld.pop(session.client_id, ()):
+            connection.go_on_acknowledging()
 
 
 def done(broker: Broker, session: Session, delivery: Delivery) -> None:
@@ -405,20 +412,27 @@ def pump(broker: Broker, connection: Connection, session: Session, now: float) -
         delivery = queue.popleft()
         _count_out(broker, session, delivery.message)
         _send(broker, connection, session, delivery, now)
-    if session.head_position < session.last_position and not session.loading:
+    if session.head_position < session.last_position and not session.asked_position:
         waiting = len(queue) if queue is not None else 0
         head = broker.limits.queue_head
         if waiting <= head // 2:
-            session.loading = True
+            session.asked_position = session.last_position
             broker.store.want(session.client_id, session.head_position, max(1, head - waiting))
     if connection.backlog is not None:
         _pump_backlog(broker, connection, session, connection.backlog, now)
 
 
 def take_loaded(broker: Broker, session: Session, deliveries: list[Delivery], now: float) -> None:
-    """Put what the store gave behind the head of a queue and send as far as possible."""
+    """Put what the store gave behind the head of a queue and send as far as possible.
+
+    When it has nothing, although there was something to be had, a damaged store has lost it.
+    """
+    asked_position = session.asked_position
+    session.asked_position = 0
     if session.queue is None:
         session.queue = deque()
+    if not deliveries and session.head_position < asked_position:
+        _give_up_lost(broker, session, asked_position)
     for delivery in deliveries:
         if delivery.position > session.head_position:
             session.queue.append(delivery)
@@ -426,6 +440,19 @@ def take_loaded(broker: Broker, session: Session, deliveries: list[Delivery], no
             session.head_position = delivery.position
     if session.connection is not None:
         pump(broker, session.connection, session, now)
+
+
+def _give_up_lost(broker: Broker, session: Session, asked_position: int) -> None:
+    """Go on behind deliveries that the store should have had."""
+    session.head_position = asked_position
+    in_head = len(session.queue) if session.queue is not None else 0
+    lost = session.queued_count - in_head - (session.last_position - asked_position)
+    if lost <= 0:
+        return
+    broker.log.warning(f"The store has lost {lost} messages that waited for client {printable(session.client_id)}.")
+    broker.statistics.lost += lost
+    session.queued_count -= lost
+    broker.queued_count -= lost
 
 
 def _pump_backlog(broker: Broker, connection: Connection, session: Session, backlog: Backlog, now: float) -> None:

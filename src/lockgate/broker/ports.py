@@ -16,9 +16,8 @@ from lockgate.mqtt.properties import Properties
 SESSIONS: Final = "sessions"  # client id → StoredSession
 SUBSCRIPTIONS: Final = "subscriptions"  # client id, Topic Filter → StoredSubscription
 RETAINED: Final = "retained"  # Topic Name → Message
-WILLS: Final = "wills"  # client id → StoredWill
-RECEIVED: Final = "received"  # client id, Packet Identifier → Message, or None once PUBREC said no
-IN_FLIGHT: Final = "in flight"  # client id, position → (Packet Identifier, state)
+WILLS: Final = "wills"  # client id → StoredWill, of every Session, stored or not
+RECEIVED: Final = "received"  # client id, Packet Identifier → Message
 
 _MESSAGE_BYTES: Final = 450
 _PROPERTIES_BYTES: Final = 400
@@ -162,7 +161,18 @@ class Delivery:
     `position` orders the queue of a durable Session and names the row in the store; `packet_id` is 0 until it is sent.
     """
 
-    __slots__ = ("dropped", "identifier", "message", "packet_id", "position", "qos", "retain", "share", "state")
+    __slots__ = (
+        "dropped",
+        "identifier",
+        "message",
+        "packet_id",
+        "position",
+        "qos",
+        "retain",
+        "share",
+        "state",
+        "stored_message",
+    )
 
     def __init__(
         self, message: Message, qos: int, retain: bool, identifier: int, position: int, share: str = ""
@@ -176,6 +186,7 @@ class Delivery:
         self.packet_id = 0
         self.state = QUEUED
         self.dropped = False
+        self.stored_message = 0  # the store's own number of the message
 
 
 @final
@@ -205,13 +216,36 @@ class StoredSubscription:
 
 @final
 class StoredWill:
-    """A Will and how long it waits after the connection, in seconds."""
+    """A Will, how long it waits after the connection and that connection's Keep Alive, both in seconds.
 
-    __slots__ = ("delay", "message")
+    `due_at` is NEVER as long as the connection lasts.
+    """
 
-    def __init__(self, message: Message, delay: int) -> None:
+    __slots__ = ("delay", "due_at", "keep_alive", "message")
+
+    def __init__(self, message: Message, delay: int, keep_alive: int, due_at: float) -> None:
         self.message = message
         self.delay = delay
+        self.keep_alive = keep_alive
+        self.due_at = due_at
+
+
+@final
+class StoredQueue:
+    """What `Broker.restore_session` has to know of a Session's deliveries; most of them stay in the store.
+
+    `in_flight` are those that have a Packet Identifier, in order; the others lie behind `head_position`, up to
+    `last_position`, and `count` and `size_bytes` are theirs.
+    """
+
+    __slots__ = ("count", "head_position", "in_flight", "last_position", "size_bytes")
+
+    def __init__(self) -> None:
+        self.in_flight: list[Delivery] = []
+        self.count = 0
+        self.size_bytes = 0
+        self.head_position = 0
+        self.last_position = 0
 
 
 class Store(Protocol):
@@ -220,6 +254,9 @@ class Store(Protocol):
     def append(self, commit: int, client_id: str, delivery: Delivery) -> None:
         """Add a delivery at the end of a Session's queue; its position is greater than all before it."""
 
+    def update(self, commit: int, client_id: str, delivery: Delivery) -> None:
+        """Note the Packet Identifier and the state of a delivery."""
+
     def acknowledge(self, commit: int, client_id: str, position: int) -> None:
         """Remove a delivery that is done or dropped."""
 
@@ -227,13 +264,53 @@ class Store(Protocol):
         """Insert or replace one row."""
 
     def delete(self, commit: int, table: str, key: tuple[str, ...]) -> None:
-        """Remove one row, or all rows whose key begins with `key`."""
+        """Remove one row."""
 
-    def drop_queue(self, commit: int, client_id: str) -> None:
-        """Remove all deliveries of a Session that ended."""
+    def end_session(self, commit: int, client_id: str) -> None:
+        """Remove a Session with its Subscriptions, its deliveries and what it received; its Will is a row apart."""
 
     def want(self, client_id: str, after: int, limit: int) -> None:
         """Ask for at most `limit` queued deliveries after a position; the answer is `Broker.loaded`."""
+
+
+class StoreAnswers(Protocol):
+    """What a store tells its owner, in the thread of the core."""
+
+    @property
+    def awaited(self) -> int:
+        """The highest commit number that a packet waits for."""
+
+    def committed(self, number: int) -> None:
+        """Every change up to this number is safe."""
+
+    def loaded(self, client_id: str, deliveries: list[Delivery]) -> None:
+        """These are the deliveries that were wanted."""
+
+    def store_failed(self, reason_code: int) -> None:
+        """Nothing can be written, for a reason that is told version 5 clients, until the next `committed`."""
+
+    def wake(self) -> None:
+        """End a turn: the store has an answer. Called by the event loop."""
+
+
+class Keeper(Protocol):
+    """Takes over what was stored, before the first client is let in: the Sessions come first."""
+
+    def restore_session(
+        self,
+        client_id: str,
+        stored: StoredSession,
+        subscriptions: list[tuple[str, StoredSubscription]],
+        received: dict[int, Message],
+        queue: StoredQueue,
+    ) -> None:
+        """Take a Session."""
+
+    def restore_retained(self, message: Message) -> None:
+        """Take a retained message."""
+
+    def restore_will(self, client_id: str, will: StoredWill) -> None:
+        """Take a Will."""
 
 
 def printable(name: str) -> str:

@@ -10,7 +10,7 @@ from lockgate.broker.memory import retained_bytes
 from lockgate.broker.ports import NEVER, RETAINED, Delivery, Message
 from lockgate.broker.topic_tree import Route, SharedGroup, TopicTree
 from lockgate.mqtt import reason_codes
-from lockgate.mqtt.topics import split_shared
+from lockgate.mqtt.topics import matches, split_shared
 
 if TYPE_CHECKING:
     from lockgate.broker.broker import Broker
@@ -33,6 +33,7 @@ class Router:
     """
 
     __slots__ = (
+        "_ack_after",
         "_by_first_level",
         "_limit",
         "_receivers",
@@ -43,8 +44,9 @@ class Router:
         "visits",
     )
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, ack_after: tuple[tuple[str, bool], ...] = ()) -> None:
         self.tree = TopicTree()
+        self._ack_after = ack_after
         self._limit = limit
         self._routes: dict[str, Route] = {}
         self._by_first_level: dict[str, list[str]] = {}
@@ -74,6 +76,13 @@ class Router:
             else:
                 topics.append(topic)
         return route
+
+    def acknowledges_on_disk(self, topic: str) -> bool:
+        """Whether what a topic's messages change has to be on disk before they are acknowledged."""
+        for topic_filter, on_disk in self._ack_after:
+            if matches(topic_filter, topic):
+                return on_disk
+        return True
 
     def add(self, subscription: Subscription) -> None:
         """Add a Subscription, or replace its Session's earlier one to the same filter."""
@@ -132,6 +141,8 @@ def publish(broker: Broker, message: Message, now: float) -> int:
         number = _deliver_to_one(broker, group, message, now)
         if number > commit:
             commit = number
+    if commit and not broker.router.acknowledges_on_disk(message.topic):
+        return 0
     return commit
 
 

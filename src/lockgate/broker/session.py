@@ -57,6 +57,7 @@ class Session:
     """The state of one client id. The inbound half knows QoS 2 identifiers, the outbound half queue and window."""
 
     __slots__ = (
+        "asked_position",
         "client_id",
         "connection",
         "disconnected_at",
@@ -69,12 +70,12 @@ class Session:
         "in_flight",
         "in_flight_bytes",
         "last_position",
-        "loading",
         "next_packet_id",
         "queue",
         "queued_bytes",
         "queued_count",
         "received",
+        "standing_bytes",
         "subscriptions",
         "username",
         "watched_at",
@@ -102,10 +103,11 @@ class Session:
         self.queue: deque[Delivery] | None = None
         self.queued_count = 0  # waiting in all, in the head and in the store
         self.queued_bytes = 0
+        self.standing_bytes = -1  # of a standing Session: how much may wait before publishers have to (0: any)
         self.dropping = False  # the queue has been full since the client last kept up
         self.last_position = 0  # of the youngest delivery
         self.head_position = 0  # of the youngest delivery that was ever in the head
-        self.loading = False  # the store was asked for more
+        self.asked_position = 0  # how far the store was asked for more; 0: it was not
 
     def remove_dropped(self, count: int) -> None:
         """Take the deliveries marked as dropped, so many, out of the queue: mostly those at its front."""

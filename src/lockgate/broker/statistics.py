@@ -18,6 +18,7 @@ class Statistics:
         "dropped_shed",
         "dropped_slow",
         "dropped_too_large",
+        "lost",
         "not_retained",
         "packets_received",
         "publish_received",
@@ -32,6 +33,7 @@ class Statistics:
         self.publish_received = 0
         self.not_retained = 0  # messages that found no room among the retained ones
         self.publish_sent = 0
+        self.lost = 0  # queued messages that a damaged store does not have any more
         self.dropped_queue_full = 0  # beyond max_queued_messages or max_queued_bytes
         self.dropped_slow = 0  # QoS 0 to a client that does not read
         self.dropped_expired = 0  # Message Expiry Interval passed

@@ -12,7 +12,7 @@ from lockgate.broker.session import Subscription
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.errors import MqttError
-from lockgate.mqtt.packets import V3_1_1, V5, SubAck, Subscribe, SubscriptionRequest, UnsubAck, Unsubscribe
+from lockgate.mqtt.packets import V3_1_1, V5, SubAck, Subscribe, UnsubAck, Unsubscribe
 from lockgate.mqtt.topics import SHARE_PREFIX, split_shared
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ def handle_subscribe(broker: Broker, connection: Connection, session: Session, p
         codes.append(qos)
         if is_new:
             broker.memory.used += subscription_bytes(request.topic_filter)
-        subscription = _subscribe(broker, session, request, qos, identifier)
+        options = StoredSubscription(qos, request.no_local, request.retain_as_published, identifier)
+        subscription = subscribe(broker, session, request.topic_filter, options)
         if session.durable:
             commit = broker.change()
-            stored = StoredSubscription(qos, request.no_local, request.retain_as_published, identifier)
-            broker.store.set(commit, SUBSCRIPTIONS, (session.client_id, request.topic_filter), stored)
+            broker.store.set(commit, SUBSCRIPTIONS, (session.client_id, request.topic_filter), options)
         wants_retained = request.retain_handling == 0 or (request.retain_handling == 1 and is_new)
         if wants_retained and not subscription.share_name:  # §3.8.3.1, §4.8.2
             if connection.backlog is None:
@@ -68,24 +68,23 @@ def _check_answer(connection: Connection, codes: int) -> None:
         raise MqttError("its Maximum Packet Size leaves no room for the answer", reason_codes.PACKET_TOO_LARGE)
 
 
-def _subscribe(
-    broker: Broker, session: Session, request: SubscriptionRequest, qos: int, identifier: int
-) -> Subscription:
-    topic_filter = request.topic_filter
+def subscribe(broker: Broker, session: Session, requested_filter: str, options: StoredSubscription) -> Subscription:
+    """Add a Subscription to a Session, or replace the one it has to that filter."""
+    topic_filter = requested_filter
     share_name = ""
     if topic_filter.startswith(SHARE_PREFIX):
         share_name, topic_filter = split_shared(topic_filter)
     subscription = Subscription(
         session,
-        request.topic_filter,
+        requested_filter,
         topic_filter,
         share_name,
-        qos,
-        request.no_local,
-        request.retain_as_published,
-        identifier,
+        options.qos,
+        options.no_local,
+        options.retain_as_published,
+        options.identifier,
     )
-    session.subscriptions[request.topic_filter] = subscription
+    session.subscriptions[requested_filter] = subscription
     broker.router.add(subscription)
     return subscription
 

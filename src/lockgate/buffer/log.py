@@ -15,7 +15,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
 
-from lockgate.buffer.clock import Clock
 from lockgate.buffer.cursor import cursor_names, read_positions
 from lockgate.buffer.rows import Batch, PacketRecord, Quarantined
 from lockgate.buffer.segments import (
@@ -32,6 +31,7 @@ from lockgate.buffer.segments import (
 from lockgate.config.model import BufferConfig
 from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer, open_database, open_readonly
 from lockgate.sqlite.database import find_damage, interrupted_salvages, salvage
+from lockgate.telemetry.clock import Clock
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from lockgate.buffer.clock import Moment
+from lockgate.telemetry.clock import Moment
 
 
 class Row(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from lockgate.config import values
 from lockgate.config.errors import ConfigError, did_you_mean, raise_all
 from lockgate.config.model import (
+    AckAfterConfig,
     BrokerConfig,
     BrokerLimitsConfig,
     BufferConfig,
@@ -30,6 +31,7 @@ from lockgate.config.model import (
     RuleConfig,
     SchemaConfig,
     SinkConfig,
+    StandingSessionConfig,
 )
 from lockgate.config.mosquitto_conf import read_mosquitto_conf
 from lockgate.config.toml_lines import key_lines, line_of
@@ -112,6 +114,17 @@ SECTIONS: tuple[Section, ...] = (
             ),
             Key("alarms", values.TOPIC_FILTERS, "messages that give way last", default="none"),
             Key(
+                "flush_interval",
+                values.duration(0.1, 3600),
+                "longest time until a change that no acknowledgement waits for is written; only its last value is",
+                field="flush_interval_seconds",
+            ),
+            Key(
+                "wills_on_stop",
+                values.one_of("publish", "keep"),
+                "publish all Wills when the broker stops, as Mosquitto does, or keep them for clients that stay away",
+            ),
+            Key(
                 "server_reference",
                 values.TEXT,
                 "another Server that version 5 clients are told of when this one is full or stops",
@@ -143,6 +156,35 @@ SECTIONS: tuple[Section, ...] = (
             Key("keyfile", values.PATH, "its private key, in PEM and without a passphrase", required=True),
         ),
         CertificateConfig,
+        named=True,
+    ),
+    Section(
+        "ack_after",
+        "When the messages of some topics are acknowledged; the first section that matches counts, else it is `disk`. "
+        "Acknowledgements keep their order: a client that publishes to both kinds waits for the disk.",
+        (
+            Key("topics", values.TOPIC_FILTERS, "which messages", required=True),
+            Key(
+                "after",
+                values.one_of("memory", "disk"),
+                "`memory`: at once, and a power cut may lose the last seconds; `disk`: when they are safe",
+                required=True,
+            ),
+        ),
+        AckAfterConfig,
+        named=True,
+    ),
+    Section(
+        "standing_sessions",
+        "A session that exists before its client was ever there, so that it misses nothing. At its limit nothing is "
+        "dropped: who publishes to it gets no acknowledgement until there is room.",
+        (
+            Key("topics", values.TOPIC_FILTERS, "what it is subscribed to", required=True),
+            Key("client_id", values.TEXT, "its Client Identifier", default="the section's name"),
+            Key("qos", values.whole_number(1, 2), "of its subscriptions"),
+            Key("limit", values.SIZE_OR_NONE, "topics and payloads that may wait", field="limit_bytes"),
+        ),
+        StandingSessionConfig,
         named=True,
     ),
     Section(
@@ -346,6 +388,14 @@ class _Reading:
         broker = self._broker(plain["broker"] | {"limits": limits})
         broker = self._with_certificates(broker, named["certificates"])
         raise_all(self.errors)
+        broker = dataclasses.replace(
+            broker,
+            ack_after=tuple(AckAfterConfig(name=name, **said) for name, said in named["ack_after"]),  # type: ignore[arg-type]
+            standing_sessions=tuple(
+                StandingSessionConfig(name=name, **said)  # type: ignore[arg-type]
+                for name, said in named["standing_sessions"]
+            ),
+        )
 
         buffer = BufferConfig(**plain["buffer"])  # type: ignore[arg-type]
         schemas = tuple(SchemaConfig(name=name, **said) for name, said in named["schemas"])  # type: ignore[arg-type]

@@ -110,6 +110,29 @@ class BrokerLimitsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AckAfterConfig:
+    """[ack_after.NAME]: when the messages of some topics are acknowledged; the first section that matches counts."""
+
+    name: str
+    topics: tuple[str, ...]  # Topic Filters
+    after: Literal["memory", "disk"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandingSessionConfig:
+    """[standing_sessions.NAME]: a session that exists before its client was ever there.
+
+    At its limit nothing is dropped: who publishes to it gets no acknowledgement until there is room.
+    """
+
+    name: str
+    topics: tuple[str, ...]  # Topic Filters
+    client_id: str = ""  # empty: the name
+    qos: Literal[1, 2] = 1
+    limit_bytes: int = 64 * 1024**2  # topics and payloads that wait; 0: no limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerConfig:
     """What mosquitto.conf said, with Mosquitto's defaults, and [broker]: what Mosquitto has no word for."""
 
@@ -132,10 +155,20 @@ class BrokerConfig:
     global_max_clients: int = -1  # sessions, connected or not; -1: no limit
     global_max_connections: int = -1  # clients that are connected; -1: no limit
     memory_limit: int = 0  # bytes; 0: no limit, and memory_budget alone counts
+    persistence: bool | None = None  # None: not said, which is true for us, in data_dir
+    persistence_location: Path | None = None  # None: the working directory
+    persistence_file: str = "mosquitto.db"  # whose content is taken over, once
+    persistent_client_expiration: int = 0  # seconds; 0: never
+    autosave_interval: int = 1800  # seconds, or changes; 0: only at the end and at SIGUSR1
+    autosave_on_changes: bool = False
     # [broker]
     scram_file: Path | None = None  # users of enhanced authentication
     memory_budget: int | None = None  # bytes; None: a quarter of what the machine or the container has
     alarms: tuple[str, ...] = ()  # Topic Filters of messages that give way last
+    flush_interval_seconds: float = 5.0  # until what nobody waits for is written
+    wills_on_stop: Literal["publish", "keep"] = "publish"
+    ack_after: tuple[AckAfterConfig, ...] = ()
+    standing_sessions: tuple[StandingSessionConfig, ...] = ()
     server_reference: str = ""  # another Server, named when this one is full or stops
     server_moved: bool = False
     response_information: str = ""
@@ -153,6 +186,10 @@ class GatewayConfig:
     id: str  # names every message sent to the cloud; default: the host name
     data_dir: Path = Path("/var/lib/lockgate")  # the buffer lies in data_dir/buffer
     run_dir: Path | None = None  # status sockets; None: data_dir/run
+
+    @property
+    def broker_dir(self) -> Path:
+        return self.data_dir / "broker"
 
     @property
     def buffer_dir(self) -> Path:

@@ -105,9 +105,9 @@ def limit(high: int | None = None, none: int = 0) -> Reader:
 Apply = Callable[[Draft, str, str], None]  # draft, option, value
 
 
-def to_broker(read: Reader) -> Apply:
+def to_broker(read: Reader, field_name: str | None = None) -> Apply:
     def apply(draft: Draft, name: str, value: str) -> None:
-        draft.broker[name] = read(name, value)
+        draft.broker[field_name or name] = read(name, value)
 
     return apply
 
@@ -145,6 +145,22 @@ def a_path(name: str, value: str) -> Path:
     if "\0" in value:
         raise BadValue(f"Invalid {name} value: a path holds no NUL.")
     return Path(value)  # like Mosquitto, from the working directory
+
+
+def file_name(name: str, value: str) -> str:
+    if "/" in value or value in (".", ".."):
+        raise BadValue(f"Invalid {name} value ({value}).", "a file name; its folder is persistence_location")
+    return value
+
+
+_UNITS = {"s": 1, "h": 3600, "d": 86_400, "w": 7 * 86_400, "m": 30 * 86_400, "y": 365 * 86_400}
+
+
+def expiration(name: str, value: str) -> int:
+    match = re.fullmatch(r"([0-9]+)([shdwmy])", value)
+    if match is None or int(match[1]) == 0:
+        raise BadValue(f"Invalid {name} value ({value}).", "a number and s, h, d, w, m (30 days) or y, as 2w")
+    return min(int(match[1]) * _UNITS[match[2]], 2**32)
 
 
 def one_of(**choices: object) -> Reader:
@@ -298,6 +314,37 @@ OPTIONS: dict[str, Option] = {
     "max_queued_messages": Option(
         to_broker(limit()), "number", "1000", "messages waiting per client beyond those in flight; 0: no limit"
     ),
+    "persistence": Option(
+        to_broker(boolean),
+        "true, false",
+        "true (Mosquitto: false)",
+        "keep sessions, queues and retained messages on disk",
+    ),
+    "retained_persistence": Option(
+        to_broker(boolean, "persistence"), "true, false", "true", "another name of persistence"
+    ),
+    "persistence_location": Option(
+        to_broker(a_path),
+        "folder",
+        "`MOSQUITTO_PERSISTENCE_LOCATION` of the environment; else the working directory, or data_dir/broker of "
+        "lockgate.toml where persistence is not said either",
+        "where lockgate.db lies",
+    ),
+    "persistence_file": Option(
+        to_broker(file_name), "file name", "mosquitto.db", "Mosquitto's store, whose content is taken over once"
+    ),
+    "persistent_client_expiration": Option(
+        to_broker(expiration), "number and s, h, d, w, m, y", "never", "sessions that never expire end after this time"
+    ),
+    "autosave_interval": Option(
+        to_broker(whole_number(0, 2**31 - 1)),
+        "seconds or changes",
+        "1800",
+        "until what nobody waits for is written; flush_interval of lockgate.toml, if it is shorter",
+    ),
+    "autosave_on_changes": Option(
+        to_broker(boolean), "true, false", "false", "autosave_interval counts changes instead of seconds"
+    ),
     "log_dest": Option(log_dest, LOG_DESTINATIONS, "stderr", "where log lines go; repeatable"),
     "log_type": Option(
         log_type,
@@ -392,11 +439,6 @@ _NOT_YET = (
     ("Python cannot set them; remove the line: OpenSSL's own list for TLS 1.3 is short and good.", "ciphers_tls1.3"),
     ("Python has no TLS-PSK before 3.13; use certificates (certfile, keyfile).", "psk_hint psk_file"),
     ("Files are served by a web server, not by the broker; remove the line.", "http_dir"),
-    (
-        "Sessions and retained messages live in memory; remove the line to run without a store.",
-        """persistence retained_persistence persistence_file persistence_location persistent_client_expiration
-        autosave_interval autosave_on_changes""",
-    ),
     (
         "Bridges are not there yet; a sink of type mqtt in lockgate.toml sends messages to another broker.",
         """connection address addresses topic bridge_protocol_version clientid remote_clientid local_clientid username

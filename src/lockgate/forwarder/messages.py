@@ -8,7 +8,7 @@ from typing import Final
 import orjson
 
 from lockgate.buffer import Row
-from lockgate.buffer.clock import Clock
+from lockgate.telemetry.clock import Clock
 
 _MS: Final = 1_000_000
 

@@ -16,11 +16,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from lockgate.broker import restoring
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
 from lockgate.broker.explain import explain
-from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
-from lockgate.broker.ports import Authenticator, Delivery, Store
+from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation, StandingSession
+from lockgate.broker.ports import (
+    Authenticator,
+    Delivery,
+    Keeper,
+    Message,
+    Store,
+    StoreAnswers,
+    StoredQueue,
+    StoredSession,
+    StoredSubscription,
+    StoredWill,
+)
 from lockgate.config.model import BrokerConfig
 from lockgate.net.complaints import Complaints
 from lockgate.net.listener import Listener
@@ -41,14 +53,29 @@ _CONTINUE_SECONDS = 0.005
 _MOST_BYTES = 524_288
 
 
-class SettlingStore(Store, Protocol):
-    """A store that is told when a turn ends."""
+class ServedStore(Store, Protocol):
+    """A store as the service needs it, from its start to its end."""
+
+    def restore(self, keeper: Keeper) -> object:
+        """Hand over what was stored."""
+
+    def start(self) -> None:
+        """Go on with the running event loop."""
 
     def settle(self) -> None:
-        """Give the answers that are ready."""
+        """End a turn: give the answers that are ready, begin to write what has to be written."""
+
+    def flush(self) -> None:
+        """Write everything with the next `settle`."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+    def status(self) -> Mapping[str, object]:
+        """Give the store's figures, for JSON."""
 
 
-OpenStore = Callable[[Callable[[int], None], Callable[[str, list[Delivery]], None]], SettlingStore]
+OpenStore = Callable[[StoreAnswers], ServedStore]
 
 
 class _Log:
@@ -77,7 +104,15 @@ def broker_limits(config: BrokerConfig) -> Limits:
         max_packet_size=config.max_packet_size,
         max_keepalive=config.max_keepalive,
         subscriptions=ours.subscriptions,
-        queue_head=0,  # the store is in memory too: nothing is gained by holding less of it
+        # Where the store is in memory, too, nothing is gained by holding less of it.
+        queue_head=0 if config.persistence is False else Limits.queue_head,
+        persistent_client_expiration=config.persistent_client_expiration,
+        ack_after=tuple((topic, one.after == "disk") for one in config.ack_after for topic in one.topics),
+        standing_sessions=tuple(
+            StandingSession(one.client_id or one.name, one.topics, one.qos, one.limit_bytes)
+            for one in config.standing_sessions
+        ),
+        keep_wills=config.wills_on_stop == "keep",
         publish_rate=ours.publish_rate,
         connect_rate=ours.connect_rate,
         flapping_connects=ours.flapping_connects,
@@ -110,7 +145,7 @@ def machine_memory() -> int:
 
 
 class BrokerService:
-    """Runs a broker on the current event loop; `open_store` is given the broker's two answers and gives the store."""
+    """Runs a broker on the current event loop; `open_store` is given this, to answer, and gives the store."""
 
     name = "broker"
 
@@ -121,7 +156,7 @@ class BrokerService:
         authenticator: Authenticator | None = None,
         reload_users: Callable[[], None] | None = None,
     ) -> None:
-        self._store = open_store(self._committed, self._loaded)
+        self._store = open_store(self)
         information = ServerInformation(config.server_reference, config.server_moved, config.response_information)
         self.broker = Broker(broker_limits(config), self._store, _Log(), _new_client_id, authenticator, information)
         self._reload_users = reload_users
@@ -151,6 +186,9 @@ class BrokerService:
         for warning in self._warnings:
             log.warning("%s", warning)
         try:
+            self._store.start()
+            self._store.restore(self)
+            restoring.stand(self.broker, self.clock())
             for listener in self.listeners:
                 await listener.open()
             ready()
@@ -165,6 +203,11 @@ class BrokerService:
         for listener in self.listeners:
             listener.reload()
 
+    def save(self) -> None:
+        """Write what nobody waits for now."""
+        self._store.flush()
+        self.flush()
+
     async def _stop(self) -> None:
         self.broker.stop(self.clock())
         self.flush()
@@ -176,6 +219,7 @@ class BrokerService:
         while self._streams and self.clock() < deadline:
             await asyncio.sleep(0.01)
         self.complaints.close()
+        self._store.close()
 
     # --- the turn ------------------------------------------------------------------------------------------------
 
@@ -307,11 +351,47 @@ class BrokerService:
         finally:  # whatever went wrong with one deadline, the next ones have to come
             self._watch()
 
-    def _committed(self, number: int) -> None:
+    # --- the store -----------------------------------------------------------------------------------------------
+
+    @property
+    def awaited(self) -> int:
+        """The highest commit number that a packet waits for."""
+        return self.broker.awaited
+
+    def committed(self, number: int) -> None:
+        """Let go what waited for a commit."""
         self.broker.committed(number, self.clock())
 
-    def _loaded(self, client_id: str, deliveries: list[Delivery]) -> None:
+    def loaded(self, client_id: str, deliveries: list[Delivery]) -> None:
+        """Go on with a queue."""
         self.broker.loaded(client_id, deliveries, self.clock())
+
+    def store_failed(self, reason_code: int) -> None:
+        """Confirm nothing until the store can be written again."""
+        self.broker.store_failed(reason_code, self.clock())
+
+    def wake(self) -> None:
+        """Hear what the store has to say."""
+        self.flush()
+
+    def restore_session(
+        self,
+        client_id: str,
+        stored: StoredSession,
+        subscriptions: list[tuple[str, StoredSubscription]],
+        received: dict[int, Message],
+        queue: StoredQueue,
+    ) -> None:
+        """Take back a Session that was stored."""
+        restoring.restore_session(self.broker, client_id, stored, subscriptions, received, queue, self.clock())
+
+    def restore_retained(self, message: Message) -> None:
+        """Take back a retained message."""
+        restoring.restore_retained(self.broker, message, self.clock())
+
+    def restore_will(self, client_id: str, will: StoredWill) -> None:
+        """Take back a Will."""
+        restoring.restore_will(self.broker, client_id, will, self.clock())
 
     # --- telling -------------------------------------------------------------------------------------------------
 
@@ -338,8 +418,10 @@ class BrokerService:
                 "expired": totals.dropped_expired,
                 "too_large": totals.dropped_too_large,
                 "memory": totals.dropped_shed,
+                "lost": totals.lost,
             },
             "not_retained": totals.not_retained,
+            "store": self._store.status(),
             "memory": {"used": broker.memory.used, "budget": broker.memory.budget},
         }
 

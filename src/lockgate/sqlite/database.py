@@ -6,6 +6,7 @@ import logging
 import os
 import sqlite3
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,7 @@ class Schema:
     version: int  # kept as user_version
     statements: str  # CREATE … IF NOT EXISTS
     tables: tuple[str, ...]
+    migrations: Mapping[int, str] = field(default_factory=dict)  # statements that lead from a version to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +79,34 @@ def open_readonly(path: Path, *, immutable: bool = False, timeout: float = BUSY_
 
 
 def create_tables(connection: sqlite3.Connection, schema: Schema, path: Path) -> None:
-    """Create what is missing, in one transaction."""
+    """Create what is missing, or bring an older file up to this version, in one transaction."""
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > schema.version:
         raise NewerFile(f"{path} has format {version}; this program knows formats up to {schema.version}")
     if version == schema.version:
         return
+    scripts = [schema.migrations[step] for step in range(version, schema.version)] if version else [schema.statements]
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for statement in schema.statements.split(";"):
-            connection.execute(statement)
+        for script in scripts:
+            for statement in _statements(script):
+                connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {schema.version}")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Part a script; the semicolons within a trigger do not part it."""
+    statement = ""
+    for piece in script.split(";"):
+        statement += f"{piece};"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 
 def is_damage(error: BaseException) -> bool:

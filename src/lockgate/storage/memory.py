@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from lockgate.broker.ports import Delivery
+from lockgate.broker.ports import Delivery, Keeper, StoreAnswers
 
 
 class MemoryStore:
@@ -14,9 +12,8 @@ class MemoryStore:
     disk would after a sync.
     """
 
-    def __init__(self, committed: Callable[[int], None], loaded: Callable[[str, list[Delivery]], None]) -> None:
-        self._committed = committed
-        self._loaded = loaded
+    def __init__(self, answers: StoreAnswers) -> None:
+        self._answers = answers
         self._last_change = 0
         self._settled_change = 0
         self._wanted: list[tuple[str, int, int]] = []
@@ -26,6 +23,10 @@ class MemoryStore:
         """Add a delivery at the end of a queue."""
         self._last_change = commit
         self._queues.setdefault(client_id, {})[delivery.position] = delivery
+
+    def update(self, commit: int, client_id: str, delivery: Delivery) -> None:
+        """Note the state of a delivery, which is in it."""
+        self._last_change = commit
 
     def acknowledge(self, commit: int, client_id: str, position: int) -> None:
         """Remove a delivery from a queue, and what was noted about its flight."""
@@ -39,10 +40,10 @@ class MemoryStore:
         self._last_change = commit
 
     def delete(self, commit: int, table: str, key: tuple[str, ...]) -> None:
-        """Remove one row, or all rows whose key begins with `key`."""
+        """Remove one row."""
         self._last_change = commit
 
-    def drop_queue(self, commit: int, client_id: str) -> None:
+    def end_session(self, commit: int, client_id: str) -> None:
         """Remove a whole queue."""
         self._last_change = commit
         self._queues.pop(client_id, None)
@@ -51,15 +52,31 @@ class MemoryStore:
         """Ask for deliveries; the answer comes with the next `settle`."""
         self._wanted.append((client_id, after, limit))
 
+    def restore(self, keeper: Keeper) -> None:
+        """Give what was stored: nothing."""
+
+    def start(self) -> None:
+        """Go on with the running event loop, which is not needed."""
+
+    def close(self) -> None:
+        """Forget everything."""
+
+    def flush(self) -> None:
+        """Write everything, which is done."""
+
+    def status(self) -> dict[str, object]:
+        """Say that nothing is kept."""
+        return {"persistence": False}
+
     def settle(self) -> None:
         """Give all answers that are due; they may ask anew, which is answered in the same call."""
         while self._last_change > self._settled_change or self._wanted:
             if self._last_change > self._settled_change:
                 self._settled_change = self._last_change
-                self._committed(self._settled_change)
+                self._answers.committed(self._settled_change)
             wanted, self._wanted = self._wanted, []
             for client_id, after, limit in wanted:
-                self._loaded(client_id, self._after(client_id, after, limit))
+                self._answers.loaded(client_id, self._after(client_id, after, limit))
 
     def _after(self, client_id: str, after: int, limit: int) -> list[Delivery]:
         found: list[Delivery] = []

@@ -169,7 +169,7 @@ def test_an_answer_for_a_session_that_is_no_more_is_let_be(successor: bool) -> N
     publisher.send(*(Publish("t", b"x", 1, packet_id=1) for _ in range(10)))
     for _ in range(3):
         peer.send(PubAck(peer.publishes()[0].packet_id))
-    assert server.broker.sessions["s"].loading
+    assert server.broker.sessions["s"].asked_position
     new = server.client("s")
     if not successor:
         new.lose()

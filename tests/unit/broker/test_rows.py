@@ -11,7 +11,6 @@ from lockgate.broker.ports import (
     AWAITING_PUBACK,
     AWAITING_PUBCOMP,
     AWAITING_PUBREC,
-    IN_FLIGHT,
     NEVER,
     RECEIVED,
     RETAINED,
@@ -41,6 +40,8 @@ from lockgate.mqtt.packets import (
 from lockgate.mqtt.properties import Properties
 from tests.support.server import Server
 
+IN_FLIGHT = "in flight"  # deliveries that were sent: client id, position → Packet Identifier, state
+
 Key = tuple[str, tuple[str, ...]]
 
 
@@ -53,7 +54,7 @@ class Rows:
         self.queues: dict[str, list[int]] = {}
         self.last = 0
         store = self.server.store
-        for name in ("set", "delete", "append", "acknowledge", "drop_queue"):
+        for name in ("set", "delete", "append", "update", "acknowledge", "end_session"):
             monkeypatch.setattr(store, name, self._noting(getattr(self, f"_{name}"), getattr(store, name)))
 
     def _noting(self, note: Callable[..., None], tell: Callable[..., None]) -> Callable[..., None]:
@@ -76,13 +77,17 @@ class Rows:
         assert not queue or delivery.position > queue[-1]
         queue.append(delivery.position)
 
+    def _update(self, client_id: str, delivery: Delivery) -> None:
+        self.rows[IN_FLIGHT, (client_id, str(delivery.position))] = (delivery.packet_id, delivery.state)
+
     def _acknowledge(self, client_id: str, position: int) -> None:
         self.queues[client_id].remove(position)
         self._delete(IN_FLIGHT, (client_id, str(position)))
 
-    def _drop_queue(self, client_id: str) -> None:
+    def _end_session(self, client_id: str) -> None:
         self.queues.pop(client_id, None)
-        self._delete(IN_FLIGHT, (client_id,))
+        for table in (SESSIONS, SUBSCRIPTIONS, RECEIVED, IN_FLIGHT):
+            self._delete(table, (client_id,))
 
     def session(self, client_id: str) -> tuple[int, float, str | None]:
         row = self.rows[SESSIONS, (client_id,)]

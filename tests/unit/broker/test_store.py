@@ -210,7 +210,7 @@ def test_an_answer_for_a_session_that_ended_leaves_no_gap_in_its_successor() -> 
     for _ in range(8):
         server.settle()
         back.send(PubAck(back.publishes()[0].packet_id))
-    assert server.broker.sessions["s"].loading  # the store was asked and has not answered
+    assert server.broker.sessions["s"].asked_position  # the store was asked and has not answered
     server.client("s", V3_1_1, clean_start=True)
     back = server.client("s", V3_1_1, clean_start=False)
     back.send(Subscribe(1, [SubscriptionRequest("t", 1)]))

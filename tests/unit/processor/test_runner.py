@@ -10,10 +10,10 @@ from typing import NamedTuple
 import orjson
 
 from lockgate.buffer import Log, LogReader, Row
-from lockgate.buffer.clock import Moment
 from lockgate.buffer.ledger import IntakeBook, read_ledger
 from lockgate.config.model import BufferConfig, ConnectionConfig, ProcessorConfig, RuleConfig, SchemaConfig
 from lockgate.processor.runner import Rulebook, Runner, SessionLost
+from lockgate.telemetry.clock import Moment
 
 SECOND = 1_000_000_000
 SCHEMA = SchemaConfig(name="temperature", topics=("sensors/+/temp",), fields=(("value", "real"),))

@@ -1,4 +1,4 @@
-"""The time of an append: CLOCK_BOOTTIME within a boot, wall time beside it, and whether that may be believed."""
+"""What time it is: CLOCK_BOOTTIME within a boot, wall time beside it, and whether that may be believed."""
 
 from __future__ import annotations
 
