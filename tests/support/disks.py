@@ -35,16 +35,15 @@ def disk_trouble(*programs: str) -> str:
         try:
             with mounted(make_image(Path(folder) / "image", 8), Path(folder) / "mount"):
                 return ""
-        except (OSError, subprocess.CalledProcessError) as error:
-            told = error.stderr.decode().strip() if isinstance(error, subprocess.CalledProcessError) else error
-            return f"no loop device can be mounted here: {told}"
+        except OSError as error:
+            return f"no loop device can be mounted here: {error}"
 
 
 def make_image(path: Path, mebibytes: int, kind: str = "ext4") -> Path:
     """A file with an empty file system."""
     with path.open("wb") as file:
         file.truncate(mebibytes * MEBIBYTE)
-    options = ["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"] if kind == "ext4" else ["-q"]
+    options = ["-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0"] if kind == "ext4" else ["-q"]
     _run(f"mkfs.{kind}", *options, str(path))
     return path
 
@@ -96,7 +95,8 @@ _PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 def _run(*command: str) -> str:
-    done = subprocess.run(
-        command, check=True, capture_output=True, stdin=subprocess.DEVNULL, env=os.environ | {"PATH": _PATH}
-    )
+    environment = os.environ | {"PATH": _PATH}
+    done = subprocess.run(command, check=False, capture_output=True, stdin=subprocess.DEVNULL, env=environment)
+    if done.returncode:
+        raise OSError(f"{' '.join(command)}: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout.decode()

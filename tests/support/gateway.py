@@ -79,6 +79,17 @@ class Gateway:
         process.send_signal(signal.SIGKILL)
         process.wait(10)
 
+    def freeze(self, service: str) -> None:
+        """Stop a service where it stands: it says nothing any more. What its threads have asked the kernel for goes on.
+
+        Only `kill` may follow.
+        """
+        process = self._processes[service]
+        process.send_signal(signal.SIGSTOP)
+        stat = Path(f"/proc/{process.pid}/stat")
+        while stat.read_bytes().rpartition(b")")[2].split()[0] != b"T":
+            assert process.poll() is None
+
     def signal(self, service: str, number: signal.Signals) -> None:
         """Send a signal to a service."""
         self._processes[service].send_signal(number)

@@ -67,8 +67,9 @@ class Crowd:
     def expect_no_violation(self, log: Path) -> None:
         """Fail with what the oracle tells and the broker's log, if there was any."""
         if self.report:
-            end = log.read_text(errors="replace")[-6000:]
-            pytest.fail(f"seed {self.seed}\n{self.report}\nthe broker's log:\n{end}")
+            lines = log.read_text(errors="replace").splitlines()
+            told = [line for line in lines if " connected from " not in line and " disconnected" not in line]
+            pytest.fail("\n".join([f"seed {self.seed}", self.report, "the broker's log:", *told[-60:]]))
 
     def _order(self, seconds: float, **order: Any) -> None:
         assert self._process.stdin is not None
