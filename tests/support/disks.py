@@ -74,6 +74,11 @@ def memory_disk(point: Path, mebibytes: int) -> Iterator[Path]:
         _unmount(point)
 
 
+def resize(point: Path, mebibytes: int) -> None:
+    """Make a disk in memory larger."""
+    _run("mount", "-o", f"remount,size={mebibytes}m", str(point))
+
+
 def cut_power(point: Path) -> None:
     """Stop a mounted file system at once: what was not synced is not there when it is mounted again."""
     folder = os.open(point, os.O_RDONLY | os.O_DIRECTORY)
