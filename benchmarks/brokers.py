@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -32,7 +33,11 @@ class Program:
 
     name: str
     command: tuple[str, ...]
-    more: str = ""
+    more: str = ""  # `{folder}` stands for the one it runs in
+
+    def saying(self, name: str, more: str) -> Program:
+        """Give the same broker with more in its file, under another name."""
+        return Program(name, self.command, self.more + more)
 
 
 def lockgate(name: str = "lockgate", python: str = sys.executable) -> Program:
@@ -69,6 +74,7 @@ class Running:
     pid: int
     port: int
     ready_seconds: float
+    folder: Path
 
     def cpu_seconds(self) -> float:
         """Give the processor time of all its threads so far, to the nanosecond."""
@@ -76,6 +82,17 @@ class Running:
         for task in Path(f"/proc/{self.pid}/task").iterdir():
             total += int((task / "schedstat").read_text().split()[0])
         return total / 1e9
+
+    def bytes_written(self) -> int:
+        """Give what it has written to the disk so far, as the kernel counts it (write_bytes)."""
+        for line in Path(f"/proc/{self.pid}/io").read_text().splitlines():
+            if line.startswith("write_bytes:"):
+                return int(line.split()[1])
+        raise RuntimeError("no write_bytes")
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        os.kill(self.pid, signal.SIGKILL)
 
     def resident_bytes(self) -> int:
         """Give its resident memory (VmRSS)."""
@@ -93,11 +110,15 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(program: Program) -> Iterator[Running]:
-    """Start a broker in a folder of its own on one core, wait until it accepts, and end it afterwards."""
+def running(program: Program, again: Path | None = None) -> Iterator[Running]:
+    """Start a broker in a folder of its own on one core, wait until it accepts, and end it afterwards.
+
+    `again` is the folder of an earlier run, which is then not removed.
+    """
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="lockgate-bench-") as folder:
-        Path(folder, "mosquitto.conf").write_text(CONFIGURATION.format(port=port) + program.more)
+    new = tempfile.TemporaryDirectory(prefix="lockgate-bench-") if again is None else contextlib.nullcontext(str(again))
+    with new as folder:
+        Path(folder, "mosquitto.conf").write_text(CONFIGURATION.format(port=port) + program.more.format(folder=folder))
         Path(folder, "lockgate.toml").write_text(
             f'[gateway]\nid = "bench"\ndata_dir = "{folder}"\n[broker]\nmosquitto_conf = "mosquitto.conf"\n'
         )
@@ -112,7 +133,7 @@ def running(program: Program) -> Iterator[Running]:
         )
         try:
             ready = _wait(port, process) - started
-            yield Running(program.name, process.pid, port, ready)
+            yield Running(program.name, process.pid, port, ready, Path(folder))
         finally:
             process.terminate()
             try:

@@ -45,7 +45,7 @@ def main(connections: int = CONNECTIONS, messages: int = MESSAGES) -> None:
             for door in _DOORS:
                 try:
                     with _running(program, Path(folder), door) as (pid, port):
-                        broker = brokers.Running(program.name, pid, port, 0.0)
+                        broker = brokers.Running(program.name, pid, port, 0.0, Path(folder))
                         tls = context if door in ("tls", "secure websocket") else None
                         _measure(broker, door, tls, connections, messages)
                 except (OSError, RuntimeError) as error:  # a mosquitto without WebSocket

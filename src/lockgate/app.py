@@ -105,7 +105,14 @@ def store_opener(config: Config) -> OpenStore:
     changes = interval if broker.autosave_on_changes else 0
 
     def open_store(answers: StoreAnswers) -> SqliteStore:
-        store = SqliteStore(folder, answers, Clock(), flush_seconds=seconds, flush_changes=changes)
+        store = SqliteStore(
+            folder,
+            answers,
+            Clock(),
+            flush_seconds=seconds,
+            flush_changes=changes,
+            persistence_file=broker.persistence_file,
+        )
         store.open()
         return store
 

@@ -38,7 +38,7 @@ ARITHMETIC: Final[dict[type[ast.operator], type[ast.operator]]] = {
     ast.BitOr: ast.BitAnd,
     ast.BitXor: ast.BitAnd,
 }
-NAMES_FOR_PEOPLE: Final = frozenset({"TYPE_NAMES", "NAMES", "_TEXTS"})
+NAMES_FOR_PEOPLE: Final = frozenset({"TYPE_NAMES", "NAMES", "NAMES_V3", "_TEXTS"})
 LOG_METHODS: Final = frozenset({"debug", "info", "notice", "warning", "error", "exception"})
 
 Node = TypeVar("Node", bound=ast.AST)

@@ -94,6 +94,17 @@ class Mosquitto:
         """SIGTERM, as an administrator would."""
         self._end(signal.SIGTERM)
 
+    def save(self, path: Path, seconds: float = 10.0) -> None:
+        """SIGUSR1: have it write its store, which must not be there yet, and wait until it is."""
+        assert self._process is not None
+        assert not path.exists()
+        self._process.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + seconds
+        while not path.exists():  # it appears whole, by a rename
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"no {path}: {self.log.read_text(errors='replace')}")
+            time.sleep(0.01)
+
     def _end(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)

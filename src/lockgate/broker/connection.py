@@ -340,6 +340,8 @@ class Connection:
         gate.held.append((commit, frame))
         if commit > self.broker.awaited:
             self.broker.awaited = commit
+        if len(gate.held) == self.broker.limits.withheld + 1:
+            self.touch()  # it is not read any more
         if not self._waits:
             self._waits = True
             self.broker.waiting.append(self)

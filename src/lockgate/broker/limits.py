@@ -12,6 +12,8 @@ CONNECT_PACKET_BYTES: Final = 100_000
 # No packet is accepted beyond this: what an alias hid or a receiver's options add must still fit into MQTT's 256 MiB.
 LARGEST_PACKET_BYTES: Final = 268_300_000
 
+QUEUE_HEAD: Final = 256
+
 
 @dataclass(frozen=True)
 class StandingSession:
@@ -36,7 +38,7 @@ class Limits:
     max_keepalive: int = 0
     subscriptions: int = 10_000  # of one Session
     output_bytes: int = 1_048_576  # unsent to one client; QoS 0 beyond is dropped, its reading is paused
-    queue_head: int = 256  # deliveries of a durable Session kept in memory, the rest lies in the store; 0: all
+    queue_head: int = QUEUE_HEAD  # deliveries of a durable Session kept in memory, the others in the store; 0: all
     persistent_client_expiration: int = 0  # seconds without its client after which a Session that never expires ends
     publish_rate: float = 0.0  # messages a second from one client; it is read no faster
     connect_rate: float = 0.0  # CONNECT packets a second with one Client Identifier

@@ -130,7 +130,7 @@ def publish(broker: Broker, message: Message, now: float) -> int:
     if not subscriptions and not route.groups:
         broker.no_subscribers_code = reason_codes.NO_MATCHING_SUBSCRIBERS
         return commit
-    if message.qos == 0 and not message.retain and message.expires_at == NEVER:
+    if message.qos == 0 and message.expires_at == NEVER:
         _fan_out_qos_0(broker, message, subscriptions, now)
     else:
         for subscription in subscriptions:

@@ -228,8 +228,7 @@ class TopicTree:
         levels = topic_name.split("/")
         if topic_name.startswith("$"):  # wildcards do not reach these at the first level [MQTT-4.7.2-1]
             child = self._root.child(levels[0])
-            if child is not None:
-                self.visits = _collect(child, levels, 1, route)
+            self.visits = _collect(child, levels, 1, route) if child is not None else 0
         else:
             self.visits = _collect(self._root, levels, 0, route)
         return route

@@ -20,7 +20,7 @@ from lockgate.broker import restoring
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
 from lockgate.broker.explain import explain
-from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation, StandingSession
+from lockgate.broker.limits import QUEUE_HEAD, Limits, ListenerLimits, ServerInformation, StandingSession
 from lockgate.broker.ports import (
     Authenticator,
     Delivery,
@@ -71,6 +71,10 @@ class ServedStore(Store, Protocol):
     def close(self) -> None:
         """Write what is left."""
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of messages that are not written yet."""
+
     def status(self) -> Mapping[str, object]:
         """Give the store's figures, for JSON."""
 
@@ -105,7 +109,7 @@ def broker_limits(config: BrokerConfig) -> Limits:
         max_keepalive=config.max_keepalive,
         subscriptions=ours.subscriptions,
         # Where the store is in memory, too, nothing is gained by holding less of it.
-        queue_head=0 if config.persistence is False else Limits.queue_head,
+        queue_head=0 if config.persistence is False else QUEUE_HEAD,
         persistent_client_expiration=config.persistent_client_expiration,
         ack_after=tuple((topic, one.after == "disk") for one in config.ack_after for topic in one.topics),
         standing_sessions=tuple(
@@ -175,6 +179,7 @@ class BrokerService:
         self._busy = False
         self._reads = 0  # in this turn, counted while busy
         self._last_read_at = 0.0
+        self._held_by_store = 0  # bytes, as they are counted in the memory budget
 
     @staticmethod
     def clock() -> float:
@@ -299,7 +304,12 @@ class BrokerService:
 
     def flush(self) -> None:
         """End a turn: let the store answer, then write for every touched connection."""
-        self._store.settle()
+        store = self._store
+        store.settle()
+        held = store.held_bytes
+        if held != self._held_by_store:
+            self.broker.memory.used += held - self._held_by_store
+            self._held_by_store = held
         if self._deadlines.moved:
             self._watch()
         streams = self._streams

@@ -108,7 +108,7 @@ class Changes:
             self._last_message = message
             self._message_ids += 1
             self._last_message_id = self._message_ids
-            self.size_bytes += len(message.topic) + len(message.payload) + _ROW_BYTES
+            self.size_bytes += _size(message)
         delivery.stored_message = self._last_message_id
         queue = self._queues.get(number)
         if queue is None:
@@ -131,8 +131,11 @@ class Changes:
         self.last_change = commit
         number = self.numbers[client_id]
         queue = self._queues.get(number)
-        if queue is not None and queue.pop(position, None) is not None:
+        pending = queue.pop(position, None) if queue is not None else None
+        if pending is not None:
             self.count -= 1
+            if pending.stored_message not in self._shared:
+                self.size_bytes -= _size(pending.message)
             return
         row = number << _POSITION_BITS | position
         if self._flights.pop(row, None) is None:
@@ -146,8 +149,8 @@ class Changes:
         self.count += 1
         if table == RETAINED:
             assert isinstance(value, Message)
+            self._replace(self._retained.get(key[0]), value)
             self._retained[key[0]] = value
-            self.size_bytes += len(value.topic) + len(value.payload) + _ROW_BYTES
         elif table == SESSIONS:
             assert isinstance(value, StoredSession)
             if key[0] not in self.numbers:
@@ -159,8 +162,9 @@ class Changes:
             self._subscriptions[(self.numbers[key[0]], key[1])] = value
         elif table == RECEIVED:
             assert isinstance(value, Message)
-            self._received[self.numbers[key[0]] << _PACKET_ID_BITS | int(key[1])] = value
-            self.size_bytes += len(value.topic) + len(value.payload) + _ROW_BYTES
+            row = self.numbers[key[0]] << _PACKET_ID_BITS | int(key[1])
+            self._replace(self._received.get(row), value)
+            self._received[row] = value
         else:
             assert isinstance(value, StoredWill)
             self._wills[key[0]] = value
@@ -171,13 +175,23 @@ class Changes:
         self.wakes = True
         self.count += 1
         if table == RETAINED:
+            self._replace(self._retained.get(key[0]), None)
             self._retained[key[0]] = None
         elif table == SUBSCRIPTIONS:
             self._subscriptions[(self.numbers[key[0]], key[1])] = None
         elif table == RECEIVED:
-            self._received[self.numbers[key[0]] << _PACKET_ID_BITS | int(key[1])] = None
+            row = self.numbers[key[0]] << _PACKET_ID_BITS | int(key[1])
+            self._replace(self._received.get(row), None)
+            self._received[row] = None
         else:
             self._wills[key[0]] = None
+
+    def _replace(self, old: Message | None, new: Message | None) -> None:
+        """Count a message that takes the place of another one."""
+        if old is not None:
+            self.size_bytes -= _size(old)
+        if new is not None:
+            self.size_bytes += _size(new)
 
     def end_session(self, commit: int, client_id: str) -> None:
         """Note that a Session is gone with all it had."""
@@ -306,6 +320,10 @@ class Changes:
         values["delivered"] = gone
 
 
+def _size(message: Message) -> int:
+    return len(message.topic) + len(message.payload) + _ROW_BYTES
+
+
 def _moved(at: float, offset: float) -> float:
     return at + offset if at != NEVER else NEVER
 
@@ -322,6 +340,4 @@ def _add_message(batch: Batch, values: Values, message: Message, offset: float) 
     values.append(_moved(message.arrived_at, offset))
     values.append(message.publisher)
     prefix = topic.partition("/")[0]
-    batch.bytes_by_prefix[prefix] = (
-        batch.bytes_by_prefix.get(prefix, 0) + len(topic) + len(message.payload) + _ROW_BYTES
-    )
+    batch.bytes_by_prefix[prefix] = batch.bytes_by_prefix.get(prefix, 0) + _size(message)

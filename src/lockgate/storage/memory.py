@@ -52,6 +52,11 @@ class MemoryStore:
         """Ask for deliveries; the answer comes with the next `settle`."""
         self._wanted.append((client_id, after, limit))
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of messages that are not written yet: none, those who hold them are counted."""
+        return 0
+
     def restore(self, keeper: Keeper) -> None:
         """Give what was stored: nothing."""
 

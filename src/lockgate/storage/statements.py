@@ -14,34 +14,33 @@ from lockgate.storage.changes import Batch
 from lockgate.storage.clock import ClockRow, StoreClock
 from lockgate.storage.schema import MESSAGE_COLUMNS, PACKET_ID_BITS, POSITION_BITS
 
-_MESSAGE: Final = "?, ?, ?, ?, ?, ?, ?, ?"
+
+def _insert(table: str, key: str, columns: str) -> Statement:
+    """Insert rows, or change those that have a key already: their other indexes stay as they are."""
+    names = columns.split(", ")
+    changed = ", ".join(f"{name} = excluded.{name}" for name in names if name not in key.split(", "))
+    row = f"({', '.join('?' * len(names))})"
+    return Statement(f"INSERT INTO {table} ({columns}) VALUES ", row, f" ON CONFLICT ({key}) DO UPDATE SET {changed}")
+
 
 # In the order in which they are run: what ended makes room for what has the same name.
 STATEMENTS: Final = {
-    "sessions": Statement(
-        "INSERT OR REPLACE INTO sessions (number, client_id, username, expiry_interval, expires_at) VALUES ",
-        "(?, ?, ?, ?, ?)",
-    ),
+    "sessions": _insert("sessions", "number", "number, client_id, username, expiry_interval, expires_at"),
     "unsubscribe": Statement("DELETE FROM subscriptions WHERE (session, topic_filter) IN (VALUES ", "(?, ?)", ")"),
-    "subscriptions": Statement(
-        "INSERT OR REPLACE INTO subscriptions (session, topic_filter, qos, no_local, retain_as_published, identifier)"
-        " VALUES ",
-        "(?, ?, ?, ?, ?, ?)",
+    "subscriptions": _insert(
+        "subscriptions",
+        "session, topic_filter",
+        "session, topic_filter, qos, no_local, retain_as_published, identifier",
     ),
     "released": Statement("DELETE FROM received WHERE id IN (", "?", ")"),
-    "received": Statement(f"INSERT OR REPLACE INTO received (id, {MESSAGE_COLUMNS}) VALUES ", f"(?, {_MESSAGE})"),
+    "received": _insert("received", "id", f"id, {MESSAGE_COLUMNS}"),
     "not retained": Statement("DELETE FROM retained WHERE topic IN (", "?", ")"),
-    "retained": Statement(f"INSERT OR REPLACE INTO retained ({MESSAGE_COLUMNS}) VALUES ", f"({_MESSAGE})"),
+    "retained": _insert("retained", "topic", MESSAGE_COLUMNS),
     "no wills": Statement("DELETE FROM wills WHERE client_id IN (", "?", ")"),
-    "wills": Statement(
-        f"INSERT OR REPLACE INTO wills (client_id, delay, keep_alive, due_at, {MESSAGE_COLUMNS}) VALUES ",
-        f"(?, ?, ?, ?, {_MESSAGE})",
-    ),
-    "messages": Statement(f"INSERT OR REPLACE INTO messages (id, {MESSAGE_COLUMNS}) VALUES ", f"(?, {_MESSAGE})"),
-    "deliveries": Statement(
-        "INSERT OR REPLACE INTO deliveries"
-        " (id, message, shared, size, qos, retain, identifier, share, packet_id, state) VALUES ",
-        "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    "wills": _insert("wills", "client_id", f"client_id, delay, keep_alive, due_at, {MESSAGE_COLUMNS}"),
+    "messages": _insert("messages", "id", f"id, {MESSAGE_COLUMNS}"),
+    "deliveries": _insert(
+        "deliveries", "id", "id, message, shared, size, qos, retain, identifier, share, packet_id, state"
     ),
     "flights": Statement(
         "UPDATE deliveries SET packet_id = flight.column2, state = flight.column3 FROM (VALUES ",

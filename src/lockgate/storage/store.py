@@ -23,6 +23,7 @@ from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer, open_datab
 from lockgate.storage import statements
 from lockgate.storage.changes import Batch, Changes
 from lockgate.storage.clock import MomentSource, StoreClock
+from lockgate.storage.importing import UnreadableStore, import_once
 from lockgate.storage.restore import Summary, read_clock, read_numbers, restore
 from lockgate.storage.schema import SCHEMA
 from lockgate.storage.wear import Wear, written_by_thread
@@ -67,7 +68,14 @@ class SqliteStore:
     """
 
     def __init__(
-        self, folder: Path, answers: StoreAnswers, clock: MomentSource, *, flush_seconds: float, flush_changes: int = 0
+        self,
+        folder: Path,
+        answers: StoreAnswers,
+        clock: MomentSource,
+        *,
+        flush_seconds: float,
+        flush_changes: int = 0,
+        persistence_file: str = "mosquitto.db",
     ) -> None:
         self.folder = folder
         self.path = folder / FILE_NAME
@@ -75,6 +83,7 @@ class SqliteStore:
         self.sync_seconds = 0.0  # of one small write on this disk, as measured at the start
         self._answers = answers
         self._source = clock
+        self._persistence_file = persistence_file
         self._flush_seconds = flush_seconds
         self._flush_changes = flush_changes or _MOST_LAZY
         self._lock = FolderLock(folder, "lockgate.lock")
@@ -118,7 +127,11 @@ class SqliteStore:
         self.delete = self.changes.delete
 
     def restore(self, keeper: Keeper) -> Summary:
-        """Hand all that is stored to its keeper; deliveries that were not sent yet stay where they are."""
+        """Hand all that is stored to its keeper, also what Mosquitto left; deliveries not sent yet stay where they are.
+
+        Raises sqlite3.Error.
+        """
+        self._take_over(self._persistence_file)
         connection = sqlite3.connect(self.path, isolation_level=None)
         with contextlib.closing(connection):
             summary = restore(connection, self.clock, keeper)
@@ -133,11 +146,44 @@ class SqliteStore:
         )
         if self.clock.off_seconds is None:
             log.warning(
-                "how long the machine was off is not known, for its clock was not set: %d queued messages with an expiry"
+                "nobody knows how long the machine was off, its clock was not set: %d queued messages with an expiry"
                 " are expired",
                 summary.expired,
             )
         return summary
+
+    def _take_over(self, persistence_file: str) -> None:
+        """Write what Mosquitto left in the folder into this store, once; a file that cannot be read is left alone."""
+        moment = self._source.now()
+        known = sqlite3.connect(self.path, isolation_level=None)
+        with contextlib.closing(known):
+            retained = {topic for (topic,) in known.execute("SELECT topic FROM retained")}
+        try:
+            import_once(
+                self.folder,
+                persistence_file,
+                self,
+                0,
+                moment.boottime_ns / 1e9,
+                moment.wall_ns / 1e9 if moment.clock_ok else None,
+                self._sync,
+                known_sessions=self.changes.numbers,
+                known_retained=retained,
+            )
+        except UnreadableStore as error:
+            log.error("Mosquitto's store is not taken over: %s; the broker starts without it", error)
+
+    def _sync(self) -> None:
+        """Write everything before returning. Raises sqlite3.Error."""
+        self._is_due = True
+        while True:
+            self.settle()
+            if self._commit is None:
+                return
+            try:
+                self._commit.future.result()
+            except CommitFailed as failed:
+                raise failed.__cause__ or failed from None
 
     def start(self) -> None:
         """Go on with the running event loop, which is woken when commits are done."""
@@ -161,6 +207,12 @@ class SqliteStore:
             self._timer.cancel()
         self._writer.close()
         self._lock.release()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of messages that are not written yet."""
+        batches = self._commit.batches if self._commit is not None else self._unwritten
+        return self.changes.size_bytes + sum(batch.size_bytes for batch in batches)
 
     def status(self) -> dict[str, object]:
         """Give the store's figures, for JSON."""
@@ -198,6 +250,8 @@ class SqliteStore:
     def end_session(self, commit: int, client_id: str) -> None:
         """Remove a Session and all it has."""
         self._purging.append(self.changes.numbers[client_id])
+        if self._wanted:
+            self._wanted = [question for question in self._wanted if question[0] != client_id]
         self.changes.end_session(commit, client_id)
 
     def want(self, client_id: str, after: int, limit: int) -> None:
@@ -259,7 +313,7 @@ class SqliteStore:
             self._timer = None
         batches = self._unwritten
         self._unwritten = []
-        if changes.last_change > (batches[-1].number if batches else self._committed):
+        if not changes.is_void:
             batches.append(changes.take(self.clock.to_store(1.0) - 1.0))
         wanted = [
             (client_id, changes.numbers[client_id], after, limit)

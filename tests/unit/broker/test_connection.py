@@ -7,6 +7,7 @@ import pytest
 from lockgate.broker import explain
 from lockgate.broker.deadlines import CONNECTION, RETAINED, SESSION, THROTTLE, WILL
 from lockgate.broker.limits import Limits, ServerInformation
+from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
     V3_1_1,
     V5,
@@ -301,3 +302,44 @@ def test_a_second_connect_after_disconnect_is_not_heard() -> None:
     peer.send(Connect("c"), Disconnect(), Connect("d"))
     assert "d" not in server.broker.sessions
     assert peer.closed
+
+
+def test_a_turn_s_messages_hand_a_connection_to_the_shell_once() -> None:
+    server = Server()
+    peer = server.client("c")
+    peer.subscribe("t")
+    publisher = server.client("p")
+    publisher.connection.receive(encode(Publish("t", b"x"), V5) * 3, server.now)
+    assert server.broker.take_touched() == [peer.connection]
+    assert not peer.connection.touched
+
+
+def test_the_log_names_who_is_gone_by_what_is_known_of_it() -> None:
+    server = Server()
+    server.client("c").lose()
+    assert server.log.lines[-1] == "Client c [192.0.2.1:5000] disconnected."
+    server.peer().send_bytes(b"\xc0\x00")
+    assert server.log.lines[-1].startswith("Client [192.0.2.1:5000] disconnected: ")
+    told = len(server.log.lines)
+    server.peer().lose()
+    assert len(server.log.lines) == told
+
+
+def test_a_connection_that_closes_before_it_is_let_in_may_linger() -> None:
+    server = Server()
+    peer = server.peer()
+    peer.connection.close("refused")
+    server.now += 100
+    server.broker.expire(server.now)
+    assert peer.connection.closing_reason == "refused"
+    server.flush()
+    assert peer.closed
+
+
+@pytest.mark.parametrize(("size", "accepted"), [(100_000, True), (100_001, False)])
+def test_the_first_packet_may_have_100_000_bytes(size: int, accepted: bool) -> None:
+    will = Will("w", b"x" * 60_000)
+    bare = len(encode(Connect("c", will=will, username="u", password=b""), V5))
+    peer = Server().peer()
+    peer.send(Connect("c", will=will, username="u", password=b"x" * (size - bare)))
+    assert peer.closed is not accepted

@@ -17,12 +17,20 @@ def test_what_is_due_comes_in_the_order_of_time() -> None:
 
 
 def test_only_what_still_means_something_is_kept() -> None:
-    deadlines = Deadlines(lambda at, kind, subject: kind == WILL)
-    for number in range(5000):
+    asked = 0
+
+    def is_live(at: float, kind: int, subject: str) -> bool:
+        nonlocal asked
+        asked += 1
+        return kind == WILL
+
+    deadlines = Deadlines(is_live)
+    for number in range(20_000):
         deadlines.add(float(number), WILL if number % 10 == 0 else CONNECTION, str(number))
-    assert len(deadlines) < 2048
+        assert len(deadlines) <= max(512, 2 * (number // 10 + 1))
+    assert asked < 2 * 20_000  # sweeping costs each entry a look or two
     kept = [due[0] for due in deadlines.due(1e9) if due[1] == WILL]
-    assert kept == [float(number) for number in range(0, 5000, 10)]
+    assert kept == [float(number) for number in range(0, 20_000, 10)]
 
 
 def test_a_client_that_comes_and_goes_leaves_no_deadlines_behind() -> None:

@@ -285,3 +285,27 @@ def test_all_that_waits_is_counted() -> None:
     assert finding.text.startswith("5 messages wait")
     client.read_again()
     assert only(server).reason == explain.NOTHING_KNOWN
+
+
+def test_others_decisions_on_the_topic_hide_none_of_its_own() -> None:
+    server = Server()
+    publisher = server.client("p")
+    for name in ("before", "c", "after"):
+        client = server.client(name, maximum_packet_size=50)
+        client.subscribe("t/a")
+    publisher.publish("t/a", b"x" * 100)
+    assert only(server).reason == "too large"
+
+
+def test_what_waits_at_qos_1_alone_is_counted() -> None:
+    server = Server(Limits(output_bytes=10))
+    client = server.client("c")
+    client.subscribe("t/#", 1)
+    client.stop_reading()
+    publisher = server.client("p")
+    for _ in range(3):
+        publisher.publish("t/a", b"x", 1)
+    finding = only(server)
+    assert finding.reason == "waiting"
+    assert finding.text.startswith("2 messages wait")
+    assert (finding.count, finding.first_at, finding.last_at) == (0, 0.0, 0.0)

@@ -23,7 +23,7 @@ def test_more_open_messages_than_announced_are_told_of_once() -> None:
     assert warned(server) == 0
     for packet_id in (3, 4):
         peer.send(Publish("t", b"x", 2, packet_id=packet_id))
-    assert warned(server) == 1
+        assert warned(server) == 1
     assert [type(packet) for packet in peer.received()] == [PubRec] * 5
     older = server.client("b", V3_1_1)
     older.send(*(Publish("t", b"x", 2, packet_id=number) for number in range(1, 6)))
@@ -48,6 +48,9 @@ def test_a_message_may_expire_between_publish_and_release(later: int, arrives: b
     server = Server()
     subscriber = server.client("s")
     subscriber.subscribe("t")
+    absent = server.client("absent", session_expiry_interval=100)
+    absent.subscribe("t", 1)
+    absent.lose()
     peer = server.client("a")
     peer.send(Publish("t", b"x", 2, packet_id=1, properties=Properties(message_expiry_interval=10)))
     assert peer.one() == PubRec(1)
@@ -55,6 +58,7 @@ def test_a_message_may_expire_between_publish_and_release(later: int, arrives: b
     peer.send(PubRel(1))
     assert peer.one() == PubComp(1)
     assert bool(subscriber.received()) is arrives
+    assert server.broker.sessions["absent"].queued_count == arrives
     peer.send(PubRel(1))
     assert peer.one() == PubComp(1, rc.PACKET_IDENTIFIER_NOT_FOUND)
 
@@ -156,3 +160,20 @@ def test_a_login_that_waits_takes_no_client_s_place() -> None:
     assert not first.closed
     first.send(Disconnect())
     server.client("b")
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_who_hears_from_himself_alone_and_not_of_it_is_acknowledged(qos: int) -> None:
+    server = Server()
+    peer = server.client("a")
+    peer.subscribe("t", qos, no_local=True)
+    peer.publish("t", b"x", qos)  # acknowledged although no change was ever committed
+    assert peer.received() == []
+
+
+def test_a_code_for_nobody_is_not_that_of_the_next_message() -> None:
+    server = Server()
+    server.client("s").subscribe("t", 1)
+    peer = server.client("a")
+    peer.send(Publish("nobody", b"x", 1, packet_id=1), Publish("t", b"x", 1, packet_id=2))
+    assert peer.received() == [PubAck(1, rc.NO_MATCHING_SUBSCRIBERS), PubAck(2)]

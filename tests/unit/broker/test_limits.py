@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
 
-from lockgate.broker.limits import Limits, ServerInformation
+from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
+from lockgate.config.model import BrokerConfig, ListenerConfig
 from lockgate.mqtt import reason_codes as rc
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
@@ -23,9 +25,11 @@ from lockgate.mqtt.packets import (
     SubAck,
     Subscribe,
     SubscriptionRequest,
+    UnsubAck,
     Unsubscribe,
 )
 from lockgate.mqtt.properties import Properties
+from lockgate.net.service import broker_limits
 from tests.support import raw
 from tests.support.server import Peer, Server
 
@@ -226,10 +230,22 @@ def test_who_has_much_to_do_lets_others_come_in_between() -> None:
     assert server.broker.statistics.publish_received == 251
     assert len(server.peers[1].messages()) == 250
     assert publisher.connection.wants_input
-    publisher.send(Subscribe(1, [SubscriptionRequest(f"x/{number}", 0) for number in range(5000)]), PingReq())
-    assert [type(packet) for packet in publisher.received()] == [SubAck]
+    filters = [f"x/{number}" for number in range(5000)]
+    for packet, answer in (
+        (Subscribe(1, [SubscriptionRequest(one, 0) for one in filters]), SubAck),
+        (Unsubscribe(1, filters), UnsubAck),
+    ):
+        publisher.send(packet, PingReq())
+        assert [type(one) for one in publisher.received()] == [answer]
+        server.advance(0)
+        assert publisher.received() == [PingResp()]
+    publisher.send(*(Publish("t", bytes((number,)), 1, packet_id=number) for number in range(1, 250)))
+    assert 251 < server.broker.statistics.publish_received <= 251 + 6  # QoS 1 is more work
     server.advance(0)
-    assert publisher.received() == [PingResp()]
+    publisher.send(*(Publish(f"{number}", b"x") for number in range(1000)))
+    assert server.broker.statistics.publish_received == 251 + 249 + 1000
+    assert server.broker.router.visits == 0  # counted, message by message
+    assert publisher.connection.wants_input
 
 
 @pytest.mark.parametrize(("version", "code"), [(V3_1, 1), (V3_1_1, 0x80), (V5, rc.QUOTA_EXCEEDED)])
@@ -243,12 +259,13 @@ def test_subscriptions_of_a_client_are_bounded(version: int, code: int) -> None:
     assert peer.received() == []
 
 
-@pytest.mark.parametrize(("count", "size"), [(10, 15), (124, 129), (125, 131), (200, 206)])
+@pytest.mark.parametrize(("count", "size"), [(10, 15), (124, 129), (125, 131), (16_380, 16_386), (16_381, 16_388)])
 def test_unsuback_fits_or_nothing_is_unsubscribed(count: int, size: int) -> None:
     for maximum, fits in ((size, True), (size - 1, False)):
-        server = Server()
+        server = Server(Limits(subscriptions=0))
         peer = server.client("a", session_expiry_interval=60)
         peer.send(Subscribe(1, [SubscriptionRequest(f"t/{number}", 0) for number in range(count)]))
+        server.advance(0)  # so many filters are more than one turn's work
         peer.received()
         peer.connection.maximum_packet_size = maximum
         used = server.broker.memory.used
@@ -257,6 +274,7 @@ def test_unsuback_fits_or_nothing_is_unsubscribed(count: int, size: int) -> None
         assert len(server.broker.sessions["a"].subscriptions) == (0 if fits else count)
         if fits:
             assert len(peer.output) - peer.output.rindex(b"\xb0") == size
+            server.advance(0)
             peer.send(Subscribe(3, [SubscriptionRequest(f"t/{number}", 0) for number in range(count)]))
             assert server.broker.memory.used == used
 
@@ -285,6 +303,25 @@ def test_retained_messages_are_bounded(limits: Limits) -> None:
     publisher.publish("a", b"", 1, True)
     publisher.publish("c", b"12345", 1, True)
     assert server.broker.retained.count == 2
+
+
+def test_retained_bytes_are_bounded_to_the_byte_and_what_does_not_grow_needs_no_room() -> None:
+    server = Server(Limits(retained_bytes=10))
+    publisher = server.client("p")
+
+    def kept(payload: bytes) -> bool:
+        publisher.publish("t", payload, 0, True)
+        found = server.broker.retained.get("t")
+        return found is not None and found.payload == payload
+
+    assert not kept(b"x" * 10)
+    assert kept(b"x" * 9)
+    assert not kept(b"y" * 10)
+    assert kept(b"y" * 9)
+    server.broker.limits = Limits(retained_bytes=5)  # as after a restart with less
+    assert kept(b"z" * 9)
+    assert not kept(b"z" * 10)
+    assert kept(b"z" * 8)
 
 
 # --- queues in all ------------------------------------------------------------------------------------------------
@@ -356,3 +393,39 @@ def test_long_names_do_not_fill_the_log_nor_the_decisions() -> None:
     found = server.broker.decisions.find(long, None)
     assert found
     assert max(len(one.client_id) + len(one.detail) for one in found) < 2000
+
+
+def test_a_bare_broker_has_the_limits_of_a_bare_configuration() -> None:
+    config = BrokerConfig()
+    limits = dataclasses.replace(broker_limits(config), memory_budget=0)
+    own = Limits()
+    assert dataclasses.replace(limits, queue_head=own.queue_head) == own
+    information = ServerInformation(config.server_reference, config.server_moved, config.response_information)
+    assert information == ServerInformation()
+    listener = ListenerConfig()
+    assert ListenerLimits() == ListenerLimits(
+        listener.port,
+        False,  # as soon as a listener is configured
+        listener.max_qos,
+        listener.max_topic_alias,
+        listener.max_topic_alias_broker,
+        listener.protocol_versions,
+    )
+
+
+def test_connections_without_an_address_count_for_none() -> None:
+    server = Server(Limits(connections_per_address=1))
+    made = [server.broker.connect("192.0.2.1:5000", server.listener, server.now) for _ in range(2)]
+    assert [connection.is_closing for connection in made] == [False, False]
+
+
+def test_who_sends_to_many_that_do_not_read_lets_others_come_in_between() -> None:
+    server = Server(Limits(subscriptions=0))
+    for number in range(1000):
+        peer = server.client(f"s{number}")
+        peer.subscribe("t")
+        peer.stop_reading()
+    publisher = server.client("p")
+    publisher.send(*(Publish("t", bytes((number,))) for number in range(30)))
+    assert 1 < server.broker.statistics.publish_received < 10
+    assert not publisher.connection.wants_input

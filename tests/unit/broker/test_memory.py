@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockgate.broker.limits import Limits
+from lockgate.broker.memory import Memory
 from lockgate.mqtt import reason_codes as rc
 from lockgate.mqtt.packets import V3_1_1, V5, Connect, Disconnect, Publish, Subscribe, SubscriptionRequest, Will
 from lockgate.mqtt.properties import Properties
@@ -328,3 +329,54 @@ def test_the_oldest_of_all_queues_give_way_and_alarms_within_them_stay() -> None
     alarms = [3, 7, 11, 15, 19]
     assert 60 < len(kept) <= 64
     assert sorted(kept) == alarms + list(range(200 - len(kept) + len(alarms), 200))
+
+
+def test_a_budget_that_is_spent_is_not_exhausted_before_anybody_was_asked_to_give_way() -> None:
+    memory = Memory(1000)
+    memory.used = 2000
+    assert memory.is_spent()
+    assert not memory.is_exhausted()
+
+
+def test_a_message_too_large_for_its_receiver_is_not_held() -> None:
+    server = Server()
+    peer = server.client("c", session_expiry_interval=60, maximum_packet_size=50)
+    peer.subscribe("t", 1)
+    publisher = server.client("p")
+    used = server.broker.memory.used
+    publisher.publish("t", b"x" * 100, 1)
+    assert server.broker.statistics.dropped_too_large == 1
+    assert server.broker.memory.used == used
+
+
+def test_the_topic_behind_an_alias_towards_a_client_is_counted() -> None:
+    server = Server()
+    peer = server.client("c", topic_alias_maximum=1)
+    peer.subscribe("#")
+    publisher = server.client("p")
+    used = server.broker.memory.used
+    for _ in range(2):
+        publisher.publish("some/topic")
+    assert server.broker.memory.used == used + len("some/topic")
+
+
+def test_a_will_that_its_own_client_would_hear_is_held_by_nobody() -> None:
+    server = Server()
+    peer = server.client("c", will=Will("w", b"gone", 1))
+    peer.subscribe("w", 1)
+    peer.subscribe("$share/g/w", 1)
+    peer.lose()
+    assert (server.broker.memory.used, server.broker.queued_count) == (0, 0)
+
+
+@pytest.mark.parametrize(("payload", "retained"), [(b"y" * 500, True), (b"y" * 501, False), (b"y" * 499, True)])
+def test_a_retained_message_gives_place_to_one_no_larger_when_all_is_spent(payload: bytes, retained: bool) -> None:
+    server = Server(Limits(memory_budget=200_000))
+    publisher = server.client("p")
+    for number in range(100, 400):
+        publisher.publish(f"r/{number}", b"x" * 500, 0, True)
+    assert server.broker.memory.is_exhausted()
+    publisher.publish("r/100", payload, 0, True)
+    found = server.broker.retained.get("r/100")
+    assert found is not None
+    assert (found.payload == payload) is retained

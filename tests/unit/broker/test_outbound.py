@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 
 from lockgate.broker.limits import Limits
-from lockgate.broker.outbound import AWAY, BUSY, CANNOT_TAKE, READY, readiness
-from lockgate.broker.ports import NEVER, Message
+from lockgate.broker.outbound import AWAY, BUSY, CANNOT_TAKE, READY, readiness, to_hand_on
+from lockgate.broker.ports import NEVER, Delivery, Message
+from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
     V3_1_1,
     V5,
@@ -88,6 +91,21 @@ def test_retained_messages_are_kept_as_far_as_the_queue_goes() -> None:
     server.peers[2].lose()
     assert server.broker.sessions["s"].queued_count == 2
     assert server.broker.statistics.dropped_queue_full == 1
+
+
+def test_looking_for_retained_messages_to_keep_is_bounded() -> None:
+    for filters, kept in ((5, 1), (100, 0)):
+        server = Server()
+        publisher = server.client("p")
+        for number in range(500):
+            publisher.publish(f"t{number}/a", b"x", 0, True)
+        publisher.publish("found", b"x", 1, True)
+        peer = server.client("s", session_expiry_interval=100)
+        peer.stop_reading()
+        requests = [SubscriptionRequest(f"+/{number}", 1) for number in range(filters)]
+        peer.send(Subscribe(1, [*requests, SubscriptionRequest("found", 1)]))
+        peer.lose()
+        assert server.broker.sessions["s"].queued_count == kept
 
 
 # --- retained messages for new subscriptions ----------------------------------------------------------------------
@@ -201,6 +219,19 @@ def test_identifiers_go_round_and_pass_over_those_in_use(receive_maximum: int, h
     assert seen == [highest - 1, highest, 2, 3]
 
 
+@pytest.mark.parametrize(("receive_maximum", "highest"), [(10, 1023), (600, 65_535)])
+def test_behind_the_last_identifier_in_use_comes_the_first(receive_maximum: int, highest: int) -> None:
+    server = Server(Limits(max_inflight_messages=600))
+    peer = server.client("s", receive_maximum=receive_maximum)
+    peer.subscribe("t", 1)
+    publisher = server.client("p")
+    session = server.broker.sessions["s"]
+    for expected in (highest, 1):
+        session.next_packet_id = highest
+        publisher.publish("t", b"x", 1)
+        assert [one.packet_id for one in peer.publishes()] == [expected]
+
+
 def test_identifiers_begin_anew_when_the_window_became_small() -> None:
     server = Server(Limits(max_inflight_messages=600))
     peer = server.client("s", session_expiry_interval=100, receive_maximum=600)
@@ -261,7 +292,9 @@ def test_qos_1_behind_kept_qos_0_waits_its_turn() -> None:
     publisher.publish("t", b"1", 1)
     assert peer.connection.output_bytes == 0
     peer.read_again()
-    assert [one.payload for one in peer.publishes()] == [b"0", b"1"]
+    zero, one = peer.publishes()
+    assert (zero.payload, zero.retain, zero.properties) == (b"0", False, None)
+    assert one.payload == b"1"
 
 
 @pytest.mark.parametrize("qos", [0, 1])
@@ -327,6 +360,7 @@ def test_how_well_a_member_could_take_a_message() -> None:
     assert [ready("t", 1), ready("t", 0), ready("u", 1)] == [READY, READY, READY]
     peer.stop_reading()
     assert [ready("t", 0), ready("u", 1)] == [BUSY, BUSY]
+    assert ready("t", 1) == READY  # it may lie in the output
     peer.read_again()
     publisher = server.client("p")
     publisher.publish("t", b"", 1)
@@ -366,6 +400,55 @@ def test_what_a_session_that_ends_has_not_got_goes_to_another_member() -> None:
     server.advance(10)
     assert "1" not in server.broker.sessions
     assert sorted(one.payload for one in second.publishes()) == [b"queued 1", b"queued 2", b"sent 1"]
+
+
+def test_what_waits_again_behind_a_smaller_window_is_handed_on_unless_it_was_sent_at_qos_2() -> None:
+    server = Server(Limits(max_inflight_messages=3))
+    first = server.client("1", session_expiry_interval=10)
+    first.subscribe("$share/g/t", 2)
+    publisher = server.client("p")
+    for payload, qos in ((b"sent 2", 2), (b"again 2", 2), (b"again 1", 1), (b"new 2", 2), (b"new 1", 1)):
+        publisher.publish("t", payload, qos)
+    assert len(first.publishes()) == 3
+    first.lose()
+    second = server.client("2")
+    second.subscribe("$share/g/t", 2)
+    again = server.client("1", clean_start=False, session_expiry_interval=10, receive_maximum=1)
+    assert [one.payload for one in again.publishes()] == [b"sent 2"]
+    again.lose()
+    server.advance(10)
+    assert sorted(one.payload for one in second.publishes()) == [b"again 1", b"new 1", b"new 2"]
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_members_that_would_all_have_to_wait_take_turns(qos: int) -> None:
+    server = Server(Limits(output_bytes=1000))
+    members = [server.client(f"{number}") for number in range(2)]
+    for member in members:
+        member.subscribe("$share/g/t", 1)
+        member.subscribe("fill", 1)
+        member.stop_reading()
+    publisher = server.client("p")
+    publisher.publish("fill", b"x" * 1000, 1)
+    for number in range(6):
+        publisher.publish("t", b"%d" % number, qos)
+    for member in members:
+        member.read_again()
+    seen = [[one.payload for one in member.publishes() if one.topic == "t"] for member in members]
+    assert sorted(seen) == ([[b"0", b"2", b"4"], [b"1", b"3", b"5"]] if qos else [[], []])
+
+
+@pytest.mark.parametrize(("place", "found"), [(63, True), (64, False)])
+def test_64_members_are_asked_whether_they_are_ready(place: int, found: bool) -> None:
+    server = Server()
+    members = [server.client(f"{number}") for number in range(70)]
+    for number, member in enumerate(members):
+        member.subscribe("$share/g/t")
+        if number != place:
+            member.stop_reading()
+    server.client("p").publish("t")
+    assert (len(members[place].publishes()) == 1) is found
+    assert sum(len(member.connection.late or ()) for member in members) == (not found)
 
 
 def test_what_was_sent_and_waits_again_stays_with_its_client_at_qos_2() -> None:
@@ -428,3 +511,86 @@ def test_a_message_that_cannot_be_sent_again_is_released_at_qos_2_and_dropped_at
     assert (session.in_flight, session.in_flight_bytes, server.broker.queued_count) == ({}, 0, 0)
     publisher.publish("t", b"x", 1)
     assert len(back.publishes()) == 1
+
+
+# --- windows and pieces -------------------------------------------------------------------------------------------
+
+
+def test_a_window_in_bytes_is_full_when_as_many_are_in_flight() -> None:
+    server = Server(Limits(max_inflight_bytes=10))
+    peer = server.client("s")
+    peer.subscribe("t", 1)
+    publisher = server.client("p")
+    for size in (8, 0, 0):  # and the topic's one byte each
+        publisher.publish("t", b"x" * size, 1)
+    assert len(peer.publishes()) == 2
+    assert server.broker.sessions["s"].queued_count == 1
+
+
+def test_messages_of_one_turn_are_not_queued_for_who_reads() -> None:
+    server = Server(Limits(output_bytes=100))
+    peer = server.client("s")
+    peer.subscribe("t", 1)
+    publisher = server.client("p")
+    publisher.send(*(Publish("t", b"x" * 50, 1, packet_id=number) for number in range(1, 11)))
+    assert len(peer.publishes()) == 10
+
+
+@pytest.mark.parametrize(("after", "left"), [(4.0, 1), (4.5, 1), (3.5, 2)])
+def test_the_expiry_that_is_left_is_rounded_up(after: float, left: int) -> None:
+    server = Server()
+    peer = server.client("s", session_expiry_interval=100)
+    peer.subscribe("t", 1)
+    peer.lose()
+    own = Properties(message_expiry_interval=5)
+    server.client("p").send(Publish("t", b"x", 1, packet_id=1, properties=own))
+    server.advance(after)
+    [one] = server.client("s", clean_start=False).publishes()
+    assert one.properties == Properties(message_expiry_interval=left)
+
+
+def test_retained_messages_come_in_pieces() -> None:
+    server = Server()
+    publisher = server.client("p")
+    for number in range(300):
+        publisher.publish(f"t/{number}", b"x" * 1000, 0, True)
+    peer = server.client("s")
+    peer.connection.receive(encode(Subscribe(1, [SubscriptionRequest("#", 0)]), V5), server.now)
+    assert 131_072 < peer.connection.output_bytes < 131_072 + 1100
+    server.flush()
+    assert isinstance(peer.first(), SubAck)
+    assert len(peer.publishes()) == 300
+
+
+def test_filters_that_find_nothing_are_looked_for_in_pieces_too() -> None:
+    server = Server()
+    publisher = server.client("p")
+    for number in range(500):
+        publisher.publish(f"t{number}/a", b"x", 0, True)
+    publisher.publish("found", b"x", 0, True)
+    peer = server.client("s")
+    peer.stop_reading()
+    filters = [f"+/{number}" for number in range(100)]  # each of them visits more than 500 nodes
+    peer.send(Subscribe(1, [SubscriptionRequest(one, 0) for one in [*filters, "found"]]))
+    peer.connection.take_output()
+    backlog = peer.connection.backlog
+    assert backlog is not None
+    for waiting in (61, 21):
+        server.broker.take_touched()
+        peer.connection.set_writable(True, server.now)
+        assert len(backlog.waiting) == waiting
+        assert server.broker.take_touched() == [peer.connection]  # the shell goes on in its next turn
+    peer.connection.set_writable(True, server.now)
+    peer.reading = True
+    peer.take()
+    assert [one.topic for one in peer.publishes()] == ["found"]
+
+
+def test_a_delivery_belongs_to_no_shared_subscription_unless_it_says_so() -> None:
+    server = Server()
+    peer = server.client("s")
+    peer.subscribe("t", 1)
+    session = server.broker.sessions["s"]
+    message = Message("t", b"", 1, False, None, NEVER, "")
+    session.queue = deque([Delivery(message, 1, False, 0, 1), Delivery(message, 1, False, 0, 2, "$share/g/t")])
+    assert [one.position for one in to_hand_on(session)] == [2]

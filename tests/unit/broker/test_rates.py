@@ -27,6 +27,7 @@ def test_spending_says_how_long_to_wait() -> None:
     assert [bucket.spend(100.0) for _ in range(4)] == [0.0, 0.5, 1.0, 1.5]
     assert bucket.spend(101.5) == 0.5
     assert TokenBucket(0.5, 0.0).spend(0.0) == 2.0
+    assert TokenBucket(2.5, 0.0).spend(0.0) == 0.0  # a token and a half are left
 
 
 def test_a_bucket_is_full_when_all_it_gave_is_back() -> None:

@@ -430,3 +430,55 @@ def test_what_is_removed_leaves_no_node_behind() -> None:
         assert retained.remove(name)
     assert retained._root.is_empty()
     assert not retained._root.children
+
+
+def retained_until(times: dict[str, float]) -> Retained:
+    retained = Retained()
+    for name, at in times.items():
+        retained.set(Message(name, b"x", 0, True, None, at, ""))
+    return retained
+
+
+def test_a_retained_message_ends_when_its_time_has_come() -> None:
+    retained = retained_until({"a": 10.0, "b": 20.0, "c": NEVER})
+    assert [one.topic for one in retained.match("#", 9.9)] == ["a", "b", "c"]
+    assert [one.topic for one in retained.match("#", 10.0)] == ["b", "c"]
+    assert retained.next_expired(9.9) is None
+    expired = retained.next_expired(10.0)
+    assert expired is not None
+    assert expired.topic == "a"
+
+
+def test_the_first_to_expire_is_found_however_often_others_were_replaced() -> None:
+    retained = retained_until({"late": 1000.0, "later": 2000.0, "first": 10.0, "second": 20.0})
+    afresh = 0
+    for _ in range(1000):
+        before = retained._expiry_heap
+        retained.set(Message("late", b"x", 0, True, None, 3000.0, ""))
+        assert len(retained._expiry_heap) <= 2 * 4 + 64
+        afresh += retained._expiry_heap is not before
+    assert afresh < 20
+    for name in ("first", "second"):
+        expired = retained.next_expired(20.0)
+        assert expired is not None
+        assert expired.topic == name
+        retained.remove(name)
+    assert retained.next_expired(20.0) is None
+
+
+@pytest.mark.parametrize(
+    ("topic_filter", "found"),
+    [
+        ("#", ["a/$b", "a/$b/c"]),
+        ("a/#", ["a/$b", "a/$b/c"]),
+        ("a/+", ["a/$b"]),
+        ("+/+", ["a/$b"]),
+        ("+/+/c", ["a/$b/c"]),
+        ("+/#", ["a/$b", "a/$b/c"]),
+        ("$x/#", ["$x/$y"]),
+        ("$x/+", ["$x/$y"]),
+    ],
+)
+def test_a_dollar_hides_from_wildcards_at_the_first_level_alone(topic_filter: str, found: list[str]) -> None:
+    retained = retained_until(dict.fromkeys(["a/$b", "a/$b/c", "$x/$y"], NEVER))
+    assert [one.topic for one in retained.match(topic_filter, 0.0)] == found

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 
 from lockgate.broker.limits import Limits
-from lockgate.mqtt.packets import PubAck
+from lockgate.broker.ports import NEVER, Delivery, Message
+from lockgate.broker.session import Session
+from lockgate.mqtt.packets import PubAck, Publish
 from tests.support.server import Peer, Server
 
 
@@ -121,3 +125,43 @@ def test_when_all_has_given_way_what_comes_is_refused_until_there_is_room(budget
     assert not server.broker.memory.is_exhausted()
     publisher.publish("again", b"x", 1, True)
     assert server.broker.retained.count == 1
+
+
+def test_a_queue_may_give_way_whole() -> None:
+    server = Server(Limits(total_queued_messages=128, max_queued_messages=0, queue_head=0))
+    absent(server, "one", "one")
+    absent(server, "many", "many")
+    publisher = server.client("p")
+    publisher.publish("one", b"first", 1)
+    server.now += 1
+    for number in range(128):
+        publisher.publish("many", b"%d" % number, 1)
+    assert [server.broker.sessions[name].queued_count for name in ("one", "many")] == [0, 126]
+    assert drained(server.client("one", clean_start=False)) == []
+    assert drained(server.client("many", clean_start=False)) == [b"%d" % number for number in range(2, 128)]
+
+
+def test_what_gives_way_is_taken_out_of_the_queue_wherever_it_stands() -> None:
+    session = Session("c", 100, None)
+    deliveries = [Delivery(Message("t", b"%d" % at, 1, False, None, NEVER, ""), 1, False, 0, at) for at in range(5)]
+    for at in (0, 3):
+        deliveries[at].dropped = True
+    session.queue = deque(deliveries)
+    session.remove_dropped(2)
+    assert [one.position for one in session.queue] == [1, 2, 4]
+
+
+def test_while_all_is_spent_who_would_wait_gets_nothing_and_who_reads_goes_on() -> None:
+    server = Server(Limits(memory_budget=200_000, max_queued_messages=0, queue_head=0), slow_store=True)
+    reader, waiting = server.client("r"), server.client("w", receive_maximum=1)
+    for peer in (reader, waiting):
+        peer.subscribe("t", 1)
+    publisher = server.client("p")
+    publisher.publish("t", b"first", 1)
+    publisher.send(*(Publish(f"r/{number}", b"x" * 500, 0, True) for number in range(300)))
+    assert server.broker.memory.is_exhausted()
+    publisher.publish("t", b"second", 1)  # acknowledged without a commit: nothing was stored
+    assert reader.messages() == [("t", b"first"), ("t", b"second")]
+    assert waiting.messages() == [("t", b"first")]
+    assert server.broker.statistics.dropped_shed == 1
+    assert server.broker.queued_count == 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from lockgate.broker.limits import Limits
-from lockgate.broker.ports import WILLS, StoredSession
+from lockgate.broker.ports import NEVER, WILLS, Delivery, Message, StoredSession
 from lockgate.broker.session import NEVER_EXPIRES
+from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
     V3_1_1,
     V5,
@@ -270,3 +271,89 @@ def test_an_expiry_interval_that_disconnect_sets_is_stored(monkeypatch: pytest.M
     monkeypatch.setattr(server.store, "set", lambda _commit, _table, _key, value: stored.append(value))
     peer.send(Disconnect(0, Properties(session_expiry_interval=NEVER_EXPIRES)))
     assert [row.expiry_interval for row in stored if isinstance(row, StoredSession)] == [NEVER_EXPIRES]
+
+
+def test_a_release_in_a_session_that_is_not_stored_waits_for_nothing() -> None:
+    server = Server(slow_store=True)
+    client = server.client("c", V3_1_1)
+    client.send(Publish("t", b"1", 2, packet_id=1), PubRel(1))
+    assert client.received() == [PubRec(1), PubComp(1)]
+
+
+def test_a_release_of_what_was_refused_waits_for_nothing() -> None:
+    server = Server(slow_store=True)
+    client = server.client("c", V3_1_1, clean_start=False)
+    server.settle()
+    client.send(Publish("$SYS/t", b"1", 2, packet_id=1), PubRel(1))
+    assert client.received() == [PubRec(1), PubComp(1)]
+
+
+@pytest.mark.parametrize(("limits", "payload"), [(Limits(), b""), (Limits(retained_bytes=5), b"too much")])
+def test_what_changes_nothing_retained_waits_for_nothing(limits: Limits, payload: bytes) -> None:
+    client = Server(limits, slow_store=True).client("c", V3_1_1)
+    client.send(Publish("t", payload, 1, True, packet_id=1))
+    assert client.one() == PubAck(1)
+
+
+def test_a_publisher_waits_for_the_member_of_a_shared_subscription_that_got_it() -> None:
+    server = Server(slow_store=True)
+    member = server.client("s", V5, session_expiry_interval=100)
+    member.send(Subscribe(1, [SubscriptionRequest("$share/g/t", 1)]))
+    server.settle()
+    publisher = server.client("p", V3_1_1)
+    publisher.send(Publish("t", b"1", 1, packet_id=1))
+    assert publisher.received() == []
+    server.settle()
+    assert publisher.one() == PubAck(1)
+
+
+def test_the_shortest_session_lies_in_the_store() -> None:
+    server = Server()
+    peer = server.client("s", session_expiry_interval=1)
+    peer.subscribe("t", 1)
+    peer.lose()
+    server.client("p").publish("t", b"kept", 1)
+    back = server.client("s", clean_start=False)
+    assert back.connack.session_present
+    assert back.messages() == [("t", b"kept")]
+
+
+def test_a_session_that_is_not_stored_asks_the_store_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server()
+    asked: list[str] = []
+    monkeypatch.setattr(server.store, "want", lambda client_id, _after, _limit: asked.append(client_id))
+    peer = server.client("s")
+    peer.subscribe("t", 1)
+    server.client("p").publish("t", b"x", 1)
+    peer.send(PubAck(peer.publishes()[0].packet_id))
+    assert asked == []
+
+
+def test_what_the_store_gives_goes_to_a_session_whose_queue_held_nothing_yet() -> None:
+    server = Server()
+    peer = server.client("s", session_expiry_interval=100)
+    message = Message("t", b"x", 1, False, None, NEVER, "p")
+    session = server.broker.sessions["s"]
+    used = server.broker.memory.used
+    # as it is when the process begins: the queue is counted, and none of it is in memory
+    session.last_position = session.queued_count = server.broker.queued_count = 1
+    session.queued_bytes = message.size()
+    server.broker.loaded("s", [Delivery(message, 1, False, 0, 1)], server.now)
+    server.flush()
+    [one] = peer.publishes()
+    assert server.broker.memory.used > used
+    peer.send(PubAck(one.packet_id))
+    assert (session.queued_count, session.queued_bytes, server.broker.queued_count) == (0, 0, 0)
+    assert server.broker.memory.used == used
+
+
+def test_retained_messages_that_wait_for_a_suback_keep_nobody_busy() -> None:
+    server = Server(slow_store=True)
+    server.client("p").send(Publish("t", b"x", 0, True))
+    peer = server.client("s", V3_1_1, clean_start=False)
+    server.settle()
+    assert server.broker.take_touched() == []
+    peer.connection.receive(encode(Subscribe(1, [SubscriptionRequest("t", 1)]), V3_1_1), server.now)
+    peer.connection.set_writable(True, server.now)
+    assert peer.connection.has_more
+    assert server.broker.take_touched() == []

@@ -124,8 +124,11 @@ def test_as_many_routes_are_remembered_as_the_limit_says() -> None:
     router = Router(3)
     routes = [router.route(str(number)) for number in range(3)]
     assert [router.route(str(number)) is routes[number] for number in range(3)] == [True] * 3
-    router.route("3")
-    assert len(router._routes) == 1
+    for number in (3, 4, 5):  # the fourth forgets the three before it
+        router.route(str(number))
+    assert list(router._routes) == list(router._by_first_level) == ["3", "4", "5"]
+    router.route("6")
+    assert list(router._routes) == ["6"]
 
 
 def test_long_topics_and_those_of_many_receivers_are_not_remembered() -> None:
@@ -142,9 +145,28 @@ def test_long_topics_and_those_of_many_receivers_are_not_remembered() -> None:
 
 def test_the_receivers_remembered_are_bounded_in_all() -> None:
     router = Router(8)
-    for number in range(64):
-        router.add(subscription(str(number), "#"))
-    routes = [router.route(str(number)) for number in range(4)]  # 256 receivers: all there is room for
-    assert [router.route(str(number)) is routes[number] for number in range(4)] == [True] * 4
-    router.route("4")
-    assert set(router._routes) == {"4"}
+    for topic in "01234567":
+        for number in range(64):
+            router.add(subscription(str(number), topic))
+    routes = [router.route(topic) for topic in "0123"]  # 256 receivers: all there is room for
+    assert [router.route(topic) is route for topic, route in zip("0123", routes, strict=True)] == [True] * 4
+    for topic in "4567":
+        router.route(topic)
+    assert list(router._routes) == ["4", "5", "6", "7"]
+
+
+def test_the_work_of_finding_receivers_is_known() -> None:
+    tree = TopicTree()
+    for topic_filter in ("a/b/c", "a/+/c", "x", "a/#"):
+        tree.add(topic_filter, "", subscription("1", topic_filter))
+    for topic, visits in (("a/b/c", 6), ("a/b", 4), ("a/z/c", 4), ("x", 2), ("z", 1), ("$z", 0)):
+        tree.match(topic)
+        assert tree.visits == visits, topic
+    router = Router(10)
+    router.add(subscription("1", "a/b/c"))
+    assert router.visits == 0
+    for visits in (4, 4):  # the second time the route is remembered
+        router.route("a/b/c")
+        assert router.visits == visits
+    router.route("a/x")
+    assert router.visits == 4 + 2

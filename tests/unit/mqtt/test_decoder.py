@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from lockgate.mqtt import reason_codes as rc
 from lockgate.mqtt.decoder import Decoder, PacketRules
 from lockgate.mqtt.encoder import encode
-from lockgate.mqtt.errors import MqttError, PacketTooLarge
+from lockgate.mqtt.errors import MqttError, PacketTooLarge, ProtocolError
+from lockgate.mqtt.packets import PUBLISH as PUBLISH_TYPE
 from lockgate.mqtt.packets import V3_1_1, V5, PingReq, Publish, Subscribe, SubscriptionRequest, Unsubscribe
-from lockgate.mqtt.properties import Properties
+from lockgate.mqtt.properties import Properties, decode_properties, encode_properties
 
 PUBLISH = encode(Publish("t", b"x" * 100), V3_1_1)
 PINGREQ = b"\xc0\x00"
@@ -151,3 +154,43 @@ def test_without_a_bound_any_number_of_filters_is_taken() -> None:
     decoder = Decoder(V5)
     decoder.feed(encode(packet, V5))
     assert decoder.next_packet() == packet
+
+
+# --- what stands in a packet --------------------------------------------------------------------------------------
+
+# MQTT 5 §2.4, table 2-6
+CONNACK = {0x00, *range(0x80, 0x8B), 0x8C, 0x90, 0x95, 0x97, *range(0x99, 0x9E), 0x9F}
+DISCONNECT = {0x00, 0x04, *range(0x80, 0x84), 0x87, 0x89, *range(0x8B, 0x91), *range(0x93, 0xA3)}
+
+
+@pytest.mark.parametrize(("before", "allowed"), [(b"\x20\x03\x00", CONNACK), (b"\xe0\x02", DISCONNECT)])
+def test_a_reason_code_is_one_of_its_packet_s(before: bytes, allowed: set[int]) -> None:
+    taken = set()
+    for code in range(256):
+        decoder = Decoder(V5)
+        decoder.feed(before + bytes((code, 0)))
+        with contextlib.suppress(ProtocolError):
+            assert getattr(decoder.next_packet(), "reason_code", None) == code
+            taken.add(code)
+    assert taken == allowed
+
+
+def test_a_decoder_keeps_no_frames_unless_it_is_asked_to() -> None:
+    for decoder, kept in ((Decoder(V3_1_1), b""), (Decoder(V3_1_1, keep_frames=True), PUBLISH)):
+        decoder.feed(PUBLISH)
+        packet = decoder.next_packet()
+        assert isinstance(packet, Publish)
+        assert packet.frame == kept
+
+
+def test_a_decoder_that_knows_no_version_takes_a_connect_alone() -> None:
+    decoder = Decoder()
+    decoder.feed(PINGREQ)
+    with pytest.raises(ProtocolError, match="the first packet must be CONNECT"):
+        decoder.next_packet()
+
+
+def test_without_a_bound_any_number_of_user_properties_is_taken() -> None:
+    own = Properties(user_properties=(("k", "v"),) * 1000)
+    data = encode_properties(own)
+    assert decode_properties(data, 0, len(data), 1 << PUBLISH_TYPE) == (own, len(data))

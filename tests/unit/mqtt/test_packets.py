@@ -7,7 +7,18 @@ from unittest import mock
 
 import pytest
 
-from lockgate.mqtt.packets import Auth, ConnAck, Disconnect, PingReq, PubAck, SubscriptionRequest, Will
+from lockgate.mqtt.packets import (
+    PUBACK,
+    Acknowledgement,
+    Auth,
+    ConnAck,
+    Disconnect,
+    PingReq,
+    PubAck,
+    Publish,
+    SubscriptionRequest,
+    Will,
+)
 from lockgate.mqtt.properties import Properties
 from tests.support.packets import GOOD, Good
 
@@ -63,6 +74,7 @@ def test_packets_of_one_shape_and_another_type_differ() -> None:
     assert ConnAck() == ConnAck(0, False, None)
     assert Disconnect(0) != Auth(0)
     assert PingReq() != PubAck(1)
+    assert Acknowledgement(PUBACK, 1) == Acknowledgement(PUBACK, 1, 0, None)
 
 
 def test_properties_leave_it_to_others_whether_they_are_equal() -> None:
@@ -70,3 +82,7 @@ def test_properties_leave_it_to_others_whether_they_are_equal() -> None:
     assert Properties() != Properties(topic_alias=1)
     assert Properties() != "x"
     assert Properties() == mock.ANY
+
+
+def test_a_packet_made_here_carries_no_bytes_it_arrived_in() -> None:
+    assert Publish("t").frame == b""

@@ -14,6 +14,8 @@ def test_the_codes_are_those_of_the_specification() -> None:
     """MQTT 5 §2.4, table 2-6, and 3.1.1 table 3.1."""
     assert (rc.SUCCESS, rc.DISCONNECT_WITH_WILL_MESSAGE, rc.NO_MATCHING_SUBSCRIBERS) == (0x00, 0x04, 0x10)
     assert (rc.NO_SUBSCRIPTION_EXISTED, rc.CONTINUE_AUTHENTICATION, rc.RE_AUTHENTICATE) == (0x11, 0x18, 0x19)
+    assert (rc.ACCEPTED_V3, rc.UNACCEPTABLE_PROTOCOL_VERSION_V3, rc.IDENTIFIER_REJECTED_V3) == (0, 1, 2)
+    assert (rc.SERVER_UNAVAILABLE_V3, rc.BAD_USER_NAME_OR_PASSWORD_V3, rc.NOT_AUTHORIZED_V3) == (3, 4, 5)
     failures = {code: name for name, code in vars(rc).items() if isinstance(code, int) and code >= 0x80}
     assert failures == FAILURES
 

@@ -48,6 +48,13 @@ def test_these_are_not_filters(topic_filter: str) -> None:
         check_topic_filter(topic_filter)
 
 
+def test_a_topic_has_at_most_200_levels() -> None:
+    assert MAXIMUM_LEVELS == 200  # Mosquitto's bound
+    check_topic_name("/" * 199)
+    with pytest.raises(MqttError, match="200 levels"):
+        check_topic_name("/" * 200)
+
+
 def test_a_shared_filter_has_two_parts() -> None:
     assert split_shared("$share/group/a/#") == ("group", "a/#")
 
