@@ -87,7 +87,7 @@ def test_the_oracle_finds_what_mosquitto_loses_between_two_saves(tmp_path: Path)
     broker = Mosquitto(tmp_path, settings)
     try:
         with Crowd(broker.port, SEED) as crowd:
-            broker.save()
+            broker.save(tmp_path / "mosquitto.db")
             crowd.load(1500, 1500)
             broker.kill()
             broker.start()

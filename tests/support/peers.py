@@ -75,17 +75,6 @@ class Mosquitto:
             )
         wait_for_port(self.port, self._process, self.log)
 
-    def save(self) -> None:
-        """SIGUSR1: write the store now."""
-        assert self._process is not None
-        stores = [self.folder / "mosquitto.db"]
-        before = [store.stat().st_mtime_ns if store.exists() else 0 for store in stores]
-        self._process.send_signal(signal.SIGUSR1)
-        deadline = time.monotonic() + 10
-        while [store.stat().st_mtime_ns if store.exists() else 0 for store in stores] == before:
-            assert time.monotonic() < deadline, "it does not save"
-            time.sleep(0.01)
-
     def kill(self) -> None:
         """kill -9: whatever was not on disk is gone."""
         self._end(signal.SIGKILL)
