@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
 from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
-from lockgate.broker.ports import Authenticator, Delivery
+from lockgate.broker.ports import Authenticator, Delivery, Store
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
@@ -42,6 +45,12 @@ class Recorder:
         self.lines.append(text)
 
 
+class SettlingStore(Store, Protocol):
+    """A store that gives its answers when it is told to."""
+
+    def settle(self) -> None: ...
+
+
 class Server:
     """One broker. With `slow_store` the store answers only when the test calls `settle`."""
 
@@ -52,6 +61,7 @@ class Server:
         slow_store: bool = False,
         authenticator: Authenticator | None = None,
         information: ServerInformation | None = None,
+        open_store: Callable[[Server], SettlingStore] | None = None,
     ) -> None:
         self.now = 1000.0
         self.slow_store = slow_store
@@ -59,8 +69,9 @@ class Server:
         self.listener = listener if listener is not None else ListenerLimits(allow_anonymous=True)
         self._invented = 0
         self.store = MemoryStore(self)
+        self._kept_by: SettlingStore = self.store if open_store is None else open_store(self)
         limits = limits if limits is not None else Limits()
-        self.broker = Broker(limits, self.store, self.log, self._invent, authenticator, information)
+        self.broker = Broker(limits, self._kept_by, self.log, self._invent, authenticator, information)
         self.peers: dict[int, Peer] = {}
 
     def _invent(self) -> str:
@@ -86,13 +97,13 @@ class Server:
 
     def settle(self) -> None:
         """Let the store answer all that it was asked."""
-        self.store.settle()
+        self._kept_by.settle()
         self.flush()
 
     def flush(self) -> None:
         """End a turn: what touched connections have to say reaches their peers."""
         if not self.slow_store:
-            self.store.settle()
+            self._kept_by.settle()
         touched = self.broker.take_touched()
         while touched:
             for connection in touched:
