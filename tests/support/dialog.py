@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import Self, TypeVar
 
@@ -77,16 +78,21 @@ class Dialog:
         assert answer.packet_id == packet_id
         return answer.reason_code
 
-    def messages(self, count: int) -> list[Publish]:
-        """Give so many messages, or as many as come until half a second is quiet, and acknowledge each."""
+    def message(self, seconds: float = 10.0) -> Publish:
+        """Give the next message and acknowledge it; answers to what was sent are passed over."""
+        while not isinstance(packet := self.receive(seconds), Publish):
+            assert isinstance(packet, PubAck | SubAck), packet
+        if packet.qos:
+            self.send(PubAck(packet.packet_id))
+        return packet
+
+    def messages(self, count: int, first: float = 3.0) -> list[Publish]:
+        """Give so many messages, or as many as come until half a second is quiet, and acknowledge each.
+
+        `first` is how many seconds the first may take.
+        """
         found: list[Publish] = []
-        while len(found) < count:
-            try:
-                message = self.receive(3.0 if not found else 0.5)
-            except TimeoutError:
-                break
-            assert isinstance(message, Publish), message
-            if message.qos:
-                self.send(PubAck(message.packet_id))
-            found.append(message)
+        with contextlib.suppress(TimeoutError):
+            while len(found) < count:
+                found.append(self.message(0.5 if found else first))
         return found
