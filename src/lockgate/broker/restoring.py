@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from lockgate.broker.memory import retained_bytes, session_bytes, subscription_bytes
+from lockgate.broker import routing
+from lockgate.broker.memory import session_bytes, subscription_bytes
 from lockgate.broker.ports import (
     NEVER,
     SESSIONS,
@@ -65,9 +66,7 @@ def restore_session(
 
 def restore_retained(broker: Broker, message: Message, now: float) -> None:
     """Take a retained message back."""
-    broker.retained.set(message)
-    broker.memory.hold(message)
-    broker.memory.used += retained_bytes(message.topic)
+    routing.keep_in_memory(broker, message)
     broker.watch_retained(now)
 
 

@@ -228,17 +228,23 @@ def _retain(broker: Broker, message: Message, now: float) -> int:
         if not _has_room(broker, message, old):
             broker.drop(NOT_RETAINED, message.publisher, message.topic, now)
             return 0
-        broker.retained.set(message)
-        memory.hold(message)
-        memory.used += retained_bytes(message.topic)
+        keep_in_memory(broker, message)
         number = broker.change()
         broker.store.set(number, RETAINED, (message.topic,), message)
         broker.watch_retained(now)
-        if old is not None:
-            _let_go(broker, old)
     if memory.is_spent():
         shedding.shed(broker, now)
     return number if message.qos else 0
+
+
+def keep_in_memory(broker: Broker, message: Message) -> None:
+    """Make a message the retained one of its topic, without a word to the store."""
+    old = broker.retained.get(message.topic)
+    broker.retained.set(message)
+    broker.memory.hold(message)
+    broker.memory.used += retained_bytes(message.topic)
+    if old is not None:
+        _let_go(broker, old)
 
 
 def forget_retained(broker: Broker, message: Message) -> int:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
@@ -64,7 +65,7 @@ class SqliteStore:
     """Keeps Sessions, queues, retained messages and Wills in `folder`; one process at a time.
 
     `open` first, then `restore` and `start`, then everything else, from one thread. `open` raises FolderInUse where
-    another process has the folder, NewerFile for a newer program's store, OSError or sqlite3.Error for a bad disk.
+    another process has the folder, NewerFile for a newer program's store, OSError for a bad disk; so does `restore`.
     """
 
     def __init__(
@@ -108,10 +109,11 @@ class SqliteStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
         try:
-            connection, self.damage = open_database(self.path, SCHEMA)
-            with contextlib.closing(connection):
-                self.clock = StoreClock(self._source, read_clock(connection))
-                numbers, next_number, next_message_id, orphans = read_numbers(connection, self.damage is not None)
+            with self._explained():
+                connection, self.damage = open_database(self.path, SCHEMA)
+                with contextlib.closing(connection):
+                    self.clock = StoreClock(self._source, read_clock(connection))
+                    numbers, next_number, next_message_id, orphans = read_numbers(connection, self.damage is not None)
             self.sync_seconds = _measure_sync(self.folder)
         except BaseException:
             self._lock.release()
@@ -127,14 +129,11 @@ class SqliteStore:
         self.delete = self.changes.delete
 
     def restore(self, keeper: Keeper) -> Summary:
-        """Hand all that is stored to its keeper, also what Mosquitto left; deliveries not sent yet stay where they are.
-
-        Raises sqlite3.Error.
-        """
-        self._take_over(self._persistence_file)
-        connection = sqlite3.connect(self.path, isolation_level=None)
-        with contextlib.closing(connection):
-            summary = restore(connection, self.clock, keeper)
+        """Hand all that is stored to its keeper, also what Mosquitto left; deliveries that were not sent stay there."""
+        with self._explained():
+            self._take_over(self._persistence_file)
+            with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+                summary = restore(connection, self.clock, keeper)
         log.info(
             "restored %d sessions, %d subscriptions, %d queued and %d retained messages from %s in %.1f s",
             summary.sessions,
@@ -151,6 +150,13 @@ class SqliteStore:
                 summary.expired,
             )
         return summary
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, f"the store {self.path} cannot be used: {error}") from error
 
     def _take_over(self, persistence_file: str) -> None:
         """Write what Mosquitto left in the folder into this store, once; a file that cannot be read is left alone."""
