@@ -77,7 +77,7 @@ def test_nothing_acknowledged_is_lost_by_errors(broker: Gateway, disk: FailingDi
         print(f"seed {SEED}, {name}: {crowd.sums}")
 
 
-def publish_until_taken(port: int, client_id: str, version: int, payload: bytes, seconds: float = 20.0) -> None:
+def publish_until_taken(port: int, client_id: str, version: int, payload: bytes, seconds: float = 10.0) -> None:
     """Publish, connecting again whenever the broker closes or refuses, as a device would."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -74,7 +74,7 @@ def test_the_oracle_finds_what_mosquitto_loses(tmp_path: Path) -> None:
             crowd.load(500, 2000)
             broker.kill()
             broker.start()
-            crowd.settle()
+            crowd.settle(quiet_seconds=2)
             assert crowd.violations["session lost"] > 1, crowd.report
     finally:
         broker.stop()

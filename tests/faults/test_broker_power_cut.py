@@ -64,7 +64,7 @@ def test_every_moment_of_a_run_is_a_moment_to_restart_from(tmp_path: Path) -> No
     """The disk is copied while the broker works; each copy is what a cut at that moment would have left."""
     chance = random.Random(SEED)
     cuts: list[tuple[Path, Path]] = []
-    with mounted(make_image(tmp_path / "outer", 5 * STORE_MEBIBYTES, "xfs"), tmp_path / "copies") as copies:
+    with mounted(make_image(tmp_path / "outer", 4096, "xfs"), tmp_path / "copies") as copies:
         image = make_image(copies / "image", STORE_MEBIBYTES)
         with (
             mounted(image, tmp_path / "store") as store,
@@ -73,7 +73,7 @@ def test_every_moment_of_a_run_is_a_moment_to_restart_from(tmp_path: Path) -> No
         ):
             for number in range(1, CUTS + 1):
                 crowd.round(number, "load")
-                crowd.load(chance.randint(1, 800), 3000)
+                crowd.load(chance.randint(1, 400), 600)
                 cuts.append((copies / f"copy-{number}", tmp_path / f"clients-{number}"))
                 crowd.snapshot(image, *cuts[-1])
                 crowd.happened("copied")
@@ -91,6 +91,7 @@ def test_every_moment_of_a_run_is_a_moment_to_restart_from(tmp_path: Path) -> No
                 crowd.settle()
                 crowd.expect_no_violation(broker.log)
                 print(f"seed {SEED}, copy {number}: {crowd.sums}")
+            copy.unlink()
 
 
 def test_a_disk_that_lies_about_syncs_is_found_out(tmp_path: Path) -> None:
@@ -112,5 +113,5 @@ def test_a_disk_that_lies_about_syncs_is_found_out(tmp_path: Path) -> None:
                 assert disk.struck
                 disk.recover()
         with mounted(image, point), broker.running("broker"):
-            crowd.settle()
+            crowd.settle(quiet_seconds=2)
             assert crowd.violations, crowd.sums
