@@ -92,6 +92,9 @@ class Server:
     def store_failed(self, reason_code: int) -> None:
         self.broker.store_failed(reason_code, self.now)
 
+    def store_damaged(self, problem: str) -> None:
+        raise AssertionError(problem)
+
     def wake(self) -> None:
         self.flush()
 

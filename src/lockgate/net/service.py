@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import ipaddress
 import logging
@@ -198,6 +199,7 @@ class BrokerService:
         self._busy = False
         self._reads = 0  # in this turn, counted while busy
         self._last_read_at = 0.0
+        self._end: asyncio.Future[None]
         self._held_by_store = 0  # bytes, as they are counted in the memory budget
 
     @staticmethod
@@ -209,6 +211,7 @@ class BrokerService:
         """Open all listeners, call `ready`, and serve until cancelled; then every client is disconnected."""
         for warning in self._warnings:
             log.warning("%s", warning)
+        self._end = asyncio.get_running_loop().create_future()
         try:
             self._store.start()
             self._store.restore(self)
@@ -219,7 +222,7 @@ class BrokerService:
                 await listener.open()
             _spare_collector()
             ready()
-            await asyncio.Event().wait()
+            await self._end
         finally:
             await self._stop()
 
@@ -402,6 +405,11 @@ class BrokerService:
     def store_failed(self, reason_code: int) -> None:
         """Confirm nothing until the store can be written again."""
         self.broker.store_failed(reason_code, self.clock())
+
+    def store_damaged(self, problem: str) -> None:
+        """End: sessions in memory and what is left of them on disk would drift apart. The next start salvages."""
+        if not self._end.done():
+            self._end.set_exception(OSError(errno.EIO, problem))
 
     def wake(self) -> None:
         """Hear what the store has to say."""

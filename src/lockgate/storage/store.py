@@ -21,6 +21,7 @@ from typing import Any, Final
 from lockgate.broker.ports import Keeper, StoreAnswers
 from lockgate.mqtt import reason_codes
 from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer, open_database
+from lockgate.sqlite.database import is_damage
 from lockgate.storage import statements
 from lockgate.storage.changes import Batch, Changes
 from lockgate.storage.clock import MomentSource, StoreClock
@@ -36,6 +37,7 @@ FILE_NAME: Final = "lockgate.db"
 _MOST_LAZY: Final = 10_000
 _PURGED_AT_ONCE: Final = 5_000  # deliveries of Sessions that ended
 _RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)  # after a commit that failed; the last one again and again
+_CHECKED_BYTES: Final = 64 * 1024 * 1024  # of a file that is read through at the start
 _CACHE_KIB: Final = 4096
 _JOURNAL_BYTES: Final = 16 * 1024 * 1024  # of the WAL file, between bursts
 
@@ -98,7 +100,6 @@ class SqliteStore:
         self._unwritten: list[Batch] = []  # of commits that failed, the oldest first
         self._failures = 0  # in a row
         self._retry_at = 0.0
-        self._trusted = True
         self._closing = False
         self.wear = Wear()
 
@@ -110,7 +111,7 @@ class SqliteStore:
         self._lock.acquire()
         try:
             with self._explained():
-                connection, self.damage = open_database(self.path, SCHEMA)
+                connection, self.damage = open_database(self.path, SCHEMA, check_limit_bytes=_CHECKED_BYTES)
                 with contextlib.closing(connection):
                     self.clock = StoreClock(self._source, read_clock(connection))
                     numbers, next_number, next_message_id, orphans = read_numbers(connection, self.damage is not None)
@@ -239,14 +240,9 @@ class SqliteStore:
         }
 
     def _connect(self) -> sqlite3.Connection:
-        """Open the file in the writer's thread: after a failure with a look at what is left of it."""
-        if self._trusted:
-            connection = sqlite3.connect(self.path, isolation_level=None)
-            connection.execute("PRAGMA synchronous = FULL")
-            self._trusted = False
-        else:
-            connection, damage = open_database(self.path, SCHEMA)
-            self.damage = damage or self.damage
+        """Open the file in the writer's thread, at first and after a failure."""
+        connection = sqlite3.connect(self.path, isolation_level=None)
+        connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
         return connection
@@ -383,6 +379,9 @@ class SqliteStore:
         if self._loop is not None and not self._closing:
             self._loop.call_later(pause, self._answers.wake)
         cause = problem.__cause__ if isinstance(problem, CommitFailed) else problem
+        if cause is not None and is_damage(cause):
+            self._answers.store_damaged(f"the store {self.path} is damaged: {cause}")
+            return
         full = getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
         if not self._failures:
             log.error("%s cannot be written: %s; nothing is acknowledged until it can", self.path, problem)
@@ -397,12 +396,12 @@ def _measure_sync(folder: Path) -> float:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         taken = []
-        for number in range(5):
+        for number in range(3):
             os.pwrite(handle, bytes(4096), number * 4096)
             before = time.monotonic()
             os.fdatasync(handle)
             taken.append(time.monotonic() - before)
-        return sorted(taken)[2]
+        return sorted(taken)[1]
     finally:
         os.close(handle)
         path.unlink()

@@ -38,6 +38,7 @@ class Owner:
         self.commits: list[int] = []
         self.found: list[tuple[str, list[Delivery]]] = []
         self.failures: list[int] = []
+        self.damaged = ""
         self.sessions: dict[str, tuple[StoredSession, dict[str, StoredSubscription], dict[int, Message]]] = {}
         self.queues: dict[str, StoredQueue] = {}
         self.retained: dict[str, Message] = {}
@@ -51,6 +52,9 @@ class Owner:
 
     def store_failed(self, reason_code: int) -> None:
         self.failures.append(reason_code)
+
+    def store_damaged(self, problem: str) -> None:
+        self.damaged = problem
 
     def wake(self) -> None: ...
 
@@ -321,3 +325,22 @@ def test_the_end_writes_what_is_left(disk: Disk) -> None:
     disk.stop()
     disk.start()
     assert set(disk.owner.retained) == {"t"}
+
+
+def test_damage_while_it_serves_is_told(disk: Disk) -> None:
+    store = disk.start()
+    session(store, 1)
+    for position in range(1, 2001):
+        append(store, 1 + position, "s", position, message(b"x" * 100))
+    disk.commit(2001)
+    store._writer.between(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")).result(10)
+    with (disk.folder / "lockgate.db").open("r+b") as file:
+        file.seek(4096 * 2)
+        file.write(b"\xff" * 4096 * 20)
+    store._writer.between(lambda _connection: 1 / 0).exception(10)  # it is opened anew, and nothing is remembered
+    for position in range(1, 2001):
+        store.acknowledge(2001 + position, "s", position)
+    store.flush()
+    disk.commit(4001)
+    assert "is damaged: database disk image is malformed" in disk.owner.damaged
+    assert disk.owner.commits == [2001]
