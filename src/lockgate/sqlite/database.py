@@ -135,7 +135,7 @@ def find_damage(path: Path, check_limit_bytes: int = CHECK_LIMIT_BYTES, *, thoro
         return next(findings(connection, 1, thorough=thorough), None)
     except FAILURES as error:
         if is_damage(error):
-            return _told(error)
+            return told(error)
         raise
     finally:
         connection.close()
@@ -158,7 +158,7 @@ def find_wrong_schema(path: Path, schema: Schema) -> str | None:
         return compare_schema(connection, schema)
     except FAILURES as error:
         if is_damage(error):
-            return _told(error)
+            return told(error)
         raise
     finally:
         connection.close()
@@ -191,7 +191,8 @@ def _objects(connection: sqlite3.Connection, schema: Schema) -> set[tuple[Any, .
     return found
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
+    """What an error of a damaged file says."""
     return "the text of the file is damaged" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
@@ -300,7 +301,7 @@ def mend_schema(source: sqlite3.Connection, schema: Schema) -> None:
         )
         source.execute("PRAGMA writable_schema = RESET")  # the schema is read anew
     except FAILURES as error:
-        log.debug("the schema cannot be mended: %s", _told(error))
+        log.debug("the schema cannot be mended: %s", told(error))
     finally:
         model.close()
 
@@ -354,7 +355,7 @@ def readable_rows(
                 yield row
         except FAILURES as error:
             where = f"after row {last}" if last is not None else f"between rows {above} and {below}"
-            obstacles.append(f"{where}: {_told(error)}")
+            obstacles.append(f"{where}: {told(error)}")
             return last, False
         return last, True
 

@@ -122,16 +122,20 @@ def read_received(row: Sequence[Any], clock: StoreClock) -> tuple[int, int, Mess
 
 def read_delivery(row: Sequence[Any], clock: StoreClock) -> Delivery:
     """Make a Delivery of identifier, columns and the columns of its message, which are NULL where there is none."""
-    number, qos, retain, identifier, share, packet_id, state, stored_message = row[:8]
     if row[8] is None:
         raise UnusableRow("without its message")
-    position = number & _HIGHEST_POSITION
+    return delivery_of(row[:8], read_message(row[8:], clock))
+
+
+def delivery_of(row: Sequence[Any], message: Message) -> Delivery:
+    """Make a Delivery of identifier and columns, and its Message."""
+    number, qos, retain, identifier, share, packet_id, state, stored_message = row
     delivery = Delivery(
-        read_message(row[8:], clock),
+        message,
         _number(qos, 2),
         bool(_number(retain, 1)),
         _number(identifier, MAXIMUM_REMAINING_LENGTH),
-        position,
+        number & _HIGHEST_POSITION,
         _text(share),
     )
     delivery.packet_id = _number(packet_id, _TWO_BYTES)
