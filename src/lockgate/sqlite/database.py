@@ -32,6 +32,8 @@ class Schema:
     statements: str  # CREATE … IF NOT EXISTS
     tables: tuple[str, ...]
     migrations: Mapping[int, str] = field(default_factory=dict)  # statements that lead from a version to the next
+    # Text that is not UTF-8: salvage keeps it, as bytes, for who looks at each row; else with replacement characters.
+    keeps_bad_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,14 @@ def told(error: BaseException) -> str:
     return "the text of the file is damaged" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
+def text_or_bytes(raw: bytes) -> str | bytes:
+    """Decode a column of text; one that is not UTF-8 is left as it is, for the row's own check to find."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw
+
+
 def _legible(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
 
@@ -260,6 +270,8 @@ def _salvage_from(aside: Path, path: Path, schema: Schema, finding: str) -> Dama
         target.execute("PRAGMA synchronous = FULL")
         create_tables(target, schema, fresh)
         mend_schema(source, schema)
+        if schema.keeps_bad_text:
+            source.text_factory = text_or_bytes
         target.execute("BEGIN")
         rows = {table: _copy_readable(source, target, table) for table in schema.tables}
         target.execute("COMMIT")
@@ -359,11 +371,11 @@ def readable_rows(
             return last, False
         return last, True
 
-    edge = -1
+    edge = -1  # where jumps begin; numbers below are nobody's
     beyond = _LAST_ROWID
-    reached, complete = yield from walk(edge, _LAST_ROWID, "ASC")
+    reached, complete = yield from walk(-_LAST_ROWID, _LAST_ROWID, "ASC")
     while not complete:
-        edge = reached if reached is not None else edge
+        edge = max(edge, reached) if reached is not None else edge
         step = 1
         while edge + step < _LAST_ROWID:
             step *= 2

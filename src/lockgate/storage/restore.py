@@ -20,7 +20,7 @@ from typing import Any, Final
 from lockgate.broker.ports import Keeper, Message, StoredQueue, StoredSession, StoredSubscription, StoredWill
 from lockgate.sqlite import Damage, open_database
 from lockgate.sqlite.bulk import Statement, execute_rows
-from lockgate.sqlite.database import FAILURES, is_damage, salvage
+from lockgate.sqlite.database import FAILURES, is_damage, salvage, text_or_bytes
 from lockgate.storage.clock import ClockRow, MomentSource, StoreClock
 from lockgate.storage.rows import (
     CLOCK_COLUMNS,
@@ -37,7 +37,6 @@ from lockgate.storage.rows import (
     read_session,
     read_subscription,
     read_will,
-    text_or_bytes,
 )
 from lockgate.storage.schema import MESSAGE_COLUMNS, POSITION_BITS, SCHEMA
 from lockgate.storage.statements import IN_FLIGHT

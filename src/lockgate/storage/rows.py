@@ -1,6 +1,6 @@
 """Rows of the store become what the broker knows, each looked at before: a damaged file may hold anything.
 
-The connection they come from has `text_or_bytes` for its `text_factory`.
+The connection they come from has `sqlite.database.text_or_bytes` for its `text_factory`.
 """
 
 from __future__ import annotations
@@ -43,14 +43,6 @@ HIGHEST_TIME: Final = 1e11  # seconds; about three thousand years
 
 class UnusableRow(Exception):
     """A row holds what nobody wrote."""
-
-
-def text_or_bytes(raw: bytes) -> str | bytes:
-    """Decode a column of text; one that is not UTF-8 is left as it is, for the row's own check to find."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return raw
 
 
 def read_clock_row(row: Sequence[Any]) -> ClockRow:

@@ -8,9 +8,10 @@ from typing import Final
 
 from lockgate.broker.ports import Delivery
 from lockgate.sqlite.bulk import Statement, execute_rows
+from lockgate.sqlite.database import text_or_bytes
 from lockgate.storage.changes import Batch
 from lockgate.storage.clock import ClockRow, StoreClock
-from lockgate.storage.rows import DELIVERY_COLUMNS, UnusableRow, read_delivery, text_or_bytes
+from lockgate.storage.rows import DELIVERY_COLUMNS, UnusableRow, read_delivery
 from lockgate.storage.schema import MESSAGE_COLUMNS, PACKET_ID_BITS, POSITION_BITS
 
 log = logging.getLogger(__name__)

@@ -20,9 +20,15 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "a.sqlite"
     connection, damage = open_database(path, SCHEMA)
     assert damage is None
-    connection.executemany("INSERT INTO t VALUES (?, ?)", [(n, f"{n:06}" * 10) for n in range(1, ROWS + 1)])
+    insert(connection, [(n, f"{n:06}" * 10) for n in range(1, ROWS + 1)])
     connection.close()
     return path
+
+
+def insert(connection: sqlite3.Connection, rows: list[tuple[int, str]]) -> None:
+    connection.execute("BEGIN")
+    connection.executemany("INSERT INTO t VALUES (?, ?)", rows)
+    connection.execute("COMMIT")
 
 
 def overwrite(path: Path, offset: int, length: int) -> None:
@@ -204,7 +210,7 @@ def test_rows_behind_two_gaps_far_apart_are_found(tmp_path: Path) -> None:
     path = tmp_path / "sparse.sqlite"
     connection, _ = open_database(path, SCHEMA)
     ids = [queue << 40 | place for queue in range(0, 400, 4) for place in range(20)]
-    connection.executemany("INSERT INTO t VALUES (?, ?)", [(n, "x" * 60) for n in ids])
+    insert(connection, [(n, "x" * 60) for n in ids])
     connection.close()
     for place in (0.25, 0.7):
         overwrite(path, int(path.stat().st_size * place) // 4096 * 4096, 8192)
