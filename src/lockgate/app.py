@@ -11,7 +11,6 @@ import logging
 import os
 import queue
 import signal
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -227,8 +226,6 @@ class _Host:
             self._fail(str(error), MISCONFIGURED)
         except OSError as error:
             self._fail(_explain(error), FAILED)
-        except sqlite3.Error as error:
-            self._fail(f"its store cannot be opened: {error}", FAILED)
         except Exception:
             log.exception("%s failed", self.name)
             self.exit_code = FAILED

@@ -262,6 +262,9 @@ class Answers:
     def store_failed(self, reason_code: int) -> None:
         raise AssertionError(reason_code)
 
+    def store_damaged(self, problem: str) -> None:
+        raise AssertionError(problem)
+
     def wake(self) -> None: ...
 
 

@@ -24,6 +24,10 @@ from lockgate.storage.store import SqliteStore
 from lockgate.telemetry.clock import Clock
 
 
+class StoreDamaged(Exception):
+    """A broker ends."""
+
+
 class Owner:
     """Both the broker that answers are given to and the one that is restored."""
 
@@ -33,6 +37,7 @@ class Owner:
         self.found: dict[str, list[Delivery]] = {}
         self.asked = 0
         self.failures: list[int] = []
+        self.damaged = ""
         self.queues: dict[str, StoredQueue] = {}
         self.subscriptions: dict[str, list[str]] = {}
         self.received: dict[str, list[int]] = {}
@@ -48,6 +53,9 @@ class Owner:
 
     def store_failed(self, reason_code: int) -> None:
         self.failures.append(reason_code)
+
+    def store_damaged(self, problem: str) -> None:
+        self.damaged = problem
 
     def wake(self) -> None: ...
 
@@ -86,6 +94,8 @@ def settle(store: SqliteStore, owner: Owner, commit: int) -> None:
     for _ in range(20):
         if owner.committed_number >= commit and not owner.asked:
             return
+        if owner.damaged:
+            raise StoreDamaged(owner.damaged)
         if store._commit is not None:
             store._commit.future.exception(timeout=20)
         store._retry_at = 0.0  # a commit that failed is tried again at once

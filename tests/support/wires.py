@@ -29,7 +29,7 @@ from lockgate.storage.memory import MemoryStore
 @contextlib.asynccontextmanager
 async def serving(*listeners: ListenerConfig, connect_timeout: float = 30.0) -> AsyncIterator[BrokerService]:
     """A broker that lets everybody in by these listeners."""
-    service = BrokerService(BrokerConfig(listeners=listeners, allow_anonymous=True), MemoryStore)
+    service = BrokerService(BrokerConfig(listeners=listeners, allow_anonymous=True, sys_interval=0), MemoryStore)
     service.broker.limits = dataclasses.replace(service.broker.limits, connect_timeout=connect_timeout)
     ready = asyncio.Event()
     running = asyncio.create_task(service.run(ready.set))

@@ -32,6 +32,8 @@ def toml(tmp_path: Path, unused_tcp_port: int) -> Path:
 
 
 def test_a_broker_alone_loads_none_of_what_others_need(toml: Path) -> None:
+    with (toml.parent / "mosquitto.conf").open("a") as conf:
+        conf.write("persistence false\n")
     modules = toml.parent / "modules"
     command = [sys.executable, "-c", RECORDED, str(modules), "run", "-c", str(toml), "broker"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

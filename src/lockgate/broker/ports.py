@@ -289,6 +289,9 @@ class StoreAnswers(Protocol):
     def store_failed(self, reason_code: int) -> None:
         """Nothing can be written, for a reason that is told version 5 clients, until the next `committed`."""
 
+    def store_damaged(self, problem: str) -> None:
+        """What is stored cannot be relied on: only a new start, with what can be salvaged, leads on."""
+
     def wake(self) -> None:
         """End a turn: the store has an answer. Called by the event loop."""
 

@@ -115,10 +115,12 @@ class Router:
 def publish(broker: Broker, message: Message, now: float) -> int:
     """Retain a message if it asks for that and hand it to its receivers.
 
-    Gives the commit number that its acknowledgement has to wait for, 0 for none, and leaves the reason code for "nobody
-    is subscribed" in `broker.no_subscribers_code`.
+    Gives the commit number that its acknowledgement has to wait for, 0 for none. Leaves the reason code for "nobody is
+    subscribed" in `broker.no_subscribers_code`, and in `broker.overfull` whom its publisher has to wait for.
     """
     commit = 0
+    if broker.overfull:
+        broker.overfull = []
     message.arrived_at = now
     if message.retain:
         commit = _retain(broker, message, now)
@@ -228,17 +230,23 @@ def _retain(broker: Broker, message: Message, now: float) -> int:
         if not _has_room(broker, message, old):
             broker.drop(NOT_RETAINED, message.publisher, message.topic, now)
             return 0
-        broker.retained.set(message)
-        memory.hold(message)
-        memory.used += retained_bytes(message.topic)
+        keep_in_memory(broker, message)
         number = broker.change()
         broker.store.set(number, RETAINED, (message.topic,), message)
         broker.watch_retained(now)
-        if old is not None:
-            _let_go(broker, old)
     if memory.is_spent():
         shedding.shed(broker, now)
     return number if message.qos else 0
+
+
+def keep_in_memory(broker: Broker, message: Message) -> None:
+    """Make a message the retained one of its topic, without a word to the store."""
+    old = broker.retained.get(message.topic)
+    broker.retained.set(message)
+    broker.memory.hold(message)
+    broker.memory.used += retained_bytes(message.topic)
+    if old is not None:
+        _let_go(broker, old)
 
 
 def forget_retained(broker: Broker, message: Message) -> int:

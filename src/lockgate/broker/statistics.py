@@ -39,3 +39,15 @@ class Statistics:
         self.dropped_expired = 0  # Message Expiry Interval passed
         self.dropped_shed = 0  # because the memory budget or the total of queued messages was reached
         self.dropped_too_large = 0  # beyond the receiver's Maximum Packet Size
+
+    @property
+    def dropped(self) -> int:
+        """Messages not delivered to one receiver, for whatever reason."""
+        return (
+            self.lost
+            + self.dropped_queue_full
+            + self.dropped_slow
+            + self.dropped_expired
+            + self.dropped_shed
+            + self.dropped_too_large
+        )

@@ -149,6 +149,7 @@ class BrokerConfig:
     max_queued_bytes: int = 0  # 0: no limit
     max_queued_messages: int = 1000  # 0: no limit
     set_tcp_nodelay: bool = True
+    sys_interval: int = 10  # seconds between the figures below $SYS; 0: none
     websockets_headers_size: int = 4096  # bytes
     warnings: tuple[str, ...] = field(default=(), compare=False)  # to be logged at the start
     log: LogConfig = field(default_factory=LogConfig)

@@ -379,6 +379,9 @@ OPTIONS: dict[str, Option] = {
     "set_tcp_nodelay": Option(
         to_broker(boolean), "true, false", "true (Mosquitto: false)", "send small packets at once (TCP_NODELAY)"
     ),
+    "sys_interval": Option(
+        to_broker(whole_number(0, 65535)), "0 to 65535", "10", "seconds between the figures below $SYS; 0: none"
+    ),
     "protocol": Option(to_listener(protocol, "websockets"), "mqtt, websockets", "mqtt", "what the listener speaks"),
     "websockets_origin": Option(
         websockets_origin,
@@ -454,7 +457,7 @@ _NOT_YET = (
         "Remove the line to run with this broker's behaviour.",
         """allow_duplicate_messages allow_zero_length_clientid auto_id_prefix connection_messages
         message_size_limit packet_buffer_size pid_file queue_qos0_messages
-        retain_available retain_expiry_interval retry_interval sys_interval upgrade_outgoing_qos user
+        retain_available retain_expiry_interval retry_interval upgrade_outgoing_qos user
         listener_auto_id_prefix mount_point
         use_username_as_clientid""",
     ),

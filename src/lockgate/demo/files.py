@@ -10,10 +10,6 @@ MOSQUITTO_CONF = """\
 # The demo's broker: open to everybody who can reach this machine.
 listener 1883
 allow_anonymous true
-
-# What waits for the processor while it is away is bounded by its size; Mosquitto's bound is 1000 messages.
-max_queued_messages 0
-max_queued_bytes 100000000
 """
 
 LOCKGATE_TOML = f"""\
@@ -25,6 +21,12 @@ data_dir = "data"
 
 [broker]
 mosquitto_conf = "mosquitto.conf"
+
+# What comes while the processor is away waits for it, from before its first start. Beyond the limit nothing is
+# dropped: who publishes gets no acknowledgement until there is room.
+[standing_sessions.lockgate-processor]
+topics = ["sensors/#"]
+limit = "100MB"
 
 [processor]
 url = "mqtt://127.0.0.1:1883"

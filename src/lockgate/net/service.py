@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import gc
 import ipaddress
 import logging
 import os
@@ -16,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from lockgate import __version__
 from lockgate.broker import restoring
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
@@ -33,6 +36,7 @@ from lockgate.broker.ports import (
     StoredSubscription,
     StoredWill,
 )
+from lockgate.broker.sys_topics import publish_figures
 from lockgate.config.model import BrokerConfig
 from lockgate.net.complaints import Complaints
 from lockgate.net.listener import Listener
@@ -49,6 +53,8 @@ _BUSY_SECONDS = 50e-6
 _MOST_READS = 64
 # How long connections with more output may make it before others come in: many of them search at length
 _CONTINUE_SECONDS = 0.005
+# Objects, more made than freed, before the garbage collector looks at them: about 500 closed connections
+_COLLECT_AFTER = 10_000
 # libuv reads one socket up to 32 times in a turn.
 _MOST_BYTES = 524_288
 
@@ -148,6 +154,16 @@ def machine_memory() -> int:
     return min(found)
 
 
+def _spare_collector() -> None:
+    """Keep the garbage collector from looking through all that stays: each full look is a delay for every client.
+
+    What clients bring is freed by its count of references; the collector is for what is left of closed connections.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, 20, 20)
+
+
 class BrokerService:
     """Runs a broker on the current event loop; `open_store` is given this, to answer, and gives the store."""
 
@@ -164,6 +180,9 @@ class BrokerService:
         information = ServerInformation(config.server_reference, config.server_moved, config.response_information)
         self.broker = Broker(broker_limits(config), self._store, _Log(), _new_client_id, authenticator, information)
         self._reload_users = reload_users
+        self._sys_interval = config.sys_interval
+        self._figures_timer: asyncio.TimerHandle | None = None
+        self._started_at = 0.0
         self._trusted_proxies = config.trusted_proxies
         self.complaints = Complaints()
         self.handshakes_failed = 0  # of TLS, WebSocket and the PROXY protocol
@@ -174,11 +193,13 @@ class BrokerService:
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._continuing: list[Connection] = []  # that have more output to make
+        self._most_connected = 0
         self._reading: Stream | None = None  # the last
         self._read_bytes = 0
         self._busy = False
         self._reads = 0  # in this turn, counted while busy
         self._last_read_at = 0.0
+        self._end: asyncio.Future[None]
         self._held_by_store = 0  # bytes, as they are counted in the memory budget
 
     @staticmethod
@@ -190,14 +211,18 @@ class BrokerService:
         """Open all listeners, call `ready`, and serve until cancelled; then every client is disconnected."""
         for warning in self._warnings:
             log.warning("%s", warning)
+        self._end = asyncio.get_running_loop().create_future()
         try:
             self._store.start()
             self._store.restore(self)
             restoring.stand(self.broker, self.clock())
+            self._started_at = self.clock()
+            self._tell()
             for listener in self.listeners:
                 await listener.open()
+            _spare_collector()
             ready()
-            await asyncio.Event().wait()
+            await self._end
         finally:
             await self._stop()
 
@@ -218,8 +243,9 @@ class BrokerService:
         self.flush()
         for listener in self.listeners:
             listener.close()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._figures_timer):
+            if timer is not None:
+                timer.cancel()
         deadline = self.clock() + _STOP_SECONDS
         while self._streams and self.clock() < deadline:
             await asyncio.sleep(0.01)
@@ -380,6 +406,11 @@ class BrokerService:
         """Confirm nothing until the store can be written again."""
         self.broker.store_failed(reason_code, self.clock())
 
+    def store_damaged(self, problem: str) -> None:
+        """End: sessions in memory and what is left of them on disk would drift apart. The next start salvages."""
+        if not self._end.done():
+            self._end.set_exception(OSError(errno.EIO, problem))
+
     def wake(self) -> None:
         """Hear what the store has to say."""
         self.flush()
@@ -404,6 +435,50 @@ class BrokerService:
         restoring.restore_will(self.broker, client_id, will, self.clock())
 
     # --- telling -------------------------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        """Say the figures below $SYS, now and at every multiple of sys_interval, as Mosquitto does."""
+        if not self._sys_interval:
+            return
+        publish_figures(self.broker, self._figures(), self.clock())
+        self.flush()
+        wait = self._sys_interval - time.time() % self._sys_interval
+        self._figures_timer = asyncio.get_running_loop().call_later(wait, self._tell)
+
+    def _figures(self) -> dict[str, str]:
+        broker = self.broker
+        totals = broker.statistics
+        connected = len(broker.connections) - len(broker.pending)
+        self._most_connected = max(self._most_connected, connected)
+        away = sum(1 for session in broker.sessions.values() if session.connection is None)
+        figures: dict[str, object] = {
+            "version": f"mosquitto version 2.1.2 (lockgate {__version__})",
+            "uptime": f"{self.clock() - self._started_at:.0f} seconds",
+            "clients/total": len(broker.sessions),
+            "clients/connected": connected,
+            "clients/active": connected,
+            "clients/disconnected": away,
+            "clients/inactive": away,
+            "clients/maximum": self._most_connected,
+            "connections/socket/count": len(broker.connections),
+            "messages/received": totals.packets_received,
+            "subscriptions/count": broker.router.tree.count,
+            "shared_subscriptions/count": broker.router.tree.shared_count,
+            "retained messages/count": broker.retained.count,
+            "store/messages/count": broker.queued_count + broker.retained.count,
+            "publish/messages/received": totals.publish_received,
+            "publish/messages/sent": totals.publish_sent,
+            "publish/messages/dropped": totals.dropped,
+            "bytes/received": totals.bytes_received,
+            "bytes/sent": totals.bytes_sent,
+            "heap/current": broker.memory.used,
+        }
+        store = self._store.status()
+        for name in ("sync_ms", "safe_rate", "commits", "bytes_written", "failing"):
+            if name in store:
+                value = store[name]
+                figures[f"store/{name}"] = int(value) if isinstance(value, bool) else value
+        return {name: str(value) for name, value in figures.items()}
 
     def status(self) -> dict[str, object]:
         """Give the broker's figures, by Mosquitto's words where it has them."""

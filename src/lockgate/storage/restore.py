@@ -20,7 +20,7 @@ from typing import Any, Final
 from lockgate.broker.ports import Keeper, Message, StoredQueue, StoredSession, StoredSubscription, StoredWill
 from lockgate.sqlite import Damage, open_database
 from lockgate.sqlite.bulk import Statement, execute_rows
-from lockgate.sqlite.database import FAILURES, is_damage, salvage, text_or_bytes
+from lockgate.sqlite.database import CHECK_LIMIT_BYTES, FAILURES, is_damage, salvage, text_or_bytes, told
 from lockgate.storage.clock import ClockRow, MomentSource, StoreClock
 from lockgate.storage.rows import (
     CLOCK_COLUMNS,
@@ -47,6 +47,7 @@ _TELL_SECONDS: Final = 1.0  # between lines that say how far it is
 _POSITION: Final = (1 << POSITION_BITS) - 1
 _HIGHEST_MESSAGE_ID: Final = 1 << 62
 _MOST_BYTES: Final = 1 << 28  # of a message
+_NAMED: Final = ("sessions", "subscriptions", "retained", "wills")  # rows are found by their names
 _QUEUES: Final = f"""
     SELECT id >> {POSITION_BITS}, count(*) FILTER (WHERE packet_id = 0),
         sum(size) FILTER (WHERE packet_id = 0 AND size BETWEEN 0 AND {_MOST_BYTES}),
@@ -123,6 +124,7 @@ class Stored:
         self._take(connection, "retained", MESSAGE_COLUMNS, self._take_retained)
         self._take(connection, "wills", WILL_COLUMNS, self._take_will)
         self._find_numbers(connection)
+        self._compare_indexes(connection)
         self.summary.seconds = time.monotonic() - started
 
     def remove_unusable(self, connection: sqlite3.Connection) -> None:
@@ -215,6 +217,13 @@ class Stored:
             raise UnusableRow("of a Session that does not exist")
         return session
 
+    def _compare_indexes(self, connection: sqlite3.Connection) -> None:
+        """With an index that contradicts its table a row could not be changed by its name, and nobody would notice."""
+        for table in _NAMED:
+            for (found,) in connection.execute(f"PRAGMA integrity_check({table})"):
+                if found != "ok":
+                    self.finding = self.finding or f"table {table}: {found}"
+
     def _find_numbers(self, connection: sqlite3.Connection) -> None:
         used = set(self._sessions)
         at = 0
@@ -231,12 +240,14 @@ class Stored:
         self.next_message_id = max(0, found[0] or 0)
 
 
-def open_stored(path: Path, source: MomentSource) -> tuple[Stored, Damage | None]:
-    """Open the store's file, salvage it where that is needed, and read what it holds.
+def open_stored(
+    path: Path, source: MomentSource, *, check_limit_bytes: int = CHECK_LIMIT_BYTES, thorough: bool = False
+) -> tuple[Stored, Damage | None]:
+    """Open the store's file, salvage it where that is needed, and read what it holds; options of `open_database`.
 
     Raises NewerFile, and sqlite3.Error where the disk does not let us.
     """
-    connection, damage = open_database(path, SCHEMA)
+    connection, damage = open_database(path, SCHEMA, check_limit_bytes=check_limit_bytes, thorough=thorough)
     stored: Stored | None = None
     finding = ""
     with contextlib.closing(connection):
@@ -246,12 +257,12 @@ def open_stored(path: Path, source: MomentSource) -> tuple[Stored, Damage | None
         except FAILURES as error:
             if not is_damage(error):
                 raise
-            finding = str(error)
+            finding = told(error)
     # What nobody wrote is evidence: the file is kept as it is, and in the new one the indexes are made anew.
     if finding and damage is None:
         damage = salvage(path, SCHEMA, finding)
     if stored is None or damage is not None:
-        connection, _ = open_database(path, SCHEMA)
+        connection, _ = open_database(path, SCHEMA, check_limit_bytes=0)
         with contextlib.closing(connection):
             stored = read_stored(connection, source)
             stored.remove_unusable(connection)

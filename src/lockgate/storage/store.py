@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import sqlite3
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
 
 from lockgate.broker.ports import Delivery, Keeper, StoreAnswers
 from lockgate.mqtt import reason_codes
-from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer, open_database
-from lockgate.sqlite.database import is_damage
+from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer
+from lockgate.sqlite.database import FAILURES, is_damage, told
 from lockgate.storage import statements
 from lockgate.storage.changes import Batch, Changes
 from lockgate.storage.clock import MomentSource
 from lockgate.storage.importing import UnreadableStore, import_once
 from lockgate.storage.restore import Stored, Summary, open_stored, read_stored
-from lockgate.storage.schema import SCHEMA
 from lockgate.storage.wear import Wear, written_by_thread
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ FILE_NAME: Final = "lockgate.db"
 _MOST_LAZY: Final = 10_000
 _PURGED_AT_ONCE: Final = 5_000  # deliveries of Sessions that ended
 _RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)  # after a commit that failed; the last one again and again
+_CHECKED_BYTES: Final = 64 * 1024 * 1024  # of a file that is read through at the start
 _CACHE_KIB: Final = 4096
 _JOURNAL_BYTES: Final = 16 * 1024 * 1024  # of the WAL file, between bursts
 
@@ -65,7 +67,7 @@ class SqliteStore:
     """Keeps Sessions, queues, retained messages and Wills in `folder`; one process at a time.
 
     `open` first, then `restore` and `start`, then everything else, from one thread. `open` raises FolderInUse where
-    another process has the folder, NewerFile for a newer program's store, OSError or sqlite3.Error for a bad disk.
+    another process has the folder, NewerFile for a newer program's store, OSError for a bad disk; so does `restore`.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class SqliteStore:
     ) -> None:
         self.folder = folder
         self.path = folder / FILE_NAME
+        # There after a commit met damage: the next start compares the indexes too, which takes long.
+        self._doubt = folder / f"{FILE_NAME}.doubtful"
         self.damage: Damage | None = None
         self.sync_seconds = 0.0  # of one small write on this disk, as measured at the start
         self._answers = answers
@@ -97,9 +101,8 @@ class SqliteStore:
         self._commit: _Commit | None = None
         self._unwritten: list[Batch] = []  # of commits that failed, the oldest first
         self._failures = 0  # in a row
+        self._problem = ""  # of the last one
         self._retry_at = 0.0
-        self._trusted = True
-        self._doubtful = False  # a commit has met damage that the quick check does not see
         self._closing = False
         self.wear = Wear()
 
@@ -110,7 +113,11 @@ class SqliteStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
         try:
-            stored, self.damage = open_stored(self.path, self._source)
+            with self._explained():
+                stored, self.damage = open_stored(
+                    self.path, self._source, check_limit_bytes=_CHECKED_BYTES, thorough=self._doubt.exists()
+                )
+            self._doubt.unlink(missing_ok=True)
             self.sync_seconds = _measure_sync(self.folder)
         except BaseException:
             self._lock.release()
@@ -129,16 +136,13 @@ class SqliteStore:
         self.delete = self.changes.delete
 
     def restore(self, keeper: Keeper) -> Summary:
-        """Hand all that is stored to its keeper, also what Mosquitto left; deliveries not sent yet stay where they are.
-
-        Raises sqlite3.Error.
-        """
+        """Hand all that is stored to its keeper, also what Mosquitto left; deliveries that were not sent stay there."""
         stored, self._stored = self._stored, None
         assert stored is not None, "restored twice"
-        if self._take_over(self._persistence_file, stored):
-            connection = sqlite3.connect(self.path, isolation_level=None)
-            with contextlib.closing(connection):
-                stored = read_stored(connection, self._source)
+        with self._explained():
+            if self._take_over(self._persistence_file, stored):
+                with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+                    stored = read_stored(connection, self._source)
         summary = stored.hand_over(keeper)
         log.info(
             "restored %d sessions, %d subscriptions, %d queued and %d retained messages from %s in %.1f s",
@@ -156,6 +160,13 @@ class SqliteStore:
                 summary.expired,
             )
         return summary
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except FAILURES as error:
+            raise OSError(errno.EIO, f"the store {self.path} cannot be used: {told(error)}") from error
 
     def _take_over(self, persistence_file: str, stored: Stored) -> bool:
         """Write what Mosquitto left in the folder into this store, once; a file that cannot be read is left alone."""
@@ -225,6 +236,7 @@ class SqliteStore:
             "persistence": True,
             "path": str(self.path),
             "failing": self._failures > 0,
+            "error": self._problem if self._failures else None,
             "sync_ms": round(self.sync_seconds * 1000, 3),
             "safe_rate": round(1 / self.sync_seconds) if self.sync_seconds else None,
             "last_commit_ms": round(writer.sync_ms, 3),
@@ -233,20 +245,14 @@ class SqliteStore:
             "message_bytes": self.wear.prefixes,
             "last_hour": self.wear.last_hour(),
             "waiting_changes": self.changes.count,
-            "damage": None if self.damage is None else self.damage.finding,
+            "damage": None if self.damage is None else f"{self.damage.finding}; set aside as {self.damage.path}",
             "left_out": dict(self.left_out),
         }
 
     def _connect(self) -> sqlite3.Connection:
-        """Open the file in the writer's thread: after a failure with a look at what is left of it."""
-        if self._trusted:
-            connection = sqlite3.connect(self.path, isolation_level=None)
-            connection.execute("PRAGMA synchronous = FULL")
-            self._trusted = False
-        else:
-            connection, damage = open_database(self.path, SCHEMA, thorough=self._doubtful)
-            self.damage = damage or self.damage
-            self._doubtful = False
+        """Open the file in the writer's thread, at first and after a failure."""
+        connection = sqlite3.connect(self.path, isolation_level=None)
+        connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
         return connection
@@ -290,19 +296,22 @@ class SqliteStore:
                     return
             elif not self._is_time():
                 return
+            if self._failures and time.monotonic() < self._retry_at and not self._closing:
+                return
             self._begin()
             return
 
     def _is_time(self) -> bool:
-        if self._unwritten and time.monotonic() < self._retry_at and not self._closing:
-            return False
-        if self._is_due or self._wanted or self._unwritten or self._answers.awaited > self._committed:
-            return True
-        if self.changes.count >= self._flush_changes:
+        if self._wanted or self._must_write():
             return True
         if self.changes.wakes and self._timer is None and self._loop is not None:
             self._timer = self._loop.call_later(self._flush_seconds, self._flush_later)
         return False
+
+    def _must_write(self) -> bool:
+        if self._is_due or self._unwritten or self._answers.awaited > self._committed:
+            return True
+        return self.changes.count >= self._flush_changes
 
     def _flush_later(self) -> None:
         self._timer = None
@@ -313,13 +322,15 @@ class SqliteStore:
 
     def _begin(self) -> None:
         changes = self.changes
+        # What is wanted has to be found, also what is new; acknowledgements alone do not make the disk sync for that.
+        writes = changes.wakes or self._must_write()
         self._is_due = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         batches = self._unwritten
         self._unwritten = []
-        if not changes.is_void:
+        if writes and not changes.is_void:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
             batches.append(changes.take(self.clock.to_store(1.0) - 1.0))
         wanted = [
             (client_id, changes.numbers[client_id], after, limit)
@@ -366,12 +377,14 @@ class SqliteStore:
         result = commit.future.result()
         for number in result.purged:
             self._purging.remove(number)
-        if self._failures:
+        recovers = self._failures > 0
+        if recovers:
             log.info("%s can be written again", self.path)
             self._failures = 0
         if commit.batches:
             self._committed = commit.batches[-1].number
             self.wear.count(commit.batches, result.written)
+        if commit.batches or recovers:
             self._answers.committed(self._committed)
         if result.left_out:
             self.left_out["deliveries"] += result.left_out
@@ -387,11 +400,16 @@ class SqliteStore:
         if self._loop is not None and not self._closing:
             self._loop.call_later(pause, self._answers.wake)
         cause = problem.__cause__ if isinstance(problem, CommitFailed) else problem
+        if cause is not None and is_damage(cause):
+            with contextlib.suppress(OSError):
+                self._doubt.touch()
+            self._answers.store_damaged(f"the store {self.path} is damaged: {cause}")
+            return
         full = getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-        self._doubtful = cause is not None and is_damage(cause)
         if not self._failures:
             log.error("%s cannot be written: %s; nothing is acknowledged until it can", self.path, problem)
         self._failures += 1
+        self._problem = str(problem)
         code = reason_codes.QUOTA_EXCEEDED if full else reason_codes.IMPLEMENTATION_SPECIFIC_ERROR
         self._answers.store_failed(code)
 
@@ -402,12 +420,12 @@ def _measure_sync(folder: Path) -> float:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         taken = []
-        for number in range(5):
+        for number in range(3):
             os.pwrite(handle, bytes(4096), number * 4096)
             before = time.monotonic()
             os.fdatasync(handle)
             taken.append(time.monotonic() - before)
-        return sorted(taken)[2]
+        return sorted(taken)[1]
     finally:
         os.close(handle)
         path.unlink()

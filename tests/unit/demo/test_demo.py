@@ -23,8 +23,9 @@ def test_the_files_are_a_good_configuration_and_are_not_overwritten(tmp_path: Pa
     config = lockgate_toml.load(path, {})
     assert [rule.name for rule in config.processor.rules] == ["mean", "alarm"]
     assert [listener.port for listener in config.broker.listeners] == [1883]
-    assert config.broker.max_queued_messages == 0  # a burst is not lost behind Mosquitto's 1000
-    assert config.broker.max_queued_bytes > 0
+    [standing] = config.broker.standing_sessions
+    assert standing.name == config.processor.connection.client_id  # else nothing waits for the processor
+    assert standing.topics == config.processor.schemas[0].topics
     from lockgate.cli.check import check_rules
 
     check_rules(config)

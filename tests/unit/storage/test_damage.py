@@ -23,7 +23,7 @@ from lockgate.broker.ports import (
     StoredWill,
 )
 from lockgate.storage.store import FILE_NAME, SqliteStore
-from tests.support.stores import Owner, fill, message, open_store, settle
+from tests.support.stores import Owner, StoreDamaged, fill, message, open_store, settle
 
 ROUNDS = 60  # of each kind
 WAL = f"{FILE_NAME}-wal"
@@ -135,7 +135,12 @@ def test_a_damaged_store_opens_and_keeps_what_is_new(
         (folder / where).write_bytes(data)
         try:
             store, owner = open_store(folder)
-            use(owner, store, 5, "new")
+            try:
+                use(owner, store, 5, "new")
+            except StoreDamaged:  # the broker ends, and its next start looks closer
+                store.close()
+                store, owner = open_store(folder)
+                use(owner, store, 5, "new")
             store.close()
             store, owner = open_store(folder)
             assert owner.retained["new"].payload == b"new"

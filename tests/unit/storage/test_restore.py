@@ -13,7 +13,7 @@ from lockgate.storage.restore import open_stored
 from lockgate.storage.rows import HIGHEST_NUMBER
 from lockgate.storage.store import FILE_NAME, SqliteStore
 from lockgate.telemetry.clock import Clock, Moment
-from tests.support.stores import Owner, fill, message, open_store, settle
+from tests.support.stores import Owner, StoreDamaged, fill, message, open_store, settle
 
 Change = Callable[..., None]
 
@@ -189,19 +189,44 @@ def test_sizes_that_nobody_wrote_do_not_stop_the_start(folder: Path) -> None:
     store.close()
 
 
-def test_an_index_that_contradicts_its_table_is_made_anew_when_a_commit_meets_it(folder: Path) -> None:
+def test_an_index_that_contradicts_its_table_is_made_anew(folder: Path) -> None:
     data = (folder / FILE_NAME).read_bytes()
     assert data.count(b"retained/17") == 2
     (folder / FILE_NAME).write_bytes(data.replace(b"retained/17", b"retained/xy", 1))  # in one of both
     store, owner = open_store(folder)
+    assert store.damage is not None
     for topic in owner.retained:
         store.delete(7, RETAINED, (topic,))
-    store.set(7, RETAINED, ("retained/17",), message("retained/17", b"new"))
     settle(store, owner, 7)
-    store.delete(8, RETAINED, ("retained/17",))
-    settle(store, owner, 8)
     store.close()
-    assert rows(folder, "SELECT count(*) FROM retained WHERE topic = 'retained/17'") == [(0,)]
+    assert rows(folder, "SELECT topic FROM retained") == []
+
+
+def test_after_a_commit_has_met_damage_the_next_start_looks_at_all_indexes(folder: Path) -> None:
+    spelled = "UPDATE sqlite_schema SET sql = replace(sql, '{}', '{}') WHERE name = 'shared_deliveries'"
+    change(folder, "PRAGMA writable_schema = ON", spelled.format("WHERE shared", "WHERE size = -1"))
+    columns = "message, shared, size, qos, retain, identifier, share, 0, 0"
+    change(folder, f"INSERT INTO deliveries SELECT id + 1000, {columns} FROM deliveries WHERE shared")
+    change(folder, "PRAGMA writable_schema = ON", spelled.format("WHERE size = -1", "WHERE shared"))
+    store, owner = open_store(folder)
+    assert store.damage is None
+    for client_id in owner.queues:
+        for delivery in ask(store, owner, client_id):
+            store.acknowledge(7, client_id, delivery.position)
+    with pytest.raises(StoreDamaged, match="malformed"):
+        settle(store, owner, 7)
+    store.close()
+    store, owner = open_store(folder)
+    assert store.damage is not None
+    for client_id in owner.queues:
+        for delivery in ask(store, owner, client_id):
+            store.acknowledge(7, client_id, delivery.position)
+    settle(store, owner, 7)
+    store.close()
+    store, owner = open_store(folder)
+    assert store.damage is None, "it was made anew"
+    assert rows(folder, "SELECT count(*) FROM messages") == [(0,)]
+    store.close()
 
 
 def test_a_session_number_that_nobody_wrote_leaves_room_for_new_ones(folder: Path) -> None:
