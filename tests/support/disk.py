@@ -9,8 +9,8 @@ from lockgate.broker.ports import Delivery, Keeper, StoreAnswers
 from lockgate.sqlite.database import create_tables
 from lockgate.storage import statements
 from lockgate.storage.changes import Batch, Changes
-from lockgate.storage.clock import MomentSource, StoreClock
-from lockgate.storage.restore import read_clock, read_numbers, restore
+from lockgate.storage.clock import MomentSource
+from lockgate.storage.restore import read_stored
 from lockgate.storage.schema import SCHEMA
 
 
@@ -35,9 +35,11 @@ class DiskStore:
         self.disk = disk
         self._answers = answers
         connection = disk.connection
-        self._clock = StoreClock(source, read_clock(connection))
-        numbers, next_number, next_message_id, self._purging = read_numbers(connection, False)
-        self._changes = Changes(numbers, next_number, next_message_id)
+        self._stored = stored = read_stored(connection, source)
+        assert not stored.summary.left_out
+        self._clock = stored.clock
+        self._purging = stored.orphans
+        self._changes = Changes(stored.numbers, stored.next_number, stored.next_message_id)
         self._unwritten: list[Batch] = []
         self._wanted: list[tuple[str, int, int]] = []
         self._committed = 0
@@ -59,7 +61,7 @@ class DiskStore:
 
     def restore(self, keeper: Keeper) -> None:
         """Hand over what was committed."""
-        restore(self.disk.connection, self._clock, keeper)
+        self._stored.hand_over(keeper)
 
     def settle(self) -> None:
         """Commit what has changed and give all answers that are due, or say that it failed."""
@@ -95,5 +97,6 @@ class DiskStore:
 
     def _read(self, client_id: str, after: int, limit: int) -> list[Delivery]:
         number = self._changes.numbers[client_id]
-        rows = statements.wanted(self.disk.connection, number, after, limit)
-        return [statements.read_delivery(row, self._clock) for row in rows]
+        found, unusable = statements.wanted(self.disk.connection, number, after, limit, self._clock)
+        assert not unusable
+        return found

@@ -19,6 +19,7 @@ COMMANDS = {
     "check": "validate the configuration",
     "status": "what the running services say about themselves",
     "ledger": "what became of every message, in two books that have to close",
+    "store": "look at what the broker keeps on disk: is it whole, what is in it",
     "pub": "publish messages to an MQTT server",
     "sub": "subscribe at an MQTT server and print messages",
     "explain": "why a client did not get a message",

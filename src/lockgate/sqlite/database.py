@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,10 @@ BUSY_TIMEOUT_SECONDS: Final = 5.0
 CHECK_LIMIT_BYTES: Final = 256 * 1024 * 1024
 _DAMAGE_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _UNREADABLE_CODES: Final = frozenset({sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ})
-_SKIP_LIMIT: Final = 1 << 40  # rows; how far salvage jumps over what it cannot read
+_LAST_ROWID: Final = (1 << 63) - 1
+
+# What a damaged file can raise; sqlite3 does not get to its own error where the text of it repeats damaged bytes.
+FAILURES: Final = (sqlite3.Error, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,8 @@ class Schema:
     statements: str  # CREATE … IF NOT EXISTS
     tables: tuple[str, ...]
     migrations: Mapping[int, str] = field(default_factory=dict)  # statements that lead from a version to the next
+    # Text that is not UTF-8: salvage keeps it, as bytes, for who looks at each row; else with replacement characters.
+    keeps_bad_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +51,16 @@ class NewerFile(OSError):
 
 
 def open_database(
-    path: Path, schema: Schema, *, check_limit_bytes: int = CHECK_LIMIT_BYTES
+    path: Path, schema: Schema, *, check_limit_bytes: int = CHECK_LIMIT_BYTES, thorough: bool = False
 ) -> tuple[sqlite3.Connection, Damage | None]:
     """Open for writing, creating it where it is missing; of a damaged file what can be read moves to a new one.
 
-    Files above `check_limit_bytes` are trusted without `PRAGMA quick_check`, which reads all of them. For one writer
-    only. Raises NewerFile, and sqlite3.Error where the disk does not let us.
+    Files above `check_limit_bytes` are trusted without `PRAGMA quick_check`, which reads all of them; `thorough` as in
+    `find_damage`. For one writer only. Raises NewerFile, and sqlite3.Error where the disk does not let us.
     """
     damage = _finish_salvage(path, schema)
     if damage is None and path.exists():
-        finding = find_damage(path, check_limit_bytes)
+        finding = find_damage(path, check_limit_bytes, thorough=thorough) or find_wrong_schema(path, schema)
         if finding is not None:
             damage = salvage(path, schema, finding)
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
@@ -111,6 +117,8 @@ def _statements(script: str) -> Iterator[str]:
 
 def is_damage(error: BaseException) -> bool:
     """Whether SQLite says that the file itself is broken or cannot be read."""
+    if isinstance(error, UnicodeDecodeError):
+        return True
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and (code & 0xFF in _DAMAGE_CODES or code in _UNREADABLE_CODES)
 
@@ -121,19 +129,85 @@ def find_damage(path: Path, check_limit_bytes: int = CHECK_LIMIT_BYTES, *, thoro
     `thorough` compares the indexes with their tables too, which takes several times as long.
     """
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+    connection.text_factory = _legible
     try:
-        if path.stat().st_size > check_limit_bytes:
+        if path.stat().st_size > check_limit_bytes and not thorough:
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             return None
-        check = "integrity_check" if thorough else "quick_check"
-        finding: str = connection.execute(f"PRAGMA {check}(1)").fetchone()[0]
-        return None if finding == "ok" else " ".join(finding.split())
-    except sqlite3.Error as error:
+        return next(findings(connection, 1, thorough=thorough), None)
+    except FAILURES as error:
         if is_damage(error):
-            return str(error)
+            return told(error)
         raise
     finally:
         connection.close()
+
+
+def findings(connection: sqlite3.Connection, limit: int, *, thorough: bool) -> Iterator[str]:
+    """What SQLite's own check finds, at most `limit`. Raises sqlite3.Error or UnicodeDecodeError."""
+    for (finding,) in connection.execute(f"PRAGMA {'integrity_check' if thorough else 'quick_check'}({limit})"):
+        if finding != "ok":
+            yield " ".join(str(finding).split())
+
+
+def find_wrong_schema(path: Path, schema: Schema) -> str | None:
+    """What of a file's tables, indexes and triggers is not as this version makes it; an older version is not looked at.
+
+    With a damaged byte their text may still be SQL that can be read, and fail, or do the wrong thing, when it is run.
+    """
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+    try:
+        return compare_schema(connection, schema)
+    except FAILURES as error:
+        if is_damage(error):
+            return told(error)
+        raise
+    finally:
+        connection.close()
+
+
+def compare_schema(connection: sqlite3.Connection, schema: Schema) -> str | None:
+    """`find_wrong_schema` of an open file."""
+    connection.text_factory = bytes
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    found = _objects(connection, schema)
+    if version < 0 or (version == 0 and found):
+        return f"the format {version} of this file does not exist"
+    if version != schema.version:
+        return None
+    model = sqlite3.connect(":memory:", isolation_level=None)
+    with contextlib.closing(model):
+        create_tables(model, schema, Path(":memory:"))
+        model.text_factory = bytes
+        wrong = _objects(model, schema) - found
+    names = sorted({str(name, "utf-8", "replace") for name, *_ in wrong})
+    return f"damaged in the schema: {', '.join(names)}" if names else None
+
+
+def _objects(connection: sqlite3.Connection, schema: Schema) -> set[tuple[Any, ...]]:
+    """Indexes and triggers with their text; of tables the columns, for a migration may spell a table otherwise."""
+    found = set(connection.execute("SELECT name, type, tbl_name, sql FROM sqlite_schema WHERE type != 'table'"))
+    for table in schema.tables:
+        columns = 'SELECT ?, cid, name, type, "notnull", pk FROM pragma_table_info(?)'
+        found.update(connection.execute(columns, (table.encode(), table)))
+    return found
+
+
+def told(error: BaseException) -> str:
+    """What an error of a damaged file says."""
+    return "the text of the file is damaged" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def text_or_bytes(raw: bytes) -> str | bytes:
+    """Decode a column of text; one that is not UTF-8 is left as it is, for the row's own check to find."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw
+
+
+def _legible(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
 
 
 def salvage(path: Path, schema: Schema, finding: str) -> Damage:
@@ -191,10 +265,14 @@ def _salvage_from(aside: Path, path: Path, schema: Schema, finding: str) -> Dama
     fresh.unlink(missing_ok=True)
     target = sqlite3.connect(fresh, isolation_level=None)
     source = sqlite3.connect(aside, isolation_level=None)
-    source.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    source.text_factory = _legible
+    source.execute("PRAGMA writable_schema = ON")  # or a file that is shorter than its header says is not read at all
     try:
         target.execute("PRAGMA synchronous = FULL")
         create_tables(target, schema, fresh)
+        mend_schema(source, schema)
+        if schema.keeps_bad_text:
+            source.text_factory = text_or_bytes
         target.execute("BEGIN")
         rows = {table: _copy_readable(source, target, table) for table in schema.tables}
         target.execute("COMMIT")
@@ -209,6 +287,38 @@ def _salvage_from(aside: Path, path: Path, schema: Schema, finding: str) -> Dama
     return Damage(aside, finding, aside.stat().st_size, rows)
 
 
+def mend_schema(source: sqlite3.Connection, schema: Schema) -> None:
+    """Let a connection see the tables of a file whose schema is damaged: in a transaction that is never committed."""
+    try:
+        if compare_schema(source, schema) is None:
+            return
+    except FAILURES:
+        pass
+    finally:
+        source.text_factory = _legible
+    model = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        create_tables(model, schema, Path(":memory:"))
+        wanted = model.execute("SELECT name, type, tbl_name, sql FROM sqlite_schema ORDER BY rowid").fetchall()
+        source.execute("PRAGMA writable_schema = ON")  # also lets a schema that cannot be parsed be read
+        roots = dict(source.execute("SELECT name, rootpage FROM sqlite_schema ORDER BY rowid"))
+        missing = [row[0] for row in wanted if row[0] not in roots]
+        misspelt = [name for name in roots if name not in {row[0] for row in wanted}]
+        for name, found in zip(missing, misspelt, strict=False):
+            roots[name] = roots[found]
+        source.execute("BEGIN")
+        source.execute("DELETE FROM sqlite_schema")
+        source.executemany(
+            "INSERT INTO sqlite_schema (name, type, tbl_name, sql, rootpage) VALUES (?, ?, ?, ?, ?)",
+            [(*row, roots[row[0]]) for row in wanted if row[0] in roots],
+        )
+        source.execute("PRAGMA writable_schema = RESET")  # the schema is read anew
+    except FAILURES as error:
+        log.debug("the schema cannot be mended: %s", told(error))
+    finally:
+        model.close()
+
+
 def _rename_database(old: Path, new: Path) -> None:
     os.rename(old, new)
     for suffix in ("-wal", "-shm"):
@@ -217,42 +327,64 @@ def _rename_database(old: Path, new: Path) -> None:
 
 
 def _copy_readable(source: sqlite3.Connection, target: sqlite3.Connection, table: str) -> int:
-    """Copy every row that can be reached: upwards to the damage, over it, and back down to its other edge."""
-    width = len(target.execute(f"PRAGMA table_info({table})").fetchall())
-    insert = f"INSERT OR IGNORE INTO {table} (rowid, {{}}) VALUES ({', '.join('?' * (width + 1))})"
-    columns = ", ".join(row[1] for row in target.execute(f"PRAGMA table_info({table})"))
-    insert = insert.format(columns)
+    columns = [row[1] for row in target.execute(f"PRAGMA table_info({table})")]
+    with contextlib.suppress(*FAILURES):  # a file of an older version may lack some
+        there = {row[1] for row in source.execute(f"PRAGMA table_info({table})")}
+        columns = [column for column in columns if column in there] or columns
+    marks = ", ".join("?" * (len(columns) + 1))
+    insert = f"INSERT OR IGNORE INTO {table} (rowid, {', '.join(columns)}) VALUES ({marks})"
+    obstacles: list[str] = []
     copied = 0
+    for row in readable_rows(source, table, ", ".join(columns), obstacles):
+        copied += target.execute(insert, row).rowcount
+    for obstacle in obstacles:
+        log.debug("salvage of %s: %s", table, obstacle)
+    return copied
 
-    def copy(condition: str, bound: int, order: str) -> tuple[int | None, bool]:
-        """The last rowid reached, and whether the walk came to its end."""
-        nonlocal copied
+
+def readable_rows(
+    source: sqlite3.Connection, table: str, columns: str, obstacles: list[str]
+) -> Iterator[tuple[Any, ...]]:
+    """Every row that can be reached, its rowid first: upwards to damage, over it, and back down to its other edge.
+
+    What stood in the way is added to `obstacles`; without any, the rows come in order and are all there are.
+    """
+    select = f"SELECT rowid, {columns} FROM {table} NOT INDEXED WHERE rowid > ? AND rowid < ? ORDER BY rowid "
+
+    def walk(above: int, below: int, order: str) -> Generator[tuple[Any, ...], None, tuple[int | None, bool]]:
+        """Give rows; then the last rowid reached, and whether the walk came to its end."""
         last: int | None = None
+        low, high = above, below
         try:
-            for row in source.execute(
-                f"SELECT rowid, {columns} FROM {table} NOT INDEXED WHERE rowid {condition} ? ORDER BY rowid {order}",
-                (bound,),
-            ):
-                if last is not None and (row[0] <= last if order == "ASC" else row[0] >= last):
-                    return last, False  # a loop in the tree
+            for row in source.execute(select + order, (above, below)):
+                if not low < row[0] < high:
+                    obstacles.append(f"row {row[0]} is out of order")
+                    return last, False  # perhaps a loop in the tree
                 last = row[0]
-                copied += target.execute(insert, row).rowcount
-        except sqlite3.Error as error:
-            log.debug("salvage of %s stopped at row %s: %s", table, last, error)
+                if order == "ASC":
+                    low = row[0]
+                else:
+                    high = row[0]
+                yield row
+        except FAILURES as error:
+            where = f"after row {last}" if last is not None else f"between rows {above} and {below}"
+            obstacles.append(f"{where}: {told(error)}")
             return last, False
         return last, True
 
-    reached, complete = copy(">", -1, "ASC")
+    edge = -1  # where jumps begin; numbers below are nobody's
+    beyond = _LAST_ROWID
+    reached, complete = yield from walk(-_LAST_ROWID, _LAST_ROWID, "ASC")
     while not complete:
-        edge = reached if reached is not None else -1
+        edge = max(edge, reached) if reached is not None else edge
         step = 1
-        while step < _SKIP_LIMIT:
+        while edge + step < _LAST_ROWID:
             step *= 2
-            landed, complete = copy(">", edge + step, "ASC")
+            beyond = min(edge + step, _LAST_ROWID)
+            landed, complete = yield from walk(beyond, _LAST_ROWID, "ASC")
             if landed is not None or complete:
                 break
-        else:
+        yield from walk(edge, min(edge + step, _LAST_ROWID - 1) + 1, "DESC")
+        if beyond == _LAST_ROWID:
             break
-        reached = landed if landed is not None else edge + step
-        copy("<", edge + step + 1, "DESC")
-    return copied
+        reached = landed if landed is not None else beyond

@@ -13,6 +13,7 @@ from lockgate.telemetry.clock import Moment
 
 _FIRST_SECOND: Final = 1.0  # 0 is NEVER
 _NOTE_AGAIN_SECONDS: Final = 60.0
+_LONGEST_INTERVAL: Final = 0xFFFF_FFFF  # seconds
 
 
 class MomentSource(Protocol):
@@ -40,6 +41,7 @@ class StoreClock:
         self._noted = noted
         moment = source.now()
         boottime = moment.boottime_ns / 1e9
+        self._latest = boottime + _LONGEST_INTERVAL
         self.off_seconds: float | None = 0.0  # between the last note and the start of this boot; None: unknown
         if noted is None:
             self._offset = _FIRST_SECOND - boottime
@@ -55,8 +57,8 @@ class StoreClock:
         return at + self._offset if at != NEVER else NEVER
 
     def from_store(self, at: float) -> float:
-        """Give the broker's time of a point in the store's."""
-        return at - self._offset if at != NEVER else NEVER
+        """Give the broker's time of a point in the store's, at most the longest interval of MQTT from the start."""
+        return min(at - self._offset, self._latest) if at != NEVER else NEVER
 
     def note(self) -> ClockRow | None:
         """Give the instant if it is time to note it again: it takes part in a commit that happens anyway."""

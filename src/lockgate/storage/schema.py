@@ -68,4 +68,5 @@ SCHEMA: Final = Schema(
         );
     """,
     tables=("clock", "sessions", "subscriptions", "messages", "deliveries", "received", "retained", "wills"),
+    keeps_bad_text=True,
 )

@@ -1,18 +1,20 @@
-"""How a Batch is written, and how rows become what the broker knows again."""
+"""What is asked of the store's file: how a Batch is written, how a queue is read."""
 
 from __future__ import annotations
 
+import logging
 import sqlite3
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-from lockgate.broker.ports import Delivery, Message
-from lockgate.mqtt.packets import PUBLISH
-from lockgate.mqtt.properties import decode_properties
+from lockgate.broker.ports import Delivery
 from lockgate.sqlite.bulk import Statement, execute_rows
+from lockgate.sqlite.database import text_or_bytes
 from lockgate.storage.changes import Batch
 from lockgate.storage.clock import ClockRow, StoreClock
+from lockgate.storage.rows import DELIVERY_COLUMNS, UnusableRow, read_delivery
 from lockgate.storage.schema import MESSAGE_COLUMNS, PACKET_ID_BITS, POSITION_BITS
+
+log = logging.getLogger(__name__)
 
 
 def _insert(table: str, key: str, columns: str) -> Statement:
@@ -21,6 +23,10 @@ def _insert(table: str, key: str, columns: str) -> Statement:
     changed = ", ".join(f"{name} = excluded.{name}" for name in names if name not in key.split(", "))
     row = f"({', '.join('?' * len(names))})"
     return Statement(f"INSERT INTO {table} ({columns}) VALUES ", row, f" ON CONFLICT ({key}) DO UPDATE SET {changed}")
+
+
+def _of(table: str, columns: str) -> str:
+    return ", ".join(f"{table}.{column}" for column in columns.split(", "))
 
 
 # In the order in which they are run: what ended makes room for what has the same name.
@@ -58,16 +64,13 @@ _END_SESSIONS: Final = (
 _PURGE: Final = """
     DELETE FROM deliveries WHERE id IN (SELECT id FROM deliveries WHERE id >= ? AND id < ? ORDER BY id LIMIT ?)
 """
-_WANTED: Final = """
-    SELECT deliveries.id, deliveries.qos, deliveries.retain, identifier, share, packet_id, state, message,
-        topic, payload, properties, messages.qos, messages.retain, expires_at, arrived_at, publisher
-    FROM deliveries JOIN messages ON messages.id = message
-    WHERE deliveries.id > ? AND deliveries.id < ? ORDER BY deliveries.id LIMIT ?
+# The message of a delivery may be missing where the file was damaged.
+DELIVERIES: Final = f"""
+    SELECT deliveries.id, {_of("deliveries", DELIVERY_COLUMNS)}, {_of("messages", MESSAGE_COLUMNS)}
+    FROM deliveries LEFT JOIN messages ON messages.id = deliveries.message
 """
-IN_FLIGHT: Final = _WANTED.replace(
-    "WHERE deliveries.id > ? AND deliveries.id < ? ORDER BY deliveries.id LIMIT ?",
-    "WHERE packet_id != 0 ORDER BY deliveries.id",
-)
+_WANTED: Final = f"{DELIVERIES} WHERE deliveries.id > ? AND deliveries.id < ? ORDER BY deliveries.id LIMIT ?"
+IN_FLIGHT: Final = f"{DELIVERIES} WHERE packet_id != 0 ORDER BY deliveries.id"
 
 
 def write(connection: sqlite3.Connection, batch: Batch) -> None:
@@ -93,28 +96,28 @@ def purge(connection: sqlite3.Connection, number: int, limit: int) -> bool:
     return connection.execute(_PURGE, (first, first + (1 << POSITION_BITS), limit)).rowcount < limit
 
 
-def wanted(connection: sqlite3.Connection, number: int, after: int, limit: int) -> list[Sequence[Any]]:
-    """Read rows of a queue behind a position, for `read_delivery`."""
+def wanted(
+    connection: sqlite3.Connection, number: int, after: int, limit: int, clock: StoreClock
+) -> tuple[list[Delivery], list[int]]:
+    """Read deliveries of a queue behind a position; rows that are of no use are removed, and given apart."""
+    connection.text_factory = text_or_bytes
     first = number << POSITION_BITS
-    return connection.execute(_WANTED, (first + after, first + (1 << POSITION_BITS), limit)).fetchall()
-
-
-def read_delivery(row: Sequence[Any], clock: StoreClock) -> Delivery:
-    """Make a Delivery of a row."""
-    number, qos, retain, identifier, share, packet_id, state, stored_message = row[:8]
-    position = number & (1 << POSITION_BITS) - 1
-    delivery = Delivery(read_message(row[8:], clock), qos, bool(retain), identifier, position, share)
-    delivery.packet_id = packet_id
-    delivery.state = state
-    delivery.stored_message = stored_message
-    return delivery
-
-
-def read_message(row: Sequence[Any], clock: StoreClock) -> Message:
-    """Make a Message of the columns of one."""
-    topic, payload, encoded, qos, retain, expires_at, arrived_at, publisher = row
-    properties = decode_properties(encoded, 0, len(encoded), 1 << PUBLISH)[0] if encoded is not None else None
-    expires_at = clock.from_store(expires_at)
-    message = Message(topic, payload, qos, bool(retain), properties, expires_at, publisher)
-    message.arrived_at = clock.from_store(arrived_at)
-    return message
+    at, end = first + after, first + (1 << POSITION_BITS)
+    found: list[Delivery] = []
+    unusable: list[int] = []
+    while len(found) < limit:
+        rows = connection.execute(_WANTED, (at, end, limit - len(found))).fetchall()
+        asked = limit - len(found)
+        for row in rows:
+            try:
+                found.append(read_delivery(row, clock))
+            except UnusableRow as error:
+                if not unusable:
+                    log.error("messages that waited in the store are damaged, first row %d: %s", row[0], error)
+                unusable.append(row[0])
+        if len(rows) < asked:
+            break
+        at = rows[-1][0]
+    if unusable:
+        execute_rows(connection, STATEMENTS["delivered"], unusable)
+    return found, unusable

@@ -13,21 +13,20 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from lockgate.broker.ports import Keeper, StoreAnswers
+from lockgate.broker.ports import Delivery, Keeper, StoreAnswers
 from lockgate.mqtt import reason_codes
-from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer, open_database
-from lockgate.sqlite.database import is_damage
+from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer
+from lockgate.sqlite.database import FAILURES, is_damage, told
 from lockgate.storage import statements
 from lockgate.storage.changes import Batch, Changes
-from lockgate.storage.clock import MomentSource, StoreClock
+from lockgate.storage.clock import MomentSource
 from lockgate.storage.importing import UnreadableStore, import_once
-from lockgate.storage.restore import Summary, read_clock, read_numbers, restore
-from lockgate.storage.schema import SCHEMA
+from lockgate.storage.restore import Stored, Summary, open_stored, read_stored
 from lockgate.storage.wear import Wear, written_by_thread
 
 log = logging.getLogger(__name__)
@@ -55,11 +54,12 @@ class _Commit:
 
 
 class _Result:
-    __slots__ = ("found", "purged", "written")
+    __slots__ = ("found", "left_out", "purged", "written")
 
     def __init__(self) -> None:
         self.written: int | None = None  # bytes, by this thread before this commit; None where nobody tells
-        self.found: list[list[Sequence[Any]]] = []
+        self.found: list[list[Delivery]] = []
+        self.left_out = 0  # deliveries that could not be read
         self.purged: list[int] = []
 
 
@@ -82,6 +82,8 @@ class SqliteStore:
     ) -> None:
         self.folder = folder
         self.path = folder / FILE_NAME
+        # There after a commit met damage: the next start compares the indexes too, which takes long.
+        self._doubt = folder / f"{FILE_NAME}.doubtful"
         self.damage: Damage | None = None
         self.sync_seconds = 0.0  # of one small write on this disk, as measured at the start
         self._answers = answers
@@ -99,6 +101,7 @@ class SqliteStore:
         self._commit: _Commit | None = None
         self._unwritten: list[Batch] = []  # of commits that failed, the oldest first
         self._failures = 0  # in a row
+        self._problem = ""  # of the last one
         self._retry_at = 0.0
         self._closing = False
         self.wear = Wear()
@@ -111,16 +114,19 @@ class SqliteStore:
         self._lock.acquire()
         try:
             with self._explained():
-                connection, self.damage = open_database(self.path, SCHEMA, check_limit_bytes=_CHECKED_BYTES)
-                with contextlib.closing(connection):
-                    self.clock = StoreClock(self._source, read_clock(connection))
-                    numbers, next_number, next_message_id, orphans = read_numbers(connection, self.damage is not None)
+                stored, self.damage = open_stored(
+                    self.path, self._source, check_limit_bytes=_CHECKED_BYTES, thorough=self._doubt.exists()
+                )
+            self._doubt.unlink(missing_ok=True)
             self.sync_seconds = _measure_sync(self.folder)
         except BaseException:
             self._lock.release()
             raise
-        self._purging = orphans
-        self.changes = Changes(numbers, next_number, next_message_id)
+        self._stored: Stored | None = stored
+        self.clock = stored.clock
+        self.left_out = stored.summary.left_out
+        self._purging = stored.orphans
+        self.changes = Changes(stored.numbers, stored.next_number, stored.next_message_id)
         self._writer = Writer(self._connect, "broker")
         # The calls that come most often go straight to where they are collected.
         self.append = self.changes.append
@@ -131,10 +137,13 @@ class SqliteStore:
 
     def restore(self, keeper: Keeper) -> Summary:
         """Hand all that is stored to its keeper, also what Mosquitto left; deliveries that were not sent stay there."""
+        stored, self._stored = self._stored, None
+        assert stored is not None, "restored twice"
         with self._explained():
-            self._take_over(self._persistence_file)
-            with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
-                summary = restore(connection, self.clock, keeper)
+            if self._take_over(self._persistence_file, stored):
+                with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+                    stored = read_stored(connection, self._source)
+        summary = stored.hand_over(keeper)
         log.info(
             "restored %d sessions, %d subscriptions, %d queued and %d retained messages from %s in %.1f s",
             summary.sessions,
@@ -156,17 +165,14 @@ class SqliteStore:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            raise OSError(errno.EIO, f"the store {self.path} cannot be used: {error}") from error
+        except FAILURES as error:
+            raise OSError(errno.EIO, f"the store {self.path} cannot be used: {told(error)}") from error
 
-    def _take_over(self, persistence_file: str) -> None:
+    def _take_over(self, persistence_file: str, stored: Stored) -> bool:
         """Write what Mosquitto left in the folder into this store, once; a file that cannot be read is left alone."""
         moment = self._source.now()
-        known = sqlite3.connect(self.path, isolation_level=None)
-        with contextlib.closing(known):
-            retained = {topic for (topic,) in known.execute("SELECT topic FROM retained")}
         try:
-            import_once(
+            report = import_once(
                 self.folder,
                 persistence_file,
                 self,
@@ -175,10 +181,12 @@ class SqliteStore:
                 moment.wall_ns / 1e9 if moment.clock_ok else None,
                 self._sync,
                 known_sessions=self.changes.numbers,
-                known_retained=retained,
+                known_retained=stored.retained,
             )
+            return report is not None
         except UnreadableStore as error:
             log.error("Mosquitto's store is not taken over: %s; the broker starts without it", error)
+            return False
 
     def _sync(self) -> None:
         """Write everything before returning. Raises sqlite3.Error."""
@@ -228,6 +236,7 @@ class SqliteStore:
             "persistence": True,
             "path": str(self.path),
             "failing": self._failures > 0,
+            "error": self._problem if self._failures else None,
             "sync_ms": round(self.sync_seconds * 1000, 3),
             "safe_rate": round(1 / self.sync_seconds) if self.sync_seconds else None,
             "last_commit_ms": round(writer.sync_ms, 3),
@@ -236,7 +245,8 @@ class SqliteStore:
             "message_bytes": self.wear.prefixes,
             "last_hour": self.wear.last_hour(),
             "waiting_changes": self.changes.count,
-            "damage": None if self.damage is None else self.damage.finding,
+            "damage": None if self.damage is None else f"{self.damage.finding}; set aside as {self.damage.path}",
+            "left_out": dict(self.left_out),
         }
 
     def _connect(self) -> sqlite3.Connection:
@@ -292,13 +302,16 @@ class SqliteStore:
             return
 
     def _is_time(self) -> bool:
-        if self._is_due or self._wanted or self._unwritten or self._answers.awaited > self._committed:
-            return True
-        if self.changes.count >= self._flush_changes:
+        if self._wanted or self._must_write():
             return True
         if self.changes.wakes and self._timer is None and self._loop is not None:
             self._timer = self._loop.call_later(self._flush_seconds, self._flush_later)
         return False
+
+    def _must_write(self) -> bool:
+        if self._is_due or self._unwritten or self._answers.awaited > self._committed:
+            return True
+        return self.changes.count >= self._flush_changes
 
     def _flush_later(self) -> None:
         self._timer = None
@@ -309,13 +322,15 @@ class SqliteStore:
 
     def _begin(self) -> None:
         changes = self.changes
+        # What is wanted has to be found, also what is new; acknowledgements alone do not make the disk sync for that.
+        writes = changes.wakes or self._must_write()
         self._is_due = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         batches = self._unwritten
         self._unwritten = []
-        if not changes.is_void:
+        if writes and not changes.is_void:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
             batches.append(changes.take(self.clock.to_store(1.0) - 1.0))
         wanted = [
             (client_id, changes.numbers[client_id], after, limit)
@@ -338,7 +353,9 @@ class SqliteStore:
                     break
                 result.purged.append(number)
             for _client_id, number, after, limit in wanted:
-                result.found.append(statements.wanted(connection, number, after, limit))
+                found, unusable = statements.wanted(connection, number, after, limit, self.clock)
+                result.found.append(found)
+                result.left_out += len(unusable)
             return result
 
         commit.future = self._writer.submit(work)
@@ -369,8 +386,10 @@ class SqliteStore:
             self.wear.count(commit.batches, result.written)
         if commit.batches or recovers:
             self._answers.committed(self._committed)
-        for (client_id, _number, _after, _limit), rows in zip(commit.wanted, result.found, strict=True):
-            self._answers.loaded(client_id, [statements.read_delivery(row, self.clock) for row in rows])
+        if result.left_out:
+            self.left_out["deliveries"] += result.left_out
+        for (client_id, _number, _after, _limit), found in zip(commit.wanted, result.found, strict=True):
+            self._answers.loaded(client_id, found)
 
     def _fail(self, commit: _Commit, problem: BaseException) -> None:
         """Keep everything to be written again: nothing of it was confirmed (DESIGN §6)."""
@@ -382,12 +401,15 @@ class SqliteStore:
             self._loop.call_later(pause, self._answers.wake)
         cause = problem.__cause__ if isinstance(problem, CommitFailed) else problem
         if cause is not None and is_damage(cause):
+            with contextlib.suppress(OSError):
+                self._doubt.touch()
             self._answers.store_damaged(f"the store {self.path} is damaged: {cause}")
             return
         full = getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
         if not self._failures:
             log.error("%s cannot be written: %s; nothing is acknowledged until it can", self.path, problem)
         self._failures += 1
+        self._problem = str(problem)
         code = reason_codes.QUOTA_EXCEEDED if full else reason_codes.IMPLEMENTATION_SPECIFIC_ERROR
         self._answers.store_failed(code)
 

@@ -394,3 +394,23 @@ def test_damage_while_it_serves_is_told(disk: Disk) -> None:
     disk.commit(4001)
     assert "is damaged: database disk image is malformed" in disk.owner.damaged
     assert disk.owner.commits == [2001]
+
+
+def test_acknowledgements_alone_do_not_sync_for_what_is_wanted(disk: Disk) -> None:
+    store = disk.start()
+    session(store, 1)
+    for position in range(1, 11):
+        append(store, 1 + position, "s", position, message(b"%d" % position))
+    disk.commit(11)
+    for position in range(1, 6):
+        store.acknowledge(11 + position, "s", position)
+    store.want("s", 5, 10)
+    disk.commit(0)
+    assert [one.message.payload for one in disk.owner.found[0][1]] == [b"6", b"7", b"8", b"9", b"10"]
+    assert store.status()["commits"] == 1
+    append(store, 17, "s", 11, message(b"11"))
+    store.want("s", 10, 10)
+    disk.commit(0)
+    assert [one.message.payload for one in disk.owner.found[1][1]] == [b"11"]
+    assert store.status()["commits"] == 2
+    assert len(disk.rows("deliveries")) == 6
