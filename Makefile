@@ -44,13 +44,15 @@ bench: $(VENV)/installed ## us and Debian's mosquitto, side by side
 FUZZ_PACKETS ?= 10000000
 FUZZ_CASES ?= 3000
 FUZZ_SECONDS ?= 60
-fuzz: $(VENV)/installed ## ten million packets of two clients; differential, guided by coverage, properties
+FAULT_ROUNDS ?= 200
+fuzz: $(VENV)/installed ## ten million packets of two clients; differential, guided by coverage, properties, faults
 	$(BIN)/python -m tests.fuzz --packets $(FUZZ_PACKETS)
 	DIFFERENTIAL_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/fuzz/test_differential.py -p no:timeout -s
 	for target in decoder properties topics websocket proxy; do \
 	  PYTHONPATH=$(CURDIR)/src $(BIN)/python -m tests.fuzz.guided $$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 || exit 1; \
 	done
 	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m pytest tests/properties --hypothesis-seed=random -p no:timeout $(PYTEST_ARGS)
+	FAULT_ROUNDS=$(FAULT_ROUNDS) $(BIN)/python -m pytest tests/faults -k test_broker_ -s $(PYTEST_ARGS)
 
 mutate: $(VENV)/locked ## what the tests of mqtt/ and broker/ do not notice; ARGS="--sample 300 --seed 1" for a quick look
 	PYTHONHASHSEED=0 PYTHONPATH=$(CURDIR)/src $(BIN)/python -m tests.mutation $(ARGS)

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Installs the foreign MQTT programs the interoperability tests talk to: Debian's mosquitto and its clients, mqtt.js,
-# openssl and curl.
+# openssl and curl; and, for root, what makes the disks whose power the fault tests cut.
 set -eu
 cd "$(dirname "$0")"
-PATH="$PATH:/usr/sbin"
+PATH="$PATH:/usr/sbin:/sbin"
 
 packages=
 command -v mosquitto >/dev/null || packages="$packages mosquitto"
@@ -12,6 +12,11 @@ command -v node >/dev/null || packages="$packages nodejs"
 command -v npm >/dev/null || packages="$packages npm"
 command -v openssl >/dev/null || packages="$packages openssl"
 command -v curl >/dev/null || packages="$packages curl"
+if [ "$(id -u)" = 0 ]; then # disks of our own need root, so nobody else needs these
+    command -v mkfs.ext4 >/dev/null || packages="$packages e2fsprogs"
+    command -v mkfs.xfs >/dev/null || packages="$packages xfsprogs"
+    command -v losetup >/dev/null || packages="$packages mount"
+fi
 if [ -n "$packages" ]; then
     if [ "$(id -u)" != 0 ]; then
         echo "not root: install these Debian packages first:$packages" >&2

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -32,17 +35,24 @@ class Gateway:
             f'[broker]\nmosquitto_conf = "mosquitto.conf"\n[processor]\nurl = "{self.url}"\n{toml}\n'
         )
         self.sockets = folder / "data" / "run"
+        self.environment: dict[str, str] = {}  # further variables of the services
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, service: str) -> None:
-        """Start a service and wait until it says it is ready."""
+    def launch(self, service: str) -> subprocess.Popen[bytes]:
+        """Start a service and do not wait."""
         with self.log.open("ab") as stream:
             process = subprocess.Popen(
                 [sys.executable, "-m", "lockgate", "run", "--config", str(self.toml), service],
                 stdout=stream,
                 stderr=stream,
+                env=os.environ | self.environment,
             )
         self._processes[service] = process
+        return process
+
+    def start(self, service: str) -> None:
+        """Start a service and wait until it says it is ready."""
+        process = self.launch(service)
         if service == "broker":
             wait_for_port(self.port, process, self.log)
         deadline = time.monotonic() + 15
@@ -53,11 +63,32 @@ class Gateway:
                 pytest.fail(f"{service} does not get ready: {self.log.read_text(errors='replace')}")
             time.sleep(0.02)
 
+    @contextlib.contextmanager
+    def running(self, *services: str) -> Iterator[Self]:
+        """Start services, and end all that run however this goes."""
+        try:
+            for service in services:
+                self.start(service)
+            yield self
+        finally:
+            self.stop_all()
+
     def kill(self, service: str) -> None:
         """kill -9 a service."""
         process = self._processes.pop(service)
         process.send_signal(signal.SIGKILL)
         process.wait(10)
+
+    def freeze(self, service: str) -> None:
+        """Stop a service where it stands: it says nothing any more. What its threads have asked the kernel for goes on.
+
+        Only `kill` may follow.
+        """
+        process = self._processes[service]
+        process.send_signal(signal.SIGSTOP)
+        stat = Path(f"/proc/{process.pid}/stat")
+        while stat.read_bytes().rpartition(b")")[2].split()[0] != b"T":
+            assert process.poll() is None
 
     def signal(self, service: str, number: signal.Signals) -> None:
         """Send a signal to a service."""
@@ -79,3 +110,9 @@ class Gateway:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def durable_broker(folder: Path, store: Path, *mosquitto_conf: str) -> Gateway:
+    """A broker, not started yet, that keeps everything in the folder `store` and limits no queue."""
+    settings = ["persistence true", f"persistence_location {store}/", "max_queued_messages 0", *mosquitto_conf]
+    return Gateway(folder, mosquitto_conf=settings)

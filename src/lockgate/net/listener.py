@@ -45,6 +45,7 @@ class Listener:
         self.broker = broker
         self.nodelay = common.set_tcp_nodelay
         self.streams: set[Stream] = set()
+        self.is_closed = False
         self._servers: list[asyncio.AbstractServer] = []
         self._bound: list[socket.socket] = []
         self._inode = 0  # of our Unix socket
@@ -117,10 +118,7 @@ class Listener:
             log.info("New connection from %s on %s.", peer, place)
 
     def _accept(self) -> Stream:
-        stream = self._layered(self, [make() for make in self._layers]) if self._layers else Stream(self)
-        stream.refused = self.is_full()
-        self.streams.add(stream)
-        return stream
+        return self._layered(self, [make() for make in self._layers]) if self._layers else Stream(self)
 
     def reload(self) -> None:
         """Read certificates, keys and revocation lists again, for the connections that come."""
@@ -135,6 +133,7 @@ class Listener:
 
     def close(self) -> None:
         """Accept nothing more and close what was accepted."""
+        self.is_closed = True
         for server in self._servers:
             server.close()
         for stream in list(self.streams):

@@ -34,7 +34,6 @@ class Stream(asyncio.Protocol):
         "_socket",
         "_transport",
         "connection",
-        "refused",
     )
 
     def __init__(self, listener: Listener) -> None:
@@ -46,7 +45,6 @@ class Stream(asyncio.Protocol):
         self._linger: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
         self.connection: Connection
-        self.refused = False  # the listener has max_connections already
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Introduce an accepted socket to the broker."""
@@ -63,10 +61,13 @@ class Stream(asyncio.Protocol):
         # Behind a PROXY header stands another address, which is counted then.
         address = name[0] if is_network and not listener.config.proxy_protocol else ""
         self.connection = self._broker.admit(self, peer, listener.limits, address)
-        if self.refused:
+        if listener.is_full():
             self.connection.close("max_connections of the listener is reached")
+        listener.streams.add(self)
         if self.connection.is_closing:
             self._broker.flush()
+        if listener.is_closed:  # it was accepted just before
+            self.close()
 
     def _announce(self, peer: str) -> None:
         self._listener.announce(peer)

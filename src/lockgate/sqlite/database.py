@@ -266,6 +266,7 @@ def _salvage_from(aside: Path, path: Path, schema: Schema, finding: str) -> Dama
     target = sqlite3.connect(fresh, isolation_level=None)
     source = sqlite3.connect(aside, isolation_level=None)
     source.text_factory = _legible
+    source.execute("PRAGMA writable_schema = ON")  # or a file that is shorter than its header says is not read at all
     try:
         target.execute("PRAGMA synchronous = FULL")
         create_tables(target, schema, fresh)

@@ -333,3 +333,13 @@ async def test_many_that_search_at_length_take_turns(monkeypatch: pytest.MonkeyP
         for reader in readers:
             topics = [await reader.receive() for _number in range(100)]
             assert len({one.topic for one in topics if isinstance(one, Publish)}) == 100
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_stop_may_come_while_a_connection_is_accepted(turns: int) -> None:
+    """At some turn of the loop the socket is accepted and its stream does not know it yet."""
+    async with serving() as service:
+        client = socket.create_connection(("127.0.0.1", service.listeners[0].port))
+        for _turn in range(turns):
+            await asyncio.sleep(0)
+    client.close()  # `serving` has raised what went wrong with the stop
