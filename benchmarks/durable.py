@@ -24,7 +24,9 @@ EACH_CHANGE = PERSISTENT + "autosave_on_changes true\nautosave_interval 1\n"
 _AS_ROOT = "user root\n" if os.geteuid() == 0 else ""  # else it may not write in the folder
 SESSIONS = 10_000
 MESSAGES_EACH = 10
+QUEUED = 900_000
 _OFFLINE = load.Scenario("fan-in", PUBLISHERS, 1, 1, True)
+_PINGREQ = b"\xc0\x00"
 _LONE = 200  # messages, each sent when the one before is acknowledged
 
 
@@ -42,9 +44,14 @@ def main(seconds: float = 3.0, wear_seconds: float = 20.0) -> None:
         ]
     print(f"sync of 4 KiB on this disk: {_sync_seconds() * 1e3:.2f} ms (median)")
     print(f"\nQoS 1 from {PUBLISHERS} publishers for a durable session that is away, windows of 20")
-    print(f"{'':<24}{'acknowledged/s':>16}{'CPU s/M':>9}{'busy':>6}{'bytes/message':>15}{'left after kill -9':>20}")
+    heads = f"{'acknowledged/s':>16}{'CPU s/M':>9}{'busy':>6}{'bytes/message':>15}{'ping p99 ms':>13}"
+    print(f"{'':<24}{heads}{'left after kill -9':>20}")
     for program in durable:
         _rate(program, seconds)
+    print(f"\nthe same until {QUEUED:,} messages wait, and all of them to the session when it returns")
+    print(f"{'':<24}{'MiB before':>11}{'MiB after':>11}{'delivered/s':>13}")
+    for program in durable[:2]:
+        _long_queue(program)
     print("\none QoS 1 message at a time, each after the acknowledgement of the one before")
     print(f"{'':<24}{'p50 ms':>9}{'p99 ms':>9}")
     for program in durable:
@@ -82,32 +89,47 @@ def _rate(program: Program, seconds: float) -> None:
         folder = Path(name)
         with brokers.running(program, folder) as broker:
             _absent(broker)
-            acknowledged, took, used, written = _publish(broker, seconds)
+            acknowledged, took, used, written, ping = _publish(broker, seconds)
             broker.kill()
         with brokers.running(program, folder) as broker:
             left = _drain(broker, acknowledged)
     print(
         f"{program.name:<24}{acknowledged / took:>16,.0f}{used / acknowledged * 1e6:>9.2f}{used / took:>6.0%}"
-        f"{written / acknowledged:>15,.0f}{left / acknowledged:>20.1%}",
+        f"{written / acknowledged:>15,.0f}{ping * 1e3:>13.1f}{left / acknowledged:>20.1%}",
         flush=True,
     )
 
 
-def _publish(broker: Running, seconds: float) -> tuple[int, float, float, int]:
-    """Publish as fast as windows allow; give acknowledgements, seconds, processor seconds and bytes written."""
+def _publish(broker: Running, seconds: float) -> tuple[int, float, float, int, float]:
+    """Publish as fast as windows allow.
+
+    Gives acknowledgements, seconds, processor seconds, bytes written, and the p99 of what another client's PINGREQ
+    waited for its answer meanwhile, which counts the generator's own delays, too.
+    """
     publishers = [load.Publisher(load.connect(broker.port, f"p{n}"), _OFFLINE, n) for n in range(PUBLISHERS)]
     by_fd = {publisher.sock.fileno(): publisher for publisher in publishers}
     poll = select.epoll()
     for fd in by_fd:
         poll.register(fd, select.EPOLLIN)
+    other = load.connect(broker.port, "other")
+    poll.register(other.fileno(), select.EPOLLIN)
+    pings: list[float] = []
     written = broker.bytes_written()
     used = broker.cpu_seconds()
     started = time.perf_counter()
     until = started + seconds
     acknowledged = 0
     sent = sum(publisher.publish() for publisher in publishers)
+    other.sendall(_PINGREQ)
+    asked = time.perf_counter()
     while acknowledged < sent:
         for fd, _event in poll.poll(10):
+            if fd == other.fileno():
+                pings.append(time.perf_counter() - asked)
+                other.recv(2, socket.MSG_WAITALL)
+                other.sendall(_PINGREQ)
+                asked = time.perf_counter()
+                continue
             publisher = by_fd[fd]
             acknowledged += publisher.read()
             if time.perf_counter() < until:
@@ -116,9 +138,23 @@ def _publish(broker: Running, seconds: float) -> tuple[int, float, float, int]:
     used = broker.cpu_seconds() - used
     written = broker.bytes_written() - written
     poll.close()
-    for publisher in publishers:
-        publisher.sock.close()
-    return acknowledged, took, used, written
+    for sock in (other, *(publisher.sock for publisher in publishers)):
+        sock.close()
+    return acknowledged, took, used, written, sorted(pings)[len(pings) * 99 // 100]
+
+
+def _long_queue(program: Program) -> None:
+    with brokers.running(program) as broker:
+        _absent(broker)
+        before = broker.resident_bytes()
+        queued = 0
+        while queued < QUEUED:
+            queued += _publish(broker, 1.0)[0]
+        after = broker.resident_bytes()
+        started = time.perf_counter()
+        delivered = _drain(broker, QUEUED)
+        rate = delivered / (time.perf_counter() - started)
+    print(f"{program.name:<24}{before / 2**20:>11.1f}{after / 2**20:>11.1f}{rate:>13,.0f}", flush=True)
 
 
 def _drain(broker: Running, most: int) -> int:

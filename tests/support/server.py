@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
-
+from lockgate.broker import restoring
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
 from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
-from lockgate.broker.ports import Authenticator, Delivery, Store
+from lockgate.broker.ports import (
+    Authenticator,
+    Delivery,
+    Message,
+    StoredQueue,
+    StoredSession,
+    StoredSubscription,
+    StoredWill,
+)
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
@@ -30,6 +36,8 @@ from lockgate.mqtt.packets import (
 )
 from lockgate.mqtt.properties import Properties
 from lockgate.storage.memory import MemoryStore
+from lockgate.telemetry.clock import Moment
+from tests.support.disk import Disk, DiskStore
 
 
 class Recorder:
@@ -45,14 +53,21 @@ class Recorder:
         self.lines.append(text)
 
 
-class SettlingStore(Store, Protocol):
-    """A store that gives its answers when it is told to."""
+class _Source:
+    """The clock of a server, all in one boot."""
 
-    def settle(self) -> None: ...
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def now(self) -> Moment:
+        return Moment("one boot", int(self._server.now * 1e9), int(self._server.now * 1e9), True)
 
 
 class Server:
-    """One broker. With `slow_store` the store answers only when the test calls `settle`."""
+    """One broker. With `slow_store` the store answers only when the test calls `settle`.
+
+    With a `disk` it begins with what was committed there; `crash` gives the one that begins after it.
+    """
 
     def __init__(
         self,
@@ -61,18 +76,45 @@ class Server:
         slow_store: bool = False,
         authenticator: Authenticator | None = None,
         information: ServerInformation | None = None,
-        open_store: Callable[[Server], SettlingStore] | None = None,
+        disk: Disk | None = None,
+        now: float = 1000.0,
     ) -> None:
-        self.now = 1000.0
+        self.now = now
         self.slow_store = slow_store
         self.log = Recorder()
         self.listener = listener if listener is not None else ListenerLimits(allow_anonymous=True)
         self._invented = 0
         self.store = MemoryStore(self)
-        self._kept_by: SettlingStore = self.store if open_store is None else open_store(self)
+        self.disk = disk
+        self._answering = DiskStore(self, disk, _Source(self)) if disk is not None else self.store
         limits = limits if limits is not None else Limits()
-        self.broker = Broker(limits, self._kept_by, self.log, self._invent, authenticator, information)
+        self.broker = Broker(limits, self._answering, self.log, self._invent, authenticator, information)
         self.peers: dict[int, Peer] = {}
+        if isinstance(self._answering, DiskStore):
+            self._answering.restore(self)
+        restoring.stand(self.broker, self.now)
+
+    def crash(self, limits: Limits | None = None, off_seconds: float = 0.0) -> Server:
+        """Give the server that begins after this one was killed: it knows what this one committed."""
+        limits = limits if limits is not None else self.broker.limits
+        return Server(limits, self.listener, self.slow_store, disk=self.disk, now=self.now + off_seconds)
+
+    def restore_session(
+        self,
+        client_id: str,
+        stored: StoredSession,
+        subscriptions: list[tuple[str, StoredSubscription]],
+        received: dict[int, Message],
+        queue: StoredQueue,
+    ) -> None:
+        """What `ports.Keeper` asks for, as the next two."""
+        restoring.restore_session(self.broker, client_id, stored, subscriptions, received, queue, self.now)
+
+    def restore_retained(self, message: Message) -> None:
+        restoring.restore_retained(self.broker, message, self.now)
+
+    def restore_will(self, client_id: str, will: StoredWill) -> None:
+        restoring.restore_will(self.broker, client_id, will, self.now)
 
     def _invent(self) -> str:
         self._invented += 1
@@ -100,13 +142,13 @@ class Server:
 
     def settle(self) -> None:
         """Let the store answer all that it was asked."""
-        self._kept_by.settle()
+        self._answering.settle()
         self.flush()
 
     def flush(self) -> None:
         """End a turn: what touched connections have to say reaches their peers."""
         if not self.slow_store:
-            self._kept_by.settle()
+            self._answering.settle()
         touched = self.broker.take_touched()
         while touched:
             for connection in touched:

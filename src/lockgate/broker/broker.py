@@ -136,8 +136,8 @@ class Broker:
         self.committed_number = 0
         self.awaited = 0  # commit number that some packet waits for, the highest there was
         self.store_problem = 0  # the reason code for what cannot be stored now
-        self.overfull: Session | None = None  # a standing Session that holds too much since the message routed last
-        self.withheld: dict[str, list[Connection]] = {}  # who waits for a standing Session
+        self.overfull: list[Session] = []  # standing Sessions that hold too much with the message routed last
+        self.withheld: dict[str, dict[int, Connection]] = {}  # who waits for a standing Session, by client id
         self.spent_position = 0  # of deliveries in queues that were dropped; a new Session begins behind it
         self.no_subscribers_code = 0  # of the message routed last
         # QoS 2 messages of one client between PUBREC and PUBREL
@@ -204,6 +204,8 @@ class Broker:
 
     def _let_go(self, connection: Connection) -> None:
         self.pending.pop(connection.number, None)
+        for waiting in self.withheld.values():
+            waiting.pop(connection.number, None)
         self.memory.used -= CONNECTION_BYTES
         connection.hold(-connection.held_bytes)
         connection.count_unsent(-connection.output_bytes)
@@ -219,6 +221,8 @@ class Broker:
         """Have the expiry of a Session begin now; say whether it ever comes."""
         interval = session.expiry_interval
         if interval == NEVER_EXPIRES:
+            if session.standing_bytes >= 0:
+                return False
             interval = self.limits.persistent_client_expiration
             if not interval:
                 return False
@@ -335,8 +339,8 @@ class Broker:
         """Say that every change up to this number is safe; what waited for it leaves now."""
         if number > self.committed_number:
             self.committed_number = number
-        if self.store_problem:
-            self._recover(now)
+        recovers = self.store_problem != 0
+        self.store_problem = 0
         waiting = self.waiting
         self.waiting = []
         for connection in waiting:
@@ -344,6 +348,10 @@ class Broker:
                 self.waiting.append(connection)
             if connection.backlog is not None and connection.state == CONNECTED and connection.session is not None:
                 outbound.pump(self, connection, connection.session, now)
+        if recovers:
+            for connection in list(self.connections.values()):
+                if connection.unanswered:
+                    self._close_unstored(connection, now)
 
     def store_failed(self, reason_code: int, now: float) -> None:
         """Say that nothing can be stored: who waits for it is refused, or closed when that lasts, until `committed`."""
@@ -353,18 +361,19 @@ class Broker:
         self.store_problem = reason_code
         for connection in list(self.waiting):
             connection.refuse_waiting(reason_code)
-        self.waiting = [connection for connection in self.waiting if connection.waits]
+        self.waiting = [one for one in self.waiting if one.waits and not one.is_closing]
 
-    def _recover(self, now: float) -> None:
-        self.store_problem = 0
-        self._close_waiting(now, False)
-
-    def _close_waiting(self, now: float, all_of_them: bool) -> None:
-        """Close who has no answer and gets none, or all that wait for one: they will come again and ask anew."""
+    def _close_impatient(self, now: float) -> None:
         for connection in list(self.connections.values()):
-            if connection.unanswered or (all_of_them and connection.acknowledgements_wait):
-                connection.close_with(reason_codes.QUOTA_EXCEEDED, "what it sent cannot be stored")
-                self.detach(connection, now, False)
+            if connection.unanswered or connection.waits_for_store:
+                self._close_unstored(connection, now)
+        self._store_deadline = now + self.limits.store_patience
+        self.deadlines.add(self._store_deadline, STORE, "")
+
+    def _close_unstored(self, connection: Connection, now: float) -> None:
+        """Close who has no answer: it will come again and ask anew."""
+        connection.close_with(reason_codes.QUOTA_EXCEEDED, "what it sent cannot be stored")
+        self.detach(connection, now, False)
 
     def loaded(self, client_id: str, deliveries: list[Delivery], now: float) -> None:
         """Take the answer to `Store.want`: the next deliveries of a queue, in order."""
@@ -400,10 +409,8 @@ class Broker:
             elif kind == RETAINED:
                 self._expire_retained(now)
             elif kind == STORE:
-                if self.store_problem:
-                    self._close_waiting(now, True)
-                    self._store_deadline = now + self.limits.store_patience
-                    self.deadlines.add(self._store_deadline, STORE, "")
+                if self.store_problem and at == self._store_deadline:
+                    self._close_impatient(now)
             else:
                 pending = self.wills.get(subject)
                 if pending is not None and pending[1] <= now:
@@ -462,15 +469,19 @@ class Broker:
             will = connection.will
             if will is not None and connection.session is not None:
                 connection.will = None
-                if not self.limits.keep_wills:
-                    self._publish_will(connection.session.client_id, will, now)
+                self._end_will(connection.session.client_id, will, now)
         for client_id in list(self.wills):
             message, _due = self.wills.pop(client_id)
-            if not self.limits.keep_wills:
-                self._publish_will(client_id, message, now)
+            self._end_will(client_id, message, now)
         if self.information.reference:  # said last: nothing may follow it [MQTT-3.14.4-1]
             code = self.information.redirection()
             frame = encode(Disconnect(code, Properties(server_reference=self.information.reference)), V5)
             for connection in self.connections.values():
                 if connection.version == V5 and connection.state == CONNECTED and connection.fits(frame):
                     connection.send(frame)
+
+    def _end_will(self, client_id: str, will: Message, now: float) -> None:
+        if self.limits.keep_wills:
+            self.memory.release(will)
+        else:
+            self._publish_will(client_id, will, now)

@@ -66,7 +66,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.held: deque[tuple[int, bytes]] = deque()
-        self.shut = False  # nothing leaves, whatever is committed
+        self.shut = 0  # standing Sessions that hold too much: nothing leaves, whatever is committed
 
     def release(self, committed: int) -> list[bytes]:
         """Take the packets from the front whose changes are all committed."""
@@ -325,9 +325,15 @@ class Connection:
 
     @property
     def acknowledgements_wait(self) -> bool:
-        """Whether an acknowledgement is held back until its change is committed."""
+        """Whether an acknowledgement is held back."""
         gate = self._acknowledgements
         return gate is not None and len(gate.held) > 0
+
+    @property
+    def waits_for_store(self) -> bool:
+        """Whether an acknowledgement is held back whose change is not committed."""
+        gate = self._acknowledgements
+        return gate is not None and any(commit > self.broker.committed_number for commit, _frame in gate.held)
 
     def _may_leave(self, gate: Gate | None, commit: int) -> bool:
         """Whether a packet has neither a commit to wait for nor another packet before it."""
@@ -360,19 +366,22 @@ class Connection:
         self._waits = still
         return still
 
-    def withhold(self, session: Session) -> None:
-        """Keep acknowledgements back until less waits for a standing Session than it may hold."""
-        if self._acknowledgements is None:
-            self._acknowledgements = Gate()
-        if not self._acknowledgements.shut:
-            self._acknowledgements.shut = True
-            self.broker.withheld.setdefault(session.client_id, []).append(self)
+    def withhold(self) -> None:
+        """Keep acknowledgements back until no more waits for the standing Sessions in `Broker.overfull` than may."""
+        gate = self._acknowledgements
+        if gate is None:
+            gate = self._acknowledgements = Gate()
+        for session in self.broker.overfull:
+            waiting = self.broker.withheld.setdefault(session.client_id, {})
+            if self.number not in waiting:
+                waiting[self.number] = self
+                gate.shut += 1
 
     def go_on_acknowledging(self) -> None:
-        """End `withhold`."""
+        """Say that one of the standing Sessions that this connection waits for holds less."""
         gate = self._acknowledgements
-        if gate is not None:
-            gate.shut = False
+        if gate is not None and self.state != CLOSING:
+            gate.shut -= 1
             for frame in gate.release(self.broker.committed_number):
                 self.send(frame)
 

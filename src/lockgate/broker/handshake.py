@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lockgate.broker import authentication, outbound, shedding
+from lockgate.broker import authentication, outbound, restoring, shedding
 from lockgate.broker import connection as states
 from lockgate.broker.limits import LARGEST_PACKET_BYTES
 from lockgate.broker.memory import session_bytes
@@ -179,6 +179,7 @@ def _open_session(
     if old is None:
         _forget_will(broker, client_id)  # of a Session that a restart ended
         session = Session(client_id, expiry_interval, username)
+        session.standing_bytes = restoring.standing_bytes(broker, client_id)
         if session.durable:
             session.head_position = session.last_position = broker.spent_position
         broker.sessions[client_id] = session
@@ -216,7 +217,7 @@ def _keep_will(broker: Broker, connection: Connection, session: Session, packet:
     connection.will = Message(will.topic, will.payload, will.qos, will.retain, properties, NEVER, session.client_id)
     connection.will_delay = delay
     broker.memory.hold(connection.will)
-    stored = StoredWill(connection.will, delay, connection.keep_alive_seconds, NEVER)
+    stored = StoredWill(connection.will, min(delay, session.expiry_interval), connection.keep_alive_seconds, NEVER)
     broker.store.set(broker.change(), WILLS, (session.client_id,), stored)
 
 

@@ -76,15 +76,13 @@ def handle_publish(broker: Broker, connection: Connection, session: Session, pac
                 return
         elif not refusal and _needs_store(broker, session, message):
             refusal = broker.store_problem
+            broker.decisions.record(REFUSED, session.client_id, topic, now, "the store cannot be written")
     packet_id = packet.packet_id
     if qos == 1:
         commit = 0
         if not refusal:
-            commit = routing.publish(broker, message, now)
+            commit = _route(broker, connection, message, now)
         reason_code = refusal or broker.no_subscribers_code
-        if broker.overfull is not None:
-            connection.withhold(broker.overfull)
-            broker.overfull = None
         connection.acknowledge(encode_acknowledgement(PUBACK, packet_id, reason_code, connection.version), commit)
         return
     _receive_qos_2(broker, connection, session, packet_id, message, refusal)
@@ -176,16 +174,21 @@ def handle_pubrel(
     message = _forget_received(broker, session, packet_id)
     commit = 0
     if message is not None and (message.expires_at == NEVER or message.expires_at > now):
-        commit = routing.publish(broker, message, now)
+        commit = _route(broker, connection, message, now)
     if session.durable and message is not None:
         commit = broker.change()
         broker.store.delete(commit, RECEIVED, (session.client_id, str(packet_id)))
         if not broker.router.acknowledges_on_disk(message.topic):
             commit = 0
-    if broker.overfull is not None:
-        connection.withhold(broker.overfull)
-        broker.overfull = None
     connection.acknowledge(encode_acknowledgement(PUBCOMP, packet_id, 0, connection.version), commit)
+
+
+def _route(broker: Broker, connection: Connection, message: Message, now: float) -> int:
+    """Hand a message to its receivers; the publisher's acknowledgements wait where one of them holds too much."""
+    commit = routing.publish(broker, message, now)
+    if broker.overfull:
+        connection.withhold()
+    return commit
 
 
 def _resolve_alias(connection: Connection, topic: str, alias: int) -> str:

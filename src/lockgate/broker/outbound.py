@@ -255,7 +255,7 @@ def _enqueue(
         return commit
     _count_in(broker, session, message)
     if session.standing_bytes > 0 and session.queued_bytes > session.standing_bytes:
-        broker.overfull = session
+        broker.overfull.append(session)
     queue = session.queue
     if queue is None:
         queue = session.queue = deque()
@@ -266,7 +266,7 @@ def _enqueue(
         session.head_position = delivery.position
     queue.append(delivery)
     broker.memory.hold_delivery(message)
-    total = broker.limits.total_queued_messages if not broker.limits.queue_head else 0
+    total = shedding.most_queued(broker)
     if broker.memory.is_spent() or (total and broker.queued_count > total):
         shedding.shed(broker, now)
     return commit
@@ -387,8 +387,16 @@ def _count_out(broker: Broker, session: Session, message: Message) -> None:
     session.queued_bytes -= message.size()
     broker.queued_count -= 1
     if broker.withheld and session.queued_bytes <= session.standing_bytes:
-        for connection in broker.withheld.pop(session.client_id, ()):
-            connection.go_on_acknowledging()
+        _end_withholding(broker, session)
+
+
+def _end_withholding(broker: Broker, session: Session) -> None:
+    """Acknowledge what waited for a standing Session."""
+    for connection in broker.withheld.pop(session.client_id, _NOBODY).values():
+        connection.go_on_acknowledging()
+
+
+_NOBODY: Final[dict[int, Connection]] = {}
 
 
 def done(broker: Broker, session: Session, delivery: Delivery) -> None:
@@ -425,34 +433,38 @@ def pump(broker: Broker, connection: Connection, session: Session, now: float) -
 def take_loaded(broker: Broker, session: Session, deliveries: list[Delivery], now: float) -> None:
     """Put what the store gave behind the head of a queue and send as far as possible.
 
-    When it has nothing, although there was something to be had, a damaged store has lost it.
+    When it has nothing, although there was something to be had, a damaged store has lost it. How much it has lost is
+    known when the head reaches the end of the queue.
     """
     asked_position = session.asked_position
     session.asked_position = 0
     if session.queue is None:
         session.queue = deque()
     if not deliveries and session.head_position < asked_position:
-        _give_up_lost(broker, session, asked_position)
+        session.head_position = asked_position
     for delivery in deliveries:
         if delivery.position > session.head_position:
             session.queue.append(delivery)
             broker.memory.hold_delivery(delivery.message)
             session.head_position = delivery.position
+    if session.head_position == session.last_position:
+        _give_up_lost(broker, session, session.queue)
     if session.connection is not None:
         pump(broker, session.connection, session, now)
 
 
-def _give_up_lost(broker: Broker, session: Session, asked_position: int) -> None:
-    """Go on behind deliveries that the store should have had."""
-    session.head_position = asked_position
-    in_head = len(session.queue) if session.queue is not None else 0
-    lost = session.queued_count - in_head - (session.last_position - asked_position)
-    if lost <= 0:
+def _give_up_lost(broker: Broker, session: Session, queue: deque[Delivery]) -> None:
+    """Go on without deliveries that should wait and are neither in the head nor in the store."""
+    lost = session.queued_count - len(queue)
+    if not lost:
         return
     broker.log.warning(f"The store has lost {lost} messages that waited for client {printable(session.client_id)}.")
     broker.statistics.lost += lost
-    session.queued_count -= lost
     broker.queued_count -= lost
+    session.queued_count = len(queue)
+    session.queued_bytes = sum(delivery.message.size() for delivery in queue)
+    if session.queued_bytes <= session.standing_bytes:
+        _end_withholding(broker, session)
 
 
 def _pump_backlog(broker: Broker, connection: Connection, session: Session, backlog: Backlog, now: float) -> None:
@@ -545,7 +557,8 @@ def to_hand_on(session: Session) -> list[Delivery]:
 
 
 def let_go(broker: Broker, session: Session) -> None:
-    """Give back what a Session that ends holds."""
+    """Give back what a Session that ends holds; whoever waited for it need not any more."""
+    _end_withholding(broker, session)
     memory = broker.memory
     broker.queued_count -= session.queued_count
     for delivery in session.in_flight.values():

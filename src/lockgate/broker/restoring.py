@@ -39,6 +39,7 @@ def restore_session(
     """Take a Session back; its expiry begins now if it was connected when it was last stored."""
     session = Session(client_id, stored.expiry_interval, stored.username)
     session.durable = True
+    session.disconnected_at = now
     broker.sessions[client_id] = session
     broker.memory.used += session_bytes(client_id, stored.username)
     for requested_filter, options in subscriptions:
@@ -56,11 +57,9 @@ def restore_session(
     session.queued_count = queue.count
     session.queued_bytes = queue.size_bytes
     broker.queued_count += queue.count
-    if stored.expires_at != NEVER:
-        session.expires_at = stored.expires_at
-    else:
-        broker.expire_later(session, now)
-    if session.expires_at != NEVER:
+    if broker.expire_later(session, now):
+        if stored.expires_at != NEVER:
+            session.expires_at = stored.expires_at
         broker.watch_session(session)
 
 
@@ -92,9 +91,22 @@ def stand(broker: Broker, now: float) -> None:
 
 def stand_again(broker: Broker, client_id: str, now: float) -> None:
     """Open a standing Session anew after its client has ended it."""
+    standing = _declared(broker, client_id)
+    if standing is not None and client_id not in broker.sessions:
+        _stand(broker, standing, now)
+
+
+def standing_bytes(broker: Broker, client_id: str) -> int:
+    """Give how much may wait for a client before publishers have to; -1 when its Session is no standing one."""
+    standing = _declared(broker, client_id)
+    return standing.max_bytes if standing is not None else -1
+
+
+def _declared(broker: Broker, client_id: str) -> StandingSession | None:
     for standing in broker.limits.standing_sessions:
-        if standing.client_id == client_id and client_id not in broker.sessions:
-            _stand(broker, standing, now)
+        if standing.client_id == client_id:
+            return standing
+    return None
 
 
 def _stand(broker: Broker, standing: StandingSession, now: float) -> None:

@@ -115,10 +115,12 @@ class Router:
 def publish(broker: Broker, message: Message, now: float) -> int:
     """Retain a message if it asks for that and hand it to its receivers.
 
-    Gives the commit number that its acknowledgement has to wait for, 0 for none, and leaves the reason code for "nobody
-    is subscribed" in `broker.no_subscribers_code`.
+    Gives the commit number that its acknowledgement has to wait for, 0 for none. Leaves the reason code for "nobody is
+    subscribed" in `broker.no_subscribers_code`, and in `broker.overfull` whom its publisher has to wait for.
     """
     commit = 0
+    if broker.overfull:
+        broker.overfull = []
     message.arrived_at = now
     if message.retain:
         commit = _retain(broker, message, now)

@@ -39,8 +39,16 @@ def is_exhausted(broker: Broker, now: float) -> bool:
     return broker.memory.is_exhausted()
 
 
+def most_queued(broker: Broker) -> int:
+    """Give how many messages may be queued in all before some give way (0: any), where they all lie in memory.
+
+    Where most of them lie in the store, those that come are dropped instead.
+    """
+    return broker.limits.total_queued_messages if not broker.limits.queue_head else 0
+
+
 def _is_enough(broker: Broker) -> bool:
-    limit = broker.limits.total_queued_messages
+    limit = most_queued(broker)
     few = not limit or broker.queued_count <= limit - limit // 64
     return broker.memory.is_enough() and few
 

@@ -12,9 +12,9 @@ from lockgate.telemetry import health
 
 # What a person looks at first; --json has everything.
 _KEYS = """connections sessions publish_received publish_sent queued received logged refused quarantined duplicate
-delivered pending retried dropped dead_lettered"""
+delivered pending retried dropped dead_lettered sync_ms safe_rate syncs"""
 KEYS = frozenset(_KEYS.split())
-PROBLEMS = frozenset({"error", "last_error", "waiting", "purge_blocked"})
+PROBLEMS = frozenset({"error", "damage", "last_error", "waiting", "purge_blocked"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -476,7 +476,8 @@ class BrokerService:
         store = self._store.status()
         for name in ("sync_ms", "safe_rate", "commits", "bytes_written", "failing"):
             if name in store:
-                figures[f"store/{name}"] = store[name]
+                value = store[name]
+                figures[f"store/{name}"] = int(value) if isinstance(value, bool) else value
         return {name: str(value) for name, value in figures.items()}
 
     def status(self) -> dict[str, object]:

@@ -99,6 +99,7 @@ class SqliteStore:
         self._commit: _Commit | None = None
         self._unwritten: list[Batch] = []  # of commits that failed, the oldest first
         self._failures = 0  # in a row
+        self._problem = ""  # of the last one
         self._retry_at = 0.0
         self._closing = False
         self.wear = Wear()
@@ -228,6 +229,7 @@ class SqliteStore:
             "persistence": True,
             "path": str(self.path),
             "failing": self._failures > 0,
+            "error": self._problem if self._failures else None,
             "sync_ms": round(self.sync_seconds * 1000, 3),
             "safe_rate": round(1 / self.sync_seconds) if self.sync_seconds else None,
             "last_commit_ms": round(writer.sync_ms, 3),
@@ -236,7 +238,7 @@ class SqliteStore:
             "message_bytes": self.wear.prefixes,
             "last_hour": self.wear.last_hour(),
             "waiting_changes": self.changes.count,
-            "damage": None if self.damage is None else self.damage.finding,
+            "damage": None if self.damage is None else f"{self.damage.finding}; set aside as {self.damage.path}",
         }
 
     def _connect(self) -> sqlite3.Connection:
@@ -286,19 +288,22 @@ class SqliteStore:
                     return
             elif not self._is_time():
                 return
+            if self._failures and time.monotonic() < self._retry_at and not self._closing:
+                return
             self._begin()
             return
 
     def _is_time(self) -> bool:
-        if self._unwritten and time.monotonic() < self._retry_at and not self._closing:
-            return False
-        if self._is_due or self._wanted or self._unwritten or self._answers.awaited > self._committed:
-            return True
-        if self.changes.count >= self._flush_changes:
+        if self._wanted or self._must_write():
             return True
         if self.changes.wakes and self._timer is None and self._loop is not None:
             self._timer = self._loop.call_later(self._flush_seconds, self._flush_later)
         return False
+
+    def _must_write(self) -> bool:
+        if self._is_due or self._unwritten or self._answers.awaited > self._committed:
+            return True
+        return self.changes.count >= self._flush_changes
 
     def _flush_later(self) -> None:
         self._timer = None
@@ -309,13 +314,15 @@ class SqliteStore:
 
     def _begin(self) -> None:
         changes = self.changes
+        # What is wanted has to be found, also what is new; acknowledgements alone do not make the disk sync for that.
+        writes = changes.wakes or self._must_write()
         self._is_due = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         batches = self._unwritten
         self._unwritten = []
-        if not changes.is_void:
+        if writes and not changes.is_void:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
             batches.append(changes.take(self.clock.to_store(1.0) - 1.0))
         wanted = [
             (client_id, changes.numbers[client_id], after, limit)
@@ -360,12 +367,14 @@ class SqliteStore:
         result = commit.future.result()
         for number in result.purged:
             self._purging.remove(number)
-        if self._failures:
+        recovers = self._failures > 0
+        if recovers:
             log.info("%s can be written again", self.path)
             self._failures = 0
         if commit.batches:
             self._committed = commit.batches[-1].number
             self.wear.count(commit.batches, result.written)
+        if commit.batches or recovers:
             self._answers.committed(self._committed)
         for (client_id, _number, _after, _limit), rows in zip(commit.wanted, result.found, strict=True):
             self._answers.loaded(client_id, [statements.read_delivery(row, self.clock) for row in rows])
@@ -386,6 +395,7 @@ class SqliteStore:
         if not self._failures:
             log.error("%s cannot be written: %s; nothing is acknowledged until it can", self.path, problem)
         self._failures += 1
+        self._problem = str(problem)
         code = reason_codes.QUOTA_EXCEEDED if full else reason_codes.IMPLEMENTATION_SPECIFIC_ERROR
         self._answers.store_failed(code)
 

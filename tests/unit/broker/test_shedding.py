@@ -6,7 +6,7 @@ from collections import deque
 
 import pytest
 
-from lockgate.broker.limits import Limits
+from lockgate.broker.limits import Limits, StandingSession
 from lockgate.broker.ports import NEVER, Delivery, Message
 from lockgate.broker.session import Session
 from lockgate.mqtt.packets import PubAck, Publish
@@ -165,3 +165,16 @@ def test_while_all_is_spent_who_would_wait_gets_nothing_and_who_reads_goes_on() 
     assert waiting.messages() == [("t", b"first")]
     assert server.broker.statistics.dropped_shed == 1
     assert server.broker.queued_count == 0
+
+
+def test_what_lies_in_the_store_makes_nothing_give_way() -> None:
+    standing = StandingSession("a", ("t",))
+    server = Server(Limits(total_queued_messages=4, queue_head=4, memory_budget=100_000, standing_sessions=(standing,)))
+    publisher = server.client("p")
+    for _ in range(8):
+        publisher.publish("t", bytes(5000), 1)
+    publisher.publish("retained", bytes(27_500), 1, True)
+    queue = server.broker.sessions["a"].queue
+    assert queue is not None
+    assert len(queue) == 3
+    assert not server.broker.memory.is_exhausted()

@@ -319,6 +319,56 @@ def test_a_commit_that_fails_confirms_nothing_and_is_made_again(disk: Disk) -> N
     blocker.close()
 
 
+def test_a_question_that_fails_is_asked_again_after_a_while_and_ends_the_failure(disk: Disk) -> None:
+    store = disk.start()
+    session(store, 1)
+    session(store, 2, "ended")
+    append(store, 3, "s", 1, message())
+    append(store, 4, "ended", 1, message())
+    disk.commit(4)
+    connect = store._writer._open_connection
+
+    def broken() -> sqlite3.Connection:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    store._writer._open_connection = broken
+    store._writer.between(lambda _connection: 1 / 0).exception(10)  # it is opened anew
+    store.want("s", 0, 10)
+    disk.commit(4)
+    assert len(disk.owner.failures) == 1
+    store.settle()
+    assert store._commit is None  # not at once
+    store._writer._open_connection = connect
+    store._retry_at = 0.0
+    disk.commit(4)
+    assert disk.owner.commits == [4, 4]  # the second one says that it can be written again
+    assert [len(deliveries) for _client_id, deliveries in disk.owner.found] == [1]
+
+
+def test_what_is_left_of_an_ended_session_is_tried_again_after_a_while(disk: Disk) -> None:
+    store = disk.start()
+    session(store, 1)
+    append(store, 2, "s", 1, message())
+    disk.commit(2)
+    connect = store._writer._open_connection
+
+    def broken() -> sqlite3.Connection:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    store._purging.append(store.changes.numbers["s"])
+    store._writer._open_connection = broken
+    store._writer.between(lambda _connection: 1 / 0).exception(10)
+    disk.commit(2)
+    assert len(disk.owner.failures) == 1
+    store.settle()
+    assert store._commit is None
+    store._writer._open_connection = connect
+    store._retry_at = 0.0
+    disk.commit(2)
+    assert disk.owner.commits == [2, 2]
+    assert disk.rows("deliveries") == []
+
+
 def test_the_end_writes_what_is_left(disk: Disk) -> None:
     store = disk.start()
     store.set(1, RETAINED, ("t",), message(topic="t"))
@@ -344,3 +394,23 @@ def test_damage_while_it_serves_is_told(disk: Disk) -> None:
     disk.commit(4001)
     assert "is damaged: database disk image is malformed" in disk.owner.damaged
     assert disk.owner.commits == [2001]
+
+
+def test_acknowledgements_alone_do_not_sync_for_what_is_wanted(disk: Disk) -> None:
+    store = disk.start()
+    session(store, 1)
+    for position in range(1, 11):
+        append(store, 1 + position, "s", position, message(b"%d" % position))
+    disk.commit(11)
+    for position in range(1, 6):
+        store.acknowledge(11 + position, "s", position)
+    store.want("s", 5, 10)
+    disk.commit(0)
+    assert [one.message.payload for one in disk.owner.found[0][1]] == [b"6", b"7", b"8", b"9", b"10"]
+    assert store.status()["commits"] == 1
+    append(store, 17, "s", 11, message(b"11"))
+    store.want("s", 10, 10)
+    disk.commit(0)
+    assert [one.message.payload for one in disk.owner.found[1][1]] == [b"11"]
+    assert store.status()["commits"] == 2
+    assert len(disk.rows("deliveries")) == 6
