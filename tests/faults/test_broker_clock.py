@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from lockgate.broker import restoring
-from lockgate.broker.ports import Message, StoredQueue, StoredSession, StoredSubscription, StoredWill
 from lockgate.mqtt.packets import PubAck, Publish, Will
 from lockgate.mqtt.properties import Properties
 from lockgate.storage.store import SqliteStore
@@ -76,45 +74,29 @@ class DurableServer(Server):
         def open_store(server: Server) -> SqliteStore:
             store = SqliteStore(machine.folder, server, machine, flush_seconds=0.0)
             store.open()
-            self.disk = store
+            self.sqlite = store
             return store
 
         super().__init__(open_store=open_store)
         self.now = machine.boottime
-        self.disk.restore(self)
+        self.sqlite.restore(self)
         self.advance(0)
 
     def flush(self) -> None:
-        self.disk.flush()
+        self.sqlite.flush()
         self._await_disk()
         super().flush()
         self._await_disk()
 
     def _await_disk(self) -> None:
-        self.disk.settle()
-        while (commit := self.disk._commit) is not None:
+        self.sqlite.settle()
+        while (commit := self.sqlite._commit) is not None:
             commit.future.result(10)
-            self.disk.settle()
+            self.sqlite.settle()
 
     def abandon(self) -> None:
-        self.disk._writer.close()
-        self.disk._lock.release()
-
-    def restore_session(
-        self,
-        client_id: str,
-        stored: StoredSession,
-        subscriptions: list[tuple[str, StoredSubscription]],
-        received: dict[int, Message],
-        queue: StoredQueue,
-    ) -> None:
-        restoring.restore_session(self.broker, client_id, stored, subscriptions, received, queue, self.now)
-
-    def restore_retained(self, message: Message) -> None:
-        restoring.restore_retained(self.broker, message, self.now)
-
-    def restore_will(self, client_id: str, will: StoredWill) -> None:
-        restoring.restore_will(self.broker, client_id, will, self.now)
+        self.sqlite._writer.close()
+        self.sqlite._lock.release()
 
 
 @pytest.fixture

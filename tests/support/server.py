@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from lockgate.broker import restoring
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
@@ -10,6 +13,7 @@ from lockgate.broker.ports import (
     Authenticator,
     Delivery,
     Message,
+    Store,
     StoredQueue,
     StoredSession,
     StoredSubscription,
@@ -63,6 +67,12 @@ class _Source:
         return Moment("one boot", int(self._server.now * 1e9), int(self._server.now * 1e9), True)
 
 
+class SettlingStore(Store, Protocol):
+    """A store that gives its answers when it is told to."""
+
+    def settle(self) -> None: ...
+
+
 class Server:
     """One broker. With `slow_store` the store answers only when the test calls `settle`.
 
@@ -78,6 +88,7 @@ class Server:
         information: ServerInformation | None = None,
         disk: Disk | None = None,
         now: float = 1000.0,
+        open_store: Callable[[Server], SettlingStore] | None = None,
     ) -> None:
         self.now = now
         self.slow_store = slow_store
@@ -86,7 +97,11 @@ class Server:
         self._invented = 0
         self.store = MemoryStore(self)
         self.disk = disk
-        self._answering = DiskStore(self, disk, _Source(self)) if disk is not None else self.store
+        self._answering: SettlingStore = self.store
+        if disk is not None:
+            self._answering = DiskStore(self, disk, _Source(self))
+        elif open_store is not None:
+            self._answering = open_store(self)
         limits = limits if limits is not None else Limits()
         self.broker = Broker(limits, self._answering, self.log, self._invent, authenticator, information)
         self.peers: dict[int, Peer] = {}
