@@ -118,11 +118,10 @@ def _stand(broker: Broker, standing: StandingSession, now: float) -> None:
         session.disconnected_at = now
         broker.sessions[client_id] = session
         broker.memory.used += session_bytes(client_id, None)
-    if session.connection is None:
-        session.expiry_interval = NEVER_EXPIRES
-        session.expires_at = NEVER
+    session.expiry_interval = NEVER_EXPIRES
+    session.expires_at = NEVER
     session.standing_bytes = standing.max_bytes
-    stored = StoredSession(session.expiry_interval, NEVER, session.username)
+    stored = StoredSession(NEVER_EXPIRES, NEVER, session.username)
     broker.store.set(broker.change(), SESSIONS, (client_id,), stored)
     for topic_filter in standing.topic_filters:
         if topic_filter not in session.subscriptions:

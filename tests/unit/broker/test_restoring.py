@@ -535,6 +535,19 @@ def test_everything_is_counted_as_it_comes_back_and_as_it_goes() -> None:
     assert server.broker.queued_count == 0
 
 
+def test_what_one_receiver_has_takes_as_much_memory_as_before() -> None:
+    server = a_server()
+    receiver = durable(server)
+    server.client("p", session_expiry_interval=100).publish("t", b"in flight", 1)
+    receiver.lose()
+    publisher = durable(server, "nothing", client_id="p")
+    publisher.send(Publish("t", b"received", 2, packet_id=2), Publish("r", b"retained", 1, True, packet_id=3))
+    publisher.lose()
+    will = Will("will", b"gone", 1, properties=Properties(will_delay_interval=100, content_type="text"))
+    server.client("w", session_expiry_interval=1000, will=will).lose()
+    assert server.broker.memory.used == server.crash().broker.memory.used
+
+
 def test_a_session_is_durable_whatever_its_interval_was() -> None:
     server = a_server()
     server.settle()

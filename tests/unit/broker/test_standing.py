@@ -60,12 +60,13 @@ def take(client: Peer, count: int) -> None:
 def test_what_comes_before_the_first_connect_waits() -> None:
     server = Server(standing(StandingSession("s", ("a/#", "b"), 2)))
     publisher = server.client("p")
-    publisher.publish("a/1", b"1", 1)
+    publisher.publish("a/1", b"1", 1, True)
     publisher.publish("b", b"2", 2)
-    client = server.client("s", V3_1_1, clean_start=False)
+    client = server.client("s", V5, clean_start=False)
     assert client.connack.session_present
     first, second = client.publishes()
     assert (first.topic, first.qos, first.dup) == ("a/1", 1, False)
+    assert (first.retain, first.properties) == (False, None)
     assert (second.topic, second.qos) == ("b", 2)
 
 
@@ -90,6 +91,23 @@ def test_at_its_limit_puback_is_withheld_until_less_waits(version: int) -> None:
     take(client, 3)
     assert publisher.received() == []
     assert server.broker.withheld == {}
+
+
+def test_everybody_waits_until_no_more_waits_than_may() -> None:
+    server = Server(standing(S, max_inflight_messages=1))
+    first, second = server.client("p"), server.client("q")
+    fill(first, "s/1")
+    second.send(Publish("s/1", ten("s/1"), 1, packet_id=1))
+    client = server.client("s", V3_1_1, clean_start=False)  # 30 bytes wait beside the one in flight
+    assert (first.received(), second.received()) == ([], [])
+    take(client, 1)
+    assert (first.received(), second.received()) == ([PubAck(103)], [PubAck(1)])
+
+
+def test_the_smallest_limit_is_one() -> None:
+    publisher = Server(standing(StandingSession("s", ("s",), 1, 1))).client("p")
+    publisher.send(Publish("s", b"", 1, packet_id=1), Publish("s", b"", 1, packet_id=2))
+    assert publisher.received() == []
 
 
 def test_pubcomp_is_withheld_where_puback_would_be() -> None:
@@ -267,9 +285,11 @@ def test_whoever_takes_over_a_client_without_an_interval_gets_the_session_that_s
     assert second.messages() == [("s/1", b"x")]
 
 
-def test_it_does_not_expire_with_the_sessions_that_never_do() -> None:
-    server = Server(standing(S, persistent_client_expiration=100))
+@pytest.mark.parametrize("max_bytes", [0, 20])
+def test_it_does_not_expire_with_the_sessions_that_never_do(max_bytes: int) -> None:
+    server = Server(standing(StandingSession("s", ("s/1",), 1, max_bytes), persistent_client_expiration=100))
     server.client("s", V3_1_1, clean_start=False).lose()
+    assert server.broker.sessions["s"].watched_at == float("inf")
     server.client("p").publish("s/1", b"kept", 1)
     server.advance(1000)
     assert server.client("s", V3_1_1, clean_start=False).messages() == [("s/1", b"kept")]
@@ -315,6 +335,42 @@ def test_it_keeps_what_it_holds_and_its_bounds() -> None:
     client = server.client("s", V3_1_1, clean_start=False)
     assert [payload for _topic, payload in client.messages()] == [b"1", b"2", b"3", b"much more"]
     assert publisher.one() == PubAck(1)
+
+
+def test_it_is_stored_as_one_that_never_expires() -> None:
+    server = Server(standing(S), disk=Disk())
+    server.client("s", V5, clean_start=False)  # with an interval of 0
+    server = server.crash()
+    server.settle()
+    server = server.crash(Limits())
+    server.advance(1000)
+    assert "s" in server.broker.sessions
+
+
+def test_it_says_since_when_nobody_is_there() -> None:
+    server = Server(standing(S))
+    assert server.broker.sessions["s"].disconnected_at == server.now
+
+
+def test_a_late_answer_for_what_its_client_ended_leaves_no_gap() -> None:
+    server = Server(standing(StandingSession("s", ("s",)), queue_head=2, max_inflight_messages=1), slow_store=True)
+    publisher = server.client("p")
+    publisher.send(*(Publish("s", b"old", 1, packet_id=packet_id) for packet_id in range(1, 9)))
+    server.settle()
+    client = server.client("s", V5, clean_start=False)
+    client.send(PubAck(client.publishes()[0].packet_id))
+    assert server.broker.sessions["s"].asked_position  # the store has not answered
+    client.send(Disconnect())
+    publisher.send(*(Publish("s", b"%d" % number, 1, packet_id=10 + number) for number in range(8)))
+    server.settle()
+    client = server.client("s", V3_1_1, clean_start=False)
+    seen: list[bytes] = []
+    for _ in range(8):
+        [message] = client.publishes()
+        seen.append(message.payload)
+        client.send(PubAck(message.packet_id))
+        server.settle()
+    assert seen == [b"%d" % number for number in range(8)]
 
 
 def test_its_client_was_there_without_an_interval_when_the_broker_died() -> None:
@@ -367,3 +423,32 @@ def test_what_a_damaged_store_has_lost_is_waited_for_by_nobody() -> None:
     session = server.broker.sessions["s"]
     assert (session.queued_count, session.queued_bytes, server.broker.queued_count) == (0, 0, 0)
     assert server.broker.statistics.lost == 3
+    assert server.log.lines[-1] == "The store has lost 3 messages that waited for client s."
+
+
+def test_what_is_left_of_a_damaged_queue_is_counted() -> None:
+    server = Server(standing(S, queue_head=4, max_inflight_messages=1), disk=Disk(), slow_store=True)
+    publisher = server.client("p", V3_1_1)
+    for packet_id in range(1, 7):
+        publisher.send(Publish("s/1", ten("s/1"), 1, packet_id=packet_id))
+        server.settle()
+    assert publisher.received() == [PubAck(1), PubAck(2)]
+    assert server.disk is not None
+    server.disk.connection.execute("DELETE FROM deliveries WHERE id & 1023 > 4")
+    client = server.client("s", V3_1_1, clean_start=False)
+    take(client, 1)
+    assert publisher.received() == []
+    server.settle()
+    assert [packet for packet in publisher.received() if isinstance(packet, PubAck)] == [
+        PubAck(packet_id) for packet_id in (3, 4, 5, 6)
+    ]
+    session = server.broker.sessions["s"]
+    assert (session.queued_count, session.queued_bytes, server.broker.queued_count) == (2, 20, 2)
+
+
+def test_a_whole_queue_that_comes_from_the_store_is_no_loss() -> None:
+    server = Server(standing(StandingSession("s", ("s",)), queue_head=2, max_inflight_messages=1), disk=Disk())
+    for _ in range(9):
+        server.client("p").publish("s", b"", 1)
+    take(server.client("s", V3_1_1, clean_start=False), 9)
+    assert not [line for line in server.log.lines if "lost" in line]

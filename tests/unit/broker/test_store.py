@@ -357,3 +357,54 @@ def test_retained_messages_that_wait_for_a_suback_keep_nobody_busy() -> None:
     peer.connection.set_writable(True, server.now)
     assert peer.connection.has_more
     assert server.broker.take_touched() == []
+
+
+def test_the_store_is_told_the_highest_commit_that_somebody_waits_for() -> None:
+    server = Server(slow_store=True)
+    assert server.awaited == 0
+    durable(server).lose()
+    publisher = server.client("p", V3_1_1)
+    publisher.send(Publish("t", b"", 1, packet_id=1))
+    awaited = server.awaited
+    assert awaited == server.broker.last_change
+    publisher.send(Publish("nobody", b"", 1, packet_id=2), Publish("nobody", b"x", 0, True))
+    assert server.awaited == awaited
+    assert server.broker.last_change > awaited
+
+
+def test_a_connection_that_is_read_no_more_is_looked_at_once() -> None:
+    server = Server(Limits(withheld=2), slow_store=True)
+    durable(server)
+    publisher = server.client("p", V3_1_1)
+    looked_at: list[int] = []
+    for packet_id in range(1, 6):
+        publisher.connection.receive(encode(Publish("t", b"", 1, packet_id=packet_id), V3_1_1), server.now)
+        looked_at += [packet_id for one in server.broker.take_touched() if one is publisher.connection]
+    assert looked_at == [3]
+
+
+def test_a_topic_that_is_acknowledged_from_memory_waits_for_nothing() -> None:
+    limits = Limits(ack_after=(("fast/slow", True), ("fast/#", False)))
+    server = Server(limits, slow_store=True)
+    client = server.client("c", V3_1_1, clean_start=False)
+    client.connection.receive(encode(Subscribe(1, [SubscriptionRequest("#", 1)]), V3_1_1), server.now)
+    client.lose()
+    client = server.client("c", V3_1_1, clean_start=False)
+    client.send(Publish("fast/1", b"1", 2, packet_id=1), PubRel(1), Publish("fast/1", b"2", 1, True, packet_id=2))
+    assert server.broker.committed_number == 0
+    acknowledged = [packet for packet in client.received() if not isinstance(packet, Publish)]
+    assert acknowledged == [PubRec(1), PubComp(1), PubAck(2)]
+    for topic in ("fast/slow", "other"):
+        client.send(Publish(topic, b"3", 1, packet_id=3))
+        assert [packet for packet in client.received() if not isinstance(packet, Publish)] == []
+
+
+def test_more_than_may_be_queued_in_all_is_dropped_where_the_others_lie_in_the_store() -> None:
+    server = Server(Limits(total_queued_messages=3, queue_head=2))
+    durable(server, qos=1).lose()
+    for number in range(5):
+        server.client("p").publish("t", b"%d" % number, 1)
+    assert server.broker.queued_count == 3
+    assert server.broker.statistics.dropped_queue_full == 2
+    peer = server.client("s", V3_1_1, clean_start=False)
+    assert [message.payload for message in peer.publishes()] == [b"0", b"1", b"2"]

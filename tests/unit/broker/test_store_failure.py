@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from lockgate.broker.deadlines import STORE, THROTTLE
 from lockgate.broker.decisions import REFUSED
 from lockgate.broker.limits import Limits, StandingSession
 from lockgate.mqtt import reason_codes
+from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
     V3_1_1,
     V5,
@@ -21,7 +23,9 @@ from lockgate.mqtt.packets import (
     SubAck,
     Subscribe,
     SubscriptionRequest,
+    Will,
 )
+from lockgate.mqtt.properties import Properties
 from tests.support.disk import Disk
 from tests.support.server import Server
 
@@ -106,6 +110,15 @@ def test_what_need_not_be_stored_is_taken(topic: str, qos: int, retain: bool) ->
     publisher.publish(topic, b"", qos, retain)
 
 
+def test_a_receiver_whose_session_ends_with_it_needs_no_store() -> None:
+    server = a_server()
+    peer = server.client("q")
+    peer.subscribe("u", 1)
+    fail(server)
+    server.client("p").publish("u", b"1", 1)
+    assert peer.messages() == [("u", b"1")]
+
+
 @pytest.mark.parametrize("qos", [1, 2])
 def test_what_is_retained_has_to_be_stored(qos: int) -> None:
     server = a_server()
@@ -170,6 +183,37 @@ def test_who_waits_is_told_and_order_is_kept() -> None:
     assert publisher.received() == [PubAck(1, FULL), PubRec(2, FULL), PubAck(3, code)]
     assert server.broker.sessions["p"].received == {}
     assert server.broker.waiting == []
+
+
+def test_who_waits_for_the_first_commit_of_all_is_told() -> None:
+    disk = Disk()
+    server = Server(slow_store=True, disk=disk)
+    publisher = server.client("p")
+    publisher.send(Publish("r", b"x", 1, True, packet_id=300))
+    disk.problem = FULL
+    server.settle()
+    assert publisher.one() == PubAck(300, FULL)
+
+
+def test_a_refusal_takes_along_only_what_it_refuses() -> None:
+    server = a_server()
+    publisher = server.client("p", session_expiry_interval=100)
+    publisher.send(Publish("t", b"1", 2, packet_id=1))
+    server.settle()
+    publisher.send(Publish("t", b"2", 1, packet_id=1))  # a client's mistake: the identifier is in use
+    fail(server)
+    assert publisher.received() == [PubRec(1), PubAck(1, FULL)]
+    assert list(server.broker.sessions["p"].received) == [1]
+
+
+def test_a_connection_that_closes_is_told_nothing_and_keeps_what_it_sent() -> None:
+    server = a_server()
+    publisher = server.client("p", session_expiry_interval=100)
+    publisher.send(Publish("t", b"1", 2, packet_id=1))
+    publisher.connection.receive(encode(Disconnect(), V5), server.now)  # its socket is not closed yet
+    fail(server)
+    assert publisher.received() == []
+    assert list(server.broker.sessions["p"].received) == [1]
 
 
 def test_a_release_waits_and_who_is_behind_it_is_told_when_it_is_done() -> None:
@@ -339,18 +383,67 @@ def test_patience_begins_anew_with_each_failure() -> None:
     assert publisher.closed
 
 
-def test_who_waits_for_a_standing_session_alone_stays() -> None:
+@pytest.mark.parametrize("version", [V3_1_1, V5])
+def test_who_waits_for_a_standing_session_alone_stays(version: int) -> None:
     standing = StandingSession("stands", ("u",), 1, 5)
     server = a_server(Limits(store_patience=10, standing_sessions=(standing,)))
-    publisher = server.client("p", V3_1_1)
+    publisher = server.client("p", version)
     publisher.send(Publish("u", b"much more", 1, packet_id=1))
     server.settle()
+    server.store_failed(FULL)
     fail(server)
     server.advance(10)
     assert not publisher.closed
     recover(server)
     server.client("stands", V5)
     assert publisher.received() == [PubAck(1)]
+
+
+def test_who_is_closed_parts_from_its_session_at_once_and_its_will_waits() -> None:
+    server = a_server()
+    receiver = server.client("receiver")
+    receiver.subscribe("will")
+    will = Will("will", b"gone", properties=Properties(will_delay_interval=30))
+    peer = server.client("q", session_expiry_interval=100, will=will)
+    peer.send(Subscribe(1, [SubscriptionRequest("u", 1)]))
+    fail(server)
+    server.now += 10
+    server.broker.expire(server.now)
+    assert server.broker.sessions["q"].connection is None
+    server.flush()
+    assert receiver.received() == []
+    server.advance(30)
+    assert receiver.messages() == [("will", b"gone")]
+
+
+def test_the_deadline_stays_among_many_others_while_it_means_something() -> None:
+    server = a_server()
+    publisher = server.client("p", V3_1_1)
+    fail(server)
+    publisher.send(Publish("t", b"", 1, packet_id=1))
+    for _ in range(600):
+        server.broker.deadlines.add(server.now + 5, THROTTLE, "0")
+    assert len(server.broker.deadlines) < 600  # swept
+    server.advance(10)
+    assert publisher.closed
+
+
+def test_the_deadline_of_a_failure_that_is_over_is_swept_out() -> None:
+    server = a_server(Limits(store_patience=10))
+    for _ in range(3):
+        fail(server)
+        server.advance(1)
+        recover(server)
+    fail(server)
+    before = len(server.broker.deadlines)
+    for _ in range(600):
+        server.broker.deadlines.add(server.now + 1000, THROTTLE, "0")
+    assert before == 5
+    assert [at for at, _order, kind, _subject in server.broker.deadlines._heap if kind == STORE] == [1013.0]
+    recover(server)
+    for _ in range(600):
+        server.broker.deadlines.add(server.now + 1000, THROTTLE, "0")
+    assert [kind for _at, _order, kind, _subject in server.broker.deadlines._heap if kind == STORE] == []
 
 
 def test_connections_that_were_closed_are_not_kept_until_the_store_recovers() -> None:
