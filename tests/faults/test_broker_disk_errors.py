@@ -103,6 +103,8 @@ def test_who_may_be_told_is_told_and_who_may_not_is_closed(broker: Gateway, disk
             assert new.publish("t", b"before") == reason_codes.SUCCESS
             disk.fail(WRITE | SYNC, errno.EIO)
             assert new.publish("t", b"refused", 2) == reason_codes.IMPLEMENTATION_SPECIFIC_ERROR
+            disk.recover()
+            publish_until_taken(broker.port, "third", V5, b"refused")
             disk.fail(WRITE | SYNC, errno.ENOSPC)
             old.send(Publish("t", b"unanswered", 1, packet_id=1))
             assert old.receive(30) is None  # closed, and nothing before
