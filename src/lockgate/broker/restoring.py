@@ -118,7 +118,6 @@ def _stand(broker: Broker, standing: StandingSession, now: float) -> None:
         session.disconnected_at = now
         broker.sessions[client_id] = session
         broker.memory.used += session_bytes(client_id, None)
-    session.expiry_interval = NEVER_EXPIRES
     session.expires_at = NEVER
     session.standing_bytes = standing.max_bytes
     stored = StoredSession(NEVER_EXPIRES, NEVER, session.username)

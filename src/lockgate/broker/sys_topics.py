@@ -33,7 +33,6 @@ def _publish(broker: Broker, topic: str, payload: bytes, now: float) -> None:
     if routing.may_retain(broker, message):
         routing.keep_in_memory(broker, message)
     passing = Message(topic, payload, 0, True, None, NEVER, "")  # for a durable Session, whose queue is on disk
-    passing.arrived_at = now
     for subscription in broker.router.route(topic).subscriptions:
         session = subscription.session
         if session.connection is not None:

@@ -236,6 +236,16 @@ def test_an_identifier_in_use_is_not_given_to_another_message() -> None:
     assert first.packet_id == 1
 
 
+def test_an_empty_queue_begins_with_the_next_message() -> None:
+    server = a_server()
+    durable(server)
+    server = server.crash()
+    server.client("p").publish("t", b"1", 1)
+    queue = server.broker.sessions["s"].queue
+    assert queue is not None
+    assert [delivery.position for delivery in queue] == [1]
+
+
 def test_a_message_that_was_not_committed_was_not_acknowledged() -> None:
     server = a_server(slow_store=True)
     durable(server).lose()

@@ -70,6 +70,13 @@ def test_what_comes_before_the_first_connect_waits() -> None:
     assert (second.topic, second.qos) == ("b", 2)
 
 
+def test_it_has_qos_1_unless_another_is_declared() -> None:
+    server = Server(standing(StandingSession("s", ("s",))))
+    server.client("p").publish("s", b"1", 2)
+    [message] = server.client("s", V5, clean_start=False).publishes()
+    assert message.qos == 1
+
+
 def test_it_is_behind_no_limit_of_messages() -> None:
     limits = standing(StandingSession("s", ("s",)), max_queued_messages=2, max_queued_bytes=3, total_queued_messages=3)
     server = Server(limits)
@@ -358,7 +365,9 @@ def test_a_late_answer_for_what_its_client_ended_leaves_no_gap() -> None:
     publisher.send(*(Publish("s", b"old", 1, packet_id=packet_id) for packet_id in range(1, 9)))
     server.settle()
     client = server.client("s", V5, clean_start=False)
-    client.send(PubAck(client.publishes()[0].packet_id))
+    for _ in range(4):
+        server.settle()
+        client.send(PubAck(client.publishes()[0].packet_id))
     assert server.broker.sessions["s"].asked_position  # the store has not answered
     client.send(Disconnect())
     publisher.send(*(Publish("s", b"%d" % number, 1, packet_id=10 + number) for number in range(8)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lockgate.broker.ports import Message
 from lockgate.broker.sys_topics import publish_figures
-from lockgate.mqtt.packets import V3_1_1
+from lockgate.mqtt.packets import V3_1_1, Subscribe, SubscriptionRequest
 from tests.support.server import Server
 
 
@@ -46,3 +46,25 @@ def test_nothing_of_it_goes_to_the_store() -> None:
     kept = server.broker.retained.get("$SYS/broker/uptime")
     assert isinstance(kept, Message)
     assert kept.payload == b"2"
+
+
+def test_who_keeps_retain_as_published_sees_it() -> None:
+    server = Server()
+    for interval in (0, 100):
+        peer = server.client("X", session_expiry_interval=interval)
+        peer.subscribe("$SYS/#", 2, retain_as_published=True, no_local=True)
+        peer.received()
+        publish_figures(server.broker, {"uptime": f"interval {interval}"}, server.now)
+        server.flush()
+        assert [one.retain for one in peer.publishes()] == [True]
+
+
+def test_what_comes_behind_subscribe_comes_once() -> None:
+    server = Server()
+    peer = server.client("a")
+    peer.stop_reading()
+    peer.send(Subscribe(1, [SubscriptionRequest("$SYS/#", 0)]))
+    server.advance(1)
+    publish_figures(server.broker, {"uptime": "1"}, server.now)
+    peer.read_again()
+    assert [type(packet).__name__ for packet in peer.received()] == ["SubAck", "Publish"]
