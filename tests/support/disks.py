@@ -25,7 +25,7 @@ MEBIBYTE: Final = 1 << 20
 
 @functools.cache
 def disk_trouble(*programs: str) -> str:
-    """Why this machine cannot make such disks; empty when it can."""
+    """Why this machine cannot make disks with these `mkfs.…`; empty when it can."""
     if os.geteuid() != 0:
         return "a disk of our own needs root"
     for name in ("losetup", "mount", "umount", *programs):
@@ -33,8 +33,11 @@ def disk_trouble(*programs: str) -> str:
             return f"{name} is not installed"
     with tempfile.TemporaryDirectory() as folder:
         try:
-            with mounted(make_image(Path(folder) / "image", 8), Path(folder) / "mount"):
-                return ""
+            for name in programs or ("mkfs.ext4",):
+                kind = name.removeprefix("mkfs.")
+                with mounted(make_image(Path(folder) / kind, 320, kind), Path(folder) / "mount"):
+                    pass
+            return ""
         except OSError as error:
             return f"no loop device can be mounted here: {error}"
 

@@ -218,6 +218,7 @@ class BrokerService:
             restoring.stand(self.broker, self.clock())
             self._started_at = self.clock()
             self._tell()
+            self.flush()  # also to wait for what was restored with a time
             for listener in self.listeners:
                 await listener.open()
             _spare_collector()

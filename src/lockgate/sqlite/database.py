@@ -18,6 +18,7 @@ BUSY_TIMEOUT_SECONDS: Final = 5.0
 CHECK_LIMIT_BYTES: Final = 256 * 1024 * 1024
 _DAMAGE_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _UNREADABLE_CODES: Final = frozenset({sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ})
+_NOTHING: Final = "cannot be read from row"
 _LAST_ROWID: Final = (1 << 63) - 1
 
 # What a damaged file can raise; sqlite3 does not get to its own error where the text of it repeats damaged bytes.
@@ -367,8 +368,10 @@ def readable_rows(
                     high = row[0]
                 yield row
         except FAILURES as error:
-            where = f"after row {last}" if last is not None else f"between rows {above} and {below}"
-            obstacles.append(f"{where}: {told(error)}")
+            if last is not None:
+                obstacles.append(f"after row {last}: {told(error)}")
+            elif not obstacles or not obstacles[-1].startswith(_NOTHING):  # else a jump into the same
+                obstacles.append(f"{_NOTHING} {max(above + 1, 0)} on: {told(error)}")
             return last, False
         return last, True
 

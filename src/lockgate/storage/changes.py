@@ -21,7 +21,7 @@ from lockgate.broker.ports import (
 )
 from lockgate.mqtt.properties import encode_properties
 
-_POSITION_BITS: Final = 40  # as in `storage.schema`
+_POSITION_BITS: Final = 36  # as in `storage.schema`
 _PACKET_ID_BITS: Final = 16
 _ROW_BYTES: Final = 64  # of a message's row beside topic and payload, about
 

@@ -12,7 +12,7 @@ from typing import Final
 from lockgate.sqlite import Schema
 
 # The identifier of a delivery: its Session's number above its position, so that a queue lies together and in order.
-POSITION_BITS: Final = 40
+POSITION_BITS: Final = 36
 # The identifier of a message received at QoS 2: its Session's number above the Packet Identifier.
 PACKET_ID_BITS: Final = 16
 

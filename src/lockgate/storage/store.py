@@ -21,11 +21,13 @@ from typing import Final
 from lockgate.broker.ports import Delivery, Keeper, StoreAnswers
 from lockgate.mqtt import reason_codes
 from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer
+from lockgate.sqlite.bulk import execute_rows
 from lockgate.sqlite.database import FAILURES, is_damage, told
 from lockgate.storage import statements
 from lockgate.storage.changes import Batch, Changes
 from lockgate.storage.clock import MomentSource
 from lockgate.storage.importing import UnreadableStore, import_once
+from lockgate.storage.reserve import Reserve
 from lockgate.storage.restore import Stored, Summary, open_stored, read_stored
 from lockgate.storage.wear import Wear, written_by_thread
 
@@ -35,32 +37,39 @@ FILE_NAME: Final = "lockgate.db"
 # Changes that nobody waits for and that need not be written soon: more of them are written all the same.
 _MOST_LAZY: Final = 10_000
 _PURGED_AT_ONCE: Final = 5_000  # deliveries of Sessions that ended
+_PIECE: Final = 16  # deliveries that are removed at once from a full disk
 _RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0)  # after a commit that failed; the last one again and again
 _CHECKED_BYTES: Final = 64 * 1024 * 1024  # of a file that is read through at the start
 _CACHE_KIB: Final = 4096
+_MOST_PAGES: Final = 1000  # of the write-ahead log, before it is moved into the file
+_FEWEST_PAGES: Final = 16
+_PAGE_BYTES: Final = 4096
+_ROOM_SECONDS: Final = 2.0  # between two looks for room on a disk that was full
 _JOURNAL_BYTES: Final = 16 * 1024 * 1024  # of the WAL file, between bursts
 
 
 class _Commit:
     """What the writer thread is busy with."""
 
-    __slots__ = ("batches", "future", "purging", "wanted")
+    __slots__ = ("batches", "future", "piece", "purging", "wanted")
 
     def __init__(self, batches: list[Batch], wanted: list[tuple[str, int, int, int]], purging: list[int]) -> None:
         self.batches = batches
         self.wanted = wanted  # client id, number, after, limit
         self.purging = purging
+        self.piece: list[object] = []  # rows of deliveries that make room, from the batch that waits
         self.future: Future[_Result]
 
 
 class _Result:
-    __slots__ = ("found", "left_out", "purged", "written")
+    __slots__ = ("found", "free_bytes", "left_out", "purged", "written")
 
     def __init__(self) -> None:
         self.written: int | None = None  # bytes, by this thread before this commit; None where nobody tells
         self.found: list[list[Delivery]] = []
         self.left_out = 0  # deliveries that could not be read
         self.purged: list[int] = []
+        self.free_bytes = 0  # within the file
 
 
 class SqliteStore:
@@ -104,6 +113,7 @@ class SqliteStore:
         self._problem = ""  # of the last one
         self._retry_at = 0.0
         self._closing = False
+        self._is_closed = False
         self.wear = Wear()
 
     # --- start and end -------------------------------------------------------------------------------------------
@@ -118,6 +128,8 @@ class SqliteStore:
                     self.path, self._source, check_limit_bytes=_CHECKED_BYTES, thorough=self._doubt.exists()
                 )
             self._doubt.unlink(missing_ok=True)
+            self._reserve = Reserve(self.folder)
+            self._is_short = not self._reserve.keep()
             self.sync_seconds = _measure_sync(self.folder)
         except BaseException:
             self._lock.release()
@@ -203,6 +215,9 @@ class SqliteStore:
     def start(self) -> None:
         """Go on with the running event loop, which is woken when commits are done."""
         self._loop = asyncio.get_running_loop()
+        if self._is_short:
+            log.error("the disk of %s is full: only what makes room is written until there is some", self.path)
+            self._loop.call_soon(self._look_for_room)
 
     def close(self) -> None:
         """Write what is left and give the folder free; takes as long as the disk does."""
@@ -220,6 +235,7 @@ class SqliteStore:
             log.error("%s could not be written at the end; what was acknowledged is safe", self.path)
         if self._timer is not None:
             self._timer.cancel()
+        self._is_closed = True
         self._writer.close()
         self._lock.release()
 
@@ -235,8 +251,8 @@ class SqliteStore:
         return {
             "persistence": True,
             "path": str(self.path),
-            "failing": self._failures > 0,
-            "error": self._problem if self._failures else None,
+            "failing": self._failures > 0 or self._is_short,
+            "error": self._problem if self._failures else "the disk is full" if self._is_short else None,
             "sync_ms": round(self.sync_seconds * 1000, 3),
             "safe_rate": round(1 / self.sync_seconds) if self.sync_seconds else None,
             "last_commit_ms": round(writer.sync_ms, 3),
@@ -254,6 +270,9 @@ class SqliteStore:
         connection = sqlite3.connect(self.path, isolation_level=None)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        # What the write-ahead log holds has to fit into the reserve, or a full disk could not be left behind.
+        pages = max(_FEWEST_PAGES, min(_MOST_PAGES, self._reserve.size_bytes // 8192))
+        connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
         connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
         return connection
 
@@ -276,7 +295,7 @@ class SqliteStore:
 
     def settle(self) -> None:
         """End a turn: tell what was committed and found since the last one, and begin the next commit if it is time."""
-        while True:
+        while not self._is_closed:
             commit = self._commit
             if commit is not None:
                 if not commit.future.done():
@@ -320,7 +339,26 @@ class SqliteStore:
 
     # --- commits -------------------------------------------------------------------------------------------------
 
+    def _make_room(self) -> bool:
+        """Write only a few of the deliveries that are done, if there are any: on a full disk less is more."""
+        for batch in self._unwritten:
+            piece = batch.values["delivered"][:_PIECE]
+            if piece:
+                self._commit = commit = _Commit([], [], [])
+                commit.piece = piece
+
+                def work(connection: sqlite3.Connection, piece: list[object] = piece) -> _Result:
+                    execute_rows(connection, statements.STATEMENTS["delivered"], piece)
+                    return _Result()
+
+                commit.future = self._writer.submit(work)
+                commit.future.add_done_callback(self._wake)
+                return True
+        return False
+
     def _begin(self) -> None:
+        if self._is_short and self._make_room():
+            return
         changes = self.changes
         # What is wanted has to be found, also what is new; acknowledgements alone do not make the disk sync for that.
         writes = changes.wakes or self._must_write()
@@ -348,6 +386,9 @@ class SqliteStore:
                 statements.write(connection, batch)
             if noted is not None:
                 statements.note_clock(connection, noted)
+            if self._is_short:
+                pages: int = connection.execute("PRAGMA freelist_count").fetchone()[0]
+                result.free_bytes = pages * _PAGE_BYTES
             for number in commit.purging:
                 if not statements.purge(connection, number, _PURGED_AT_ONCE):
                     break
@@ -375,6 +416,12 @@ class SqliteStore:
             self._fail(commit, problem)
             return
         result = commit.future.result()
+        if commit.piece:
+            self._reserve.keep()
+            done = set(commit.piece)
+            for batch in self._unwritten:
+                batch.values["delivered"] = [row for row in batch.values["delivered"] if row not in done]
+            return
         for number in result.purged:
             self._purging.remove(number)
         recovers = self._failures > 0
@@ -386,14 +433,33 @@ class SqliteStore:
             self.wear.count(commit.batches, result.written)
         if commit.batches or recovers:
             self._answers.committed(self._committed)
+        if self._is_short:
+            self._end_shortage(result.free_bytes)
         if result.left_out:
             self.left_out["deliveries"] += result.left_out
         for (client_id, _number, _after, _limit), found in zip(commit.wanted, result.found, strict=True):
             self._answers.loaded(client_id, found)
 
+    def _look_for_room(self) -> None:
+        if self._is_short and self._loop is not None and not self._closing:
+            self._loop.call_later(_ROOM_SECONDS, self._look_for_room)
+            if not self._failures:
+                self._end_shortage(0)
+                self._answers.wake()
+
+    def _end_shortage(self, free_bytes: int) -> None:
+        """Take what publishers say again if there is room on the disk or within the file; else refuse it."""
+        if self._reserve.keep() or free_bytes >= self._reserve.size_bytes:
+            log.info("the disk of %s has room again", self.path)
+            self._is_short = False
+            self._answers.committed(self._committed)
+        else:
+            self._answers.store_failed(reason_codes.QUOTA_EXCEEDED)
+
     def _fail(self, commit: _Commit, problem: BaseException) -> None:
         """Keep everything to be written again: nothing of it was confirmed (DESIGN §6)."""
-        self._unwritten = commit.batches
+        if not commit.piece:
+            self._unwritten = commit.batches
         self._wanted = [(client_id, after, limit) for client_id, _number, after, limit in commit.wanted] + self._wanted
         pause = _RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS) - 1)]
         self._retry_at = time.monotonic() + pause
@@ -406,18 +472,31 @@ class SqliteStore:
             self._answers.store_damaged(f"the store {self.path} is damaged: {cause}")
             return
         full = getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        if full and self._reserve.release():  # room enough for what was taken already, and for what makes room
+            self._retry_at = 0.0
+            if self._loop is not None:
+                self._loop.call_soon(self._answers.wake)
+            if not self._is_short:
+                self._is_short = True
+                log.error("the disk of %s is full: only what makes room is written until there is some", self.path)
+                if self._loop is not None:
+                    self._loop.call_later(_ROOM_SECONDS, self._look_for_room)
+            return
         if not self._failures:
             log.error("%s cannot be written: %s; nothing is acknowledged until it can", self.path, problem)
         self._failures += 1
         self._problem = str(problem)
-        code = reason_codes.QUOTA_EXCEEDED if full else reason_codes.IMPLEMENTATION_SPECIFIC_ERROR
+        code = reason_codes.QUOTA_EXCEEDED if full or self._is_short else reason_codes.IMPLEMENTATION_SPECIFIC_ERROR
         self._answers.store_failed(code)
 
 
 def _measure_sync(folder: Path) -> float:
-    """Give the seconds that the disk takes to keep a small write, the median of a few."""
+    """Give the seconds that the disk takes to keep a small write, the median of a few; 0 where it has no room."""
     path = folder / "lockgate.sync"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:  # the disk is full
+        return 0.0
     try:
         taken = []
         for number in range(3):
@@ -426,6 +505,8 @@ def _measure_sync(folder: Path) -> float:
             os.fdatasync(handle)
             taken.append(time.monotonic() - before)
         return sorted(taken)[1]
+    except OSError:
+        return 0.0
     finally:
         os.close(handle)
         path.unlink()

@@ -325,6 +325,7 @@ class Publisher(Client):
         # An unknown identifier in PUBCOMP (0x92): the PUBREL before had been done, its answer was lost.
         if packet.reason_code >= 0x80 and kind != "PUBCOMP":
             self.oracle.refused(now, note, packet_id, said)
+            self.situation.allowance += not self.situation.settling
             self._done(packet_id)
             self._pause()
         elif kind == "PUBREC":

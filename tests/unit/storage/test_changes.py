@@ -19,7 +19,7 @@ from lockgate.broker.ports import (
 from lockgate.mqtt.properties import Properties, decode_properties
 from lockgate.storage.changes import Changes
 
-_ROW = 1 << 40  # the first Session's first position is _ROW | 1
+_ROW = 1 << 36  # the first Session's first position is _ROW | 1
 
 
 def message(topic: str = "a/b", payload: bytes = b"x", expires_at: float = NEVER) -> Message:

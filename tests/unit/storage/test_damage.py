@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from lockgate.broker.ports import (
 from lockgate.storage.store import FILE_NAME, SqliteStore
 from tests.support.stores import Owner, StoreDamaged, fill, message, open_store, settle
 
-ROUNDS = 60  # of each kind
+ROUNDS = int(os.environ.get("DAMAGE_ROUNDS", "20"))  # of each kind
 WAL = f"{FILE_NAME}-wal"
 VERSION = range(60, 64)  # the bytes of the format's number: with another one the file is a newer program's
 

@@ -99,12 +99,12 @@ BAD_ROWS = [
     ("subscriptions", "UPDATE subscriptions SET identifier = 268435456 WHERE id = 3"),
     ("subscriptions", "UPDATE subscriptions SET session = x'01' WHERE id = 3"),
     ("subscriptions", "UPDATE subscriptions SET session = 99 WHERE id = 3"),
-    ("deliveries", "UPDATE deliveries SET packet_id = 70000 WHERE id = 1 << 40 | 1"),
-    ("deliveries", "UPDATE deliveries SET packet_id = x'01' WHERE id = 1 << 40 | 1"),
-    ("deliveries", "UPDATE deliveries SET packet_id = 2 WHERE id = 1 << 40 | 1"),  # a Packet Identifier twice
-    ("deliveries", "UPDATE deliveries SET state = 4 WHERE id = 1 << 40 | 1"),
-    ("deliveries", "UPDATE deliveries SET share = CAST(x'ff' AS TEXT) WHERE id = 1 << 40 | 1"),
-    ("deliveries", "UPDATE deliveries SET message = 9999 WHERE id = 1 << 40 | 1"),
+    ("deliveries", "UPDATE deliveries SET packet_id = 70000 WHERE id = 1 << 36 | 1"),
+    ("deliveries", "UPDATE deliveries SET packet_id = x'01' WHERE id = 1 << 36 | 1"),
+    ("deliveries", "UPDATE deliveries SET packet_id = 2 WHERE id = 1 << 36 | 1"),  # a Packet Identifier twice
+    ("deliveries", "UPDATE deliveries SET state = 4 WHERE id = 1 << 36 | 1"),
+    ("deliveries", "UPDATE deliveries SET share = CAST(x'ff' AS TEXT) WHERE id = 1 << 36 | 1"),
+    ("deliveries", "UPDATE deliveries SET message = 9999 WHERE id = 1 << 36 | 1"),
 ]
 
 
@@ -143,7 +143,7 @@ def test_a_row_that_nobody_wrote_is_left_out_and_the_rest_restored(
         "UPDATE sessions SET username = x'ff' WHERE number = 2",
         "UPDATE sessions SET expiry_interval = 4294967296 WHERE number = 2",
         "UPDATE sessions SET number = -2 WHERE number = 2",
-        "UPDATE sessions SET number = 1 << 40 WHERE number = 2",
+        "UPDATE sessions SET number = 1 << 36 WHERE number = 2",
     ],
 )
 def test_a_session_that_cannot_be_read_is_left_out_with_what_it_had(statement: str, folder: Path) -> None:
@@ -155,13 +155,13 @@ def test_a_session_that_cannot_be_read_is_left_out_with_what_it_had(statement: s
     for number in range(100, 103):  # its deliveries go with the next commits
         store.set(number, SESSIONS, (f"s{number}",), StoredSession(9, NEVER, None))
         settle(store, owner, number)
-    assert rows(folder, "SELECT count(*) FROM deliveries WHERE id >> 40 = 2") == [(0,)]
+    assert rows(folder, "SELECT count(*) FROM deliveries WHERE id >> 36 = 2") == [(0,)]
     store.close()
 
 
 def test_a_queued_message_that_cannot_be_read_is_left_out_when_its_turn_comes(folder: Path) -> None:
     change(folder, "UPDATE messages SET properties = x'7f' WHERE topic IN ('a/5', 'a/6')",
-           "UPDATE deliveries SET message = 9999 WHERE id = 2 << 40 | 15")  # fmt: skip
+           "UPDATE deliveries SET message = 9999 WHERE id = 2 << 36 | 15")  # fmt: skip
     store, owner = open_store(folder)
     assert store.status()["left_out"] == {}
     found = ask(store, owner, "client-1", 4, 5)
@@ -173,16 +173,16 @@ def test_a_queued_message_that_cannot_be_read_is_left_out_when_its_turn_comes(fo
 
 
 def test_a_page_of_rows_that_cannot_be_read_does_not_hide_those_behind_it(folder: Path) -> None:
-    change(folder, "UPDATE deliveries SET qos = 3 WHERE id > 2 << 40 | 4 AND id < 2 << 40 | 40")
+    change(folder, "UPDATE deliveries SET qos = 3 WHERE id > 2 << 36 | 4 AND id < 2 << 36 | 40")
     store, owner = open_store(folder)
     assert [d.position for d in ask(store, owner, "client-1", 4, 3)] == [41, 43, 45]
     store.close()
 
 
 def test_sizes_that_nobody_wrote_do_not_stop_the_start(folder: Path) -> None:
-    change(folder, f"UPDATE deliveries SET size = {(1 << 63) - 1} WHERE id >> 40 = 1",
-           "UPDATE deliveries SET size = x'ff' WHERE id >> 40 = 2",
-           "UPDATE deliveries SET size = -5 WHERE id >> 40 = 3")  # fmt: skip
+    change(folder, f"UPDATE deliveries SET size = {(1 << 63) - 1} WHERE id >> 36 = 1",
+           "UPDATE deliveries SET size = x'ff' WHERE id >> 36 = 2",
+           "UPDATE deliveries SET size = -5 WHERE id >> 36 = 3")  # fmt: skip
     store, owner = open_store(folder)
     assert [owner.queues[f"client-{n}"].size_bytes for n in range(3)] == [0, 0, 0]
     assert owner.queues["client-3"].size_bytes > 0

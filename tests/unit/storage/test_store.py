@@ -303,7 +303,8 @@ def test_a_commit_that_fails_confirms_nothing_and_is_made_again(disk: Disk) -> N
     store._writer._open_connection = small
     store._writer.between(lambda _connection: 1 / 0).exception(10)  # it is opened anew, with no room left
     append(store, 2, "s", 1, message(b"x" * 100_000))
-    disk.commit(2)
+    for _piece in range(3):  # the reserve has two, which help nothing here
+        disk.commit(2)
     assert disk.owner.commits == [1]
     assert disk.owner.failures == [reason_codes.QUOTA_EXCEEDED]
     assert store.status()["failing"] is True
@@ -312,7 +313,7 @@ def test_a_commit_that_fails_confirms_nothing_and_is_made_again(disk: Disk) -> N
     store._writer._open_connection = connect
     store._retry_at = 0.0
     disk.commit(3)
-    assert disk.owner.commits == [1, 3]
+    assert set(disk.owner.commits) == {1, 3}
     assert store.status()["failing"] is False
     assert store.held_bytes == 0
     assert len(disk.rows("deliveries")) == 2
