@@ -99,9 +99,14 @@ class _Moved(Exception):
 
 def read_ledger(folder: Path) -> Ledger:
     """Make up the books. Raises DamagedSegment where rows cannot be read; the processor mends that."""
-    for _ in range(_ATTEMPTS):
-        with contextlib.suppress(_Moved):
+    for attempt in range(_ATTEMPTS):
+        try:
             return _read(folder)
+        except _Moved:
+            continue
+        except sqlite3.OperationalError as error:  # a segment that is sealed loses its write-ahead log while it is read
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_IOERR or attempt == _ATTEMPTS - 1:
+                raise
     raise TimeoutError(f"{folder} changed faster than it could be read; try again")
 
 

@@ -7,7 +7,7 @@ import logging
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from lockgate.buffer.rows import Row
 from lockgate.buffer.segments import LOG_COLUMNS, State, list_segments, segment_path, suspect_path, wal_path
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_PASSING: Final = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR})  # primary codes
 _VANISHED_RETRIES = 5
 
 
@@ -167,22 +168,22 @@ class LogReader:
         try:
             return read(segment)
         except sqlite3.DatabaseError as error:
-            if not is_damage(error):
-                raise
             self._open.pop(segment.number, None)
             segment.close()
+            if not is_damage(error):
+                raise
             with contextlib.suppress(OSError):
                 suspect_path(segment.path).touch()
             raise DamagedSegment(segment.path, str(error)) from error
 
     def _retrying(self, read: Callable[[], T]) -> T:
-        """Run again when a segment vanished between listing and opening it."""
+        """Run again when a segment vanished between listing and opening it, or was sealed while it was read."""
         for _ in range(_VANISHED_RETRIES):
             try:
                 return read()
             except FileNotFoundError:
                 continue
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CANTOPEN:
+                if error.sqlite_errorcode & 0xFF not in _PASSING:
                     raise
         return read()
