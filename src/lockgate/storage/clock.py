@@ -60,6 +60,10 @@ class StoreClock:
         """Give the broker's time of a point in the store's, at most the longest interval of MQTT from the start."""
         return min(at - self._offset, self._latest) if at != NEVER else NEVER
 
+    def forget_note(self) -> None:
+        """Say that what `note` gave was not written: it is given again with the next commit."""
+        self._noted = None
+
     def note(self) -> ClockRow | None:
         """Give the instant if it is time to note it again: it takes part in a commit that happens anyway."""
         moment = self._source.now()

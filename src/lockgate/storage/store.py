@@ -458,6 +458,7 @@ class SqliteStore:
 
     def _fail(self, commit: _Commit, problem: BaseException) -> None:
         """Keep everything to be written again: nothing of it was confirmed (DESIGN §6)."""
+        self.clock.forget_note()
         if not commit.piece:
             self._unwritten = commit.batches
         self._wanted = [(client_id, after, limit) for client_id, _number, after, limit in commit.wanted] + self._wanted

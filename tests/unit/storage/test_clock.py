@@ -85,3 +85,11 @@ def test_the_clock_is_noted_at_first_each_minute_and_when_it_is_set() -> None:
 def test_after_another_boot_the_clock_is_noted_at_once() -> None:
     clock = StoreClock(Machine("second", 20.0, 1e9 + 100), NOTED)
     assert clock.note() == ClockRow(1100.0, 20.0, "second", 1e9 + 100, True)
+
+
+def test_an_instant_that_was_not_written_is_noted_again() -> None:
+    clock = StoreClock(Machine(boottime=500.0), None)
+    noted = clock.note()
+    assert clock.note() is None
+    clock.forget_note()
+    assert clock.note() == noted
