@@ -242,8 +242,10 @@ class SqliteStore:
     @property
     def held_bytes(self) -> int:
         """Bytes of messages that are not written yet."""
-        batches = self._commit.batches if self._commit is not None else self._unwritten
-        return self.changes.size_bytes + sum(batch.size_bytes for batch in batches)
+        held = self.changes.size_bytes
+        for batch in self._commit.batches if self._commit is not None else self._unwritten:
+            held += batch.size_bytes
+        return held
 
     def status(self) -> dict[str, object]:
         """Give the store's figures, for JSON."""
@@ -305,8 +307,8 @@ class SqliteStore:
                 continue
             changes = self.changes
             if changes.is_void and not self._wanted and not self._unwritten:
-                changes.clear()
-                if changes.last_change > self._committed:
+                if changes.last_change > self._committed:  # what came has gone again
+                    changes.clear()
                     self._committed = changes.last_change
                     self._answers.committed(self._committed)
                     continue
