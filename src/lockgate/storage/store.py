@@ -13,7 +13,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
@@ -51,13 +51,13 @@ _JOURNAL_BYTES: Final = 16 * 1024 * 1024  # of the WAL file, between bursts
 class _Commit:
     """What the writer thread is busy with."""
 
-    __slots__ = ("batches", "future", "piece", "purging", "wanted")
+    __slots__ = ("batches", "future", "makes_room", "purging", "wanted")
 
     def __init__(self, batches: list[Batch], wanted: list[tuple[str, int, int, int]], purging: list[int]) -> None:
         self.batches = batches
         self.wanted = wanted  # client id, number, after, limit
         self.purging = purging
-        self.piece: list[object] = []  # rows of deliveries that make room, from the batch that waits
+        self.makes_room: Batch | None = None  # only a few deliveries that are done, of a batch that waits
         self.future: Future[_Result]
 
 
@@ -216,7 +216,7 @@ class SqliteStore:
         """Go on with the running event loop, which is woken when commits are done."""
         self._loop = asyncio.get_running_loop()
         if self._is_short:
-            log.error("the disk of %s is full: only what makes room is written until there is some", self.path)
+            self._tell_shortage()
             self._loop.call_soon(self._look_for_room)
 
     def close(self) -> None:
@@ -346,15 +346,14 @@ class SqliteStore:
         for batch in self._unwritten:
             piece = batch.values["delivered"][:_PIECE]
             if piece:
-                self._commit = commit = _Commit([], [], [])
-                commit.piece = piece
+                commit = _Commit([], [], [])
+                commit.makes_room = batch
 
                 def work(connection: sqlite3.Connection, piece: list[object] = piece) -> _Result:
                     execute_rows(connection, statements.STATEMENTS["delivered"], piece)
                     return _Result()
 
-                commit.future = self._writer.submit(work)
-                commit.future.add_done_callback(self._wake)
+                self._submit(commit, work)
                 return True
         return False
 
@@ -401,6 +400,9 @@ class SqliteStore:
                 result.left_out += len(unusable)
             return result
 
+        self._submit(commit, work)
+
+    def _submit(self, commit: _Commit, work: Callable[[sqlite3.Connection], _Result]) -> None:
         commit.future = self._writer.submit(work)
         self._commit = commit
         commit.future.add_done_callback(self._wake)
@@ -418,11 +420,9 @@ class SqliteStore:
             self._fail(commit, problem)
             return
         result = commit.future.result()
-        if commit.piece:
+        if commit.makes_room is not None:
             self._reserve.keep()
-            done = set(commit.piece)
-            for batch in self._unwritten:
-                batch.values["delivered"] = [row for row in batch.values["delivered"] if row not in done]
+            del commit.makes_room.values["delivered"][:_PIECE]
             return
         for number in result.purged:
             self._purging.remove(number)
@@ -441,6 +441,9 @@ class SqliteStore:
             self.left_out["deliveries"] += result.left_out
         for (client_id, _number, _after, _limit), found in zip(commit.wanted, result.found, strict=True):
             self._answers.loaded(client_id, found)
+
+    def _tell_shortage(self) -> None:
+        log.error("the disk of %s is full: only what makes room is written until there is some", self.path)
 
     def _look_for_room(self) -> None:
         if self._is_short and self._loop is not None and not self._closing:
@@ -461,7 +464,7 @@ class SqliteStore:
     def _fail(self, commit: _Commit, problem: BaseException) -> None:
         """Keep everything to be written again: nothing of it was confirmed (DESIGN §6)."""
         self.clock.forget_note()
-        if not commit.piece:
+        if commit.makes_room is None:
             self._unwritten = commit.batches
         self._wanted = [(client_id, after, limit) for client_id, _number, after, limit in commit.wanted] + self._wanted
         pause = _RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS) - 1)]
@@ -481,7 +484,7 @@ class SqliteStore:
                 self._loop.call_soon(self._answers.wake)
             if not self._is_short:
                 self._is_short = True
-                log.error("the disk of %s is full: only what makes room is written until there is some", self.path)
+                self._tell_shortage()
                 if self._loop is not None:
                     self._loop.call_later(_ROOM_SECONDS, self._look_for_room)
             return
