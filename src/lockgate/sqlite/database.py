@@ -7,7 +7,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -129,13 +129,22 @@ def find_damage(path: Path, check_limit_bytes: int = CHECK_LIMIT_BYTES, *, thoro
 
     `thorough` compares the indexes with their tables too, which takes several times as long.
     """
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
-    connection.text_factory = _legible
-    try:
+
+    def look(connection: sqlite3.Connection) -> str | None:
+        connection.text_factory = _legible
         if path.stat().st_size > check_limit_bytes and not thorough:
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             return None
         return next(findings(connection, 1, thorough=thorough), None)
+
+    return _found_by(look, path)
+
+
+def _found_by(look: Callable[[sqlite3.Connection], str | None], path: Path) -> str | None:
+    """What a look at a file finds, or that it cannot be looked at because it is damaged."""
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+    try:
+        return look(connection)
     except FAILURES as error:
         if is_damage(error):
             return told(error)
@@ -156,15 +165,7 @@ def find_wrong_schema(path: Path, schema: Schema) -> str | None:
 
     With a damaged byte their text may still be SQL that can be read, and fail, or do the wrong thing, when it is run.
     """
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
-    try:
-        return compare_schema(connection, schema)
-    except FAILURES as error:
-        if is_damage(error):
-            return told(error)
-        raise
-    finally:
-        connection.close()
+    return _found_by(lambda connection: compare_schema(connection, schema), path)
 
 
 def compare_schema(connection: sqlite3.Connection, schema: Schema) -> str | None:
