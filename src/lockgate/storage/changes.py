@@ -21,8 +21,10 @@ from lockgate.broker.ports import (
 )
 from lockgate.mqtt.properties import encode_properties
 
-_POSITION_BITS: Final = 36  # as in `storage.schema`
-_PACKET_ID_BITS: Final = 16
+# The identifier of a delivery: its Session's number above its position, so that a queue lies together and in order.
+POSITION_BITS: Final = 36
+# The identifier of a message received at QoS 2: its Session's number above the Packet Identifier.
+PACKET_ID_BITS: Final = 16
 _ROW_BYTES: Final = 64  # of a message's row beside topic and payload, about
 
 Values = list[object]
@@ -123,7 +125,7 @@ class Changes:
         number = self.numbers[client_id]
         queue = self._queues.get(number)
         if queue is None or delivery.position not in queue:  # else they are written with it
-            self._flights[number << _POSITION_BITS | delivery.position] = (delivery.packet_id, delivery.state)
+            self._flights[number << POSITION_BITS | delivery.position] = (delivery.packet_id, delivery.state)
             self.count += 1
 
     def acknowledge(self, commit: int, client_id: str, position: int) -> None:
@@ -137,7 +139,7 @@ class Changes:
             if pending.stored_message not in self._shared:
                 self.size_bytes -= _size(pending.message)
             return
-        row = number << _POSITION_BITS | position
+        row = number << POSITION_BITS | position
         if self._flights.pop(row, None) is None:
             self.count += 1
         self._gone.append(row)
@@ -162,7 +164,7 @@ class Changes:
             self._subscriptions[(self.numbers[key[0]], key[1])] = value
         elif table == RECEIVED:
             assert isinstance(value, Message)
-            row = self.numbers[key[0]] << _PACKET_ID_BITS | int(key[1])
+            row = self.numbers[key[0]] << PACKET_ID_BITS | int(key[1])
             self._replace(self._received.get(row), value)
             self._received[row] = value
         else:
@@ -180,7 +182,7 @@ class Changes:
         elif table == SUBSCRIPTIONS:
             self._subscriptions[(self.numbers[key[0]], key[1])] = None
         elif table == RECEIVED:
-            row = self.numbers[key[0]] << _PACKET_ID_BITS | int(key[1])
+            row = self.numbers[key[0]] << PACKET_ID_BITS | int(key[1])
             self._replace(self._received.get(row), None)
             self._received[row] = None
         else:
@@ -251,7 +253,7 @@ class Changes:
         kept: Values = []
         gone: Values = []
         for row, received in self._received.items():
-            if row >> _PACKET_ID_BITS in self._ended:
+            if row >> PACKET_ID_BITS in self._ended:
                 continue
             if received is None:
                 gone.append(row)
@@ -286,7 +288,7 @@ class Changes:
         shared = self._shared
         written: set[int] = set()
         for number, queue in self._queues.items():
-            base = number << _POSITION_BITS
+            base = number << POSITION_BITS
             for position, delivery in queue.items():
                 message = delivery.message
                 message_id = delivery.stored_message

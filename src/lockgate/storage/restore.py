@@ -21,6 +21,7 @@ from lockgate.broker.ports import Keeper, Message, StoredQueue, StoredSession, S
 from lockgate.sqlite import Damage, open_database
 from lockgate.sqlite.bulk import Statement, execute_rows
 from lockgate.sqlite.database import CHECK_LIMIT_BYTES, FAILURES, is_damage, salvage, text_or_bytes, told
+from lockgate.storage.changes import POSITION_BITS
 from lockgate.storage.clock import ClockRow, MomentSource, StoreClock
 from lockgate.storage.rows import (
     CLOCK_COLUMNS,
@@ -38,7 +39,7 @@ from lockgate.storage.rows import (
     read_subscription,
     read_will,
 )
-from lockgate.storage.schema import MESSAGE_COLUMNS, POSITION_BITS, SCHEMA
+from lockgate.storage.schema import MESSAGE_COLUMNS, SCHEMA
 from lockgate.storage.statements import IN_FLIGHT
 
 log = logging.getLogger(__name__)

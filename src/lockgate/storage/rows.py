@@ -24,8 +24,9 @@ from lockgate.mqtt.packets import PUBLISH
 from lockgate.mqtt.properties import Properties, decode_properties
 from lockgate.mqtt.topics import check_topic_filter, check_topic_name
 from lockgate.mqtt.wire import MAXIMUM_REMAINING_LENGTH
+from lockgate.storage.changes import PACKET_ID_BITS, POSITION_BITS
 from lockgate.storage.clock import ClockRow, StoreClock
-from lockgate.storage.schema import MESSAGE_COLUMNS, PACKET_ID_BITS, POSITION_BITS
+from lockgate.storage.schema import MESSAGE_COLUMNS
 
 # Columns of a table behind its rowid, in the order in which the functions here take them
 CLOCK_COLUMNS: Final = "store_time, boottime, boot_id, wall_time, clock_ok"

@@ -10,11 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from lockgate.sqlite import Schema
-
-# The identifier of a delivery: its Session's number above its position, so that a queue lies together and in order.
-POSITION_BITS: Final = 36
-# The identifier of a message received at QoS 2: its Session's number above the Packet Identifier.
-PACKET_ID_BITS: Final = 16
+from lockgate.storage.changes import PACKET_ID_BITS, POSITION_BITS
 
 # A message, in whatever table it lies
 MESSAGE_COLUMNS: Final = "topic, payload, properties, qos, retain, expires_at, arrived_at, publisher"

@@ -9,10 +9,17 @@ from typing import Final
 from lockgate.broker.ports import Delivery
 from lockgate.sqlite.bulk import Statement, execute_rows
 from lockgate.sqlite.database import text_or_bytes
-from lockgate.storage.changes import Batch
+from lockgate.storage.changes import PACKET_ID_BITS, POSITION_BITS, Batch
 from lockgate.storage.clock import ClockRow, StoreClock
-from lockgate.storage.rows import DELIVERY_COLUMNS, UnusableRow, read_delivery
-from lockgate.storage.schema import MESSAGE_COLUMNS, PACKET_ID_BITS, POSITION_BITS
+from lockgate.storage.rows import (
+    DELIVERY_COLUMNS,
+    SESSION_COLUMNS,
+    SUBSCRIPTION_COLUMNS,
+    WILL_COLUMNS,
+    UnusableRow,
+    read_delivery,
+)
+from lockgate.storage.schema import MESSAGE_COLUMNS
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +38,15 @@ def _of(table: str, columns: str) -> str:
 
 # In the order in which they are run: what ended makes room for what has the same name.
 STATEMENTS: Final = {
-    "sessions": _insert("sessions", "number", "number, client_id, username, expiry_interval, expires_at"),
+    "sessions": _insert("sessions", "number", f"number, {SESSION_COLUMNS}"),
     "unsubscribe": Statement("DELETE FROM subscriptions WHERE (session, topic_filter) IN (VALUES ", "(?, ?)", ")"),
-    "subscriptions": _insert(
-        "subscriptions",
-        "session, topic_filter",
-        "session, topic_filter, qos, no_local, retain_as_published, identifier",
-    ),
+    "subscriptions": _insert("subscriptions", "session, topic_filter", SUBSCRIPTION_COLUMNS),
     "released": Statement("DELETE FROM received WHERE id IN (", "?", ")"),
     "received": _insert("received", "id", f"id, {MESSAGE_COLUMNS}"),
     "not retained": Statement("DELETE FROM retained WHERE topic IN (", "?", ")"),
     "retained": _insert("retained", "topic", MESSAGE_COLUMNS),
     "no wills": Statement("DELETE FROM wills WHERE client_id IN (", "?", ")"),
-    "wills": _insert("wills", "client_id", f"client_id, delay, keep_alive, due_at, {MESSAGE_COLUMNS}"),
+    "wills": _insert("wills", "client_id", WILL_COLUMNS),
     "messages": _insert("messages", "id", f"id, {MESSAGE_COLUMNS}"),
     "deliveries": _insert(
         "deliveries", "id", "id, message, shared, size, qos, retain, identifier, share, packet_id, state"

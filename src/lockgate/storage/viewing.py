@@ -26,6 +26,7 @@ from lockgate.broker.ports import (
 from lockgate.mqtt.properties import KINDS, Properties
 from lockgate.sqlite import NewerFile, open_readonly
 from lockgate.sqlite.database import FAILURES, compare_schema, findings, mend_schema, readable_rows, text_or_bytes, told
+from lockgate.storage.changes import POSITION_BITS
 from lockgate.storage.clock import ClockRow, MomentSource, StoreClock
 from lockgate.storage.restore import read_clock
 from lockgate.storage.rows import (
@@ -41,7 +42,7 @@ from lockgate.storage.rows import (
     read_subscription,
     read_will,
 )
-from lockgate.storage.schema import MESSAGE_COLUMNS, POSITION_BITS, SCHEMA
+from lockgate.storage.schema import MESSAGE_COLUMNS, SCHEMA
 
 STATES: Final = {
     QUEUED: "queued",
