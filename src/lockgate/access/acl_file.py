@@ -162,8 +162,9 @@ def parse(text: str, path: Path) -> tuple[dict[str | None, list[Entry]], list[En
                 entry = _entry(word, rest)
                 (patterns if word == "pattern" else users.setdefault(user, [])).append(entry)
                 if word == "pattern" and not _is_template(entry):
-                    log.warning("%s:%d: the pattern has neither %%c nor %%u as a level, it is one rule for everybody",
-                                path, number)  # fmt: skip
+                    # Mosquitto before 2.1 filled in parts of levels too, against its manual
+                    log.warning("%s:%d: %%c and %%u are filled in only where they are a whole level: this pattern has "
+                                "no such level and says the same for everybody", path, number)  # fmt: skip
             else:
                 raise _mistake(
                     f"{word!r} is not a rule.{did_you_mean(word, ('topic', 'user', 'pattern'))}",
