@@ -207,7 +207,7 @@ class ConnectionConfig:
 
     url: str = "mqtt://127.0.0.1:1883"  # mqtt://[user[:password]@]host[:port]
     client_id: str = ""
-    version: Literal["3.1.1", "5"] = "5"
+    version: Literal["3.1", "3.1.1", "5"] = "5"
     keep_alive_seconds: int = 30
 
 
