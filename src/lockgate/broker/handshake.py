@@ -127,7 +127,7 @@ def let_in(
         answer.assigned_client_identifier = client_id
     # A user name that nobody has looked at owns nothing.
     owner = username if connection.proves_users else None
-    if _is_too_much(broker, connection, client_id, now) or _is_anothers(broker, connection, client_id, owner):
+    if _is_too_much(broker, connection, client_id, now) or _is_anothers(broker, connection, client_id, username):
         return
     keep_alive = packet.keep_alive
     longest = broker.limits.max_keepalive
@@ -175,7 +175,7 @@ def let_in(
     connection.topic_alias_maximum = min(requested.topic_alias_maximum or 0, connection.limits.max_topic_alias_broker)
     broker.watch(connection)
     if session.durable:
-        broker.store.set(broker.change(), SESSIONS, (client_id,), StoredSession(expiry_interval, NEVER, owner))
+        broker.store.set(broker.change(), SESSIONS, (client_id,), StoredSession(expiry_interval, NEVER, session.username))
     if will is not None:
         _keep_will(broker, connection, session, packet)
     # MQTT 3.1 has no Session Present flag
@@ -235,10 +235,10 @@ def _is_too_much(broker: Broker, connection: Connection, client_id: str, now: fl
     return False
 
 
-def _is_anothers(broker: Broker, connection: Connection, client_id: str, owner: str | None) -> bool:
+def _is_anothers(broker: Broker, connection: Connection, client_id: str, username: str | None) -> bool:
     """Refuse a client that names another user's Session; say whether that happened (DESIGN §3.4)."""
     session = broker.sessions.get(client_id)
-    if session is None or session.username is None or session.username == owner or not broker.limits.session_owner:
+    if session is None or session.username is None or session.username == username or not broker.limits.session_owner:
         return False
     detail = f"the session {printable(client_id)} belongs to user {printable(session.username)!r} (session_owner)"
     refuse(connection, reason_codes.NOT_AUTHORIZED, detail)
@@ -289,8 +289,9 @@ def _open_session(
     _forget_will(broker, client_id)  # it returned before its Will Delay had passed [MQTT-3.1.3-9]
     old.expiry_interval = expiry_interval
     old.expires_at = NEVER
-    broker.memory.used += session_bytes(client_id, username) - session_bytes(client_id, old.username)
-    old.username = username
+    if username is not None or not broker.limits.session_owner:
+        broker.memory.used += session_bytes(client_id, username) - session_bytes(client_id, old.username)
+        old.username = username
     return old, True
 
 

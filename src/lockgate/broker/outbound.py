@@ -75,7 +75,7 @@ def deliver(broker: Broker, subscription: Subscription, message: Message, now: f
 
 
 def readiness(broker: Broker, subscription: Subscription, message: Message) -> int:
-    """Say how well a member of a Shared Subscription could take a message now: READY is best, MAY_NOT is out of question."""
+    """Say how well a member of a Shared Subscription could take a message now: READY is best, MAY_NOT worst."""
     session = subscription.session
     if session.permissions is not None and not session.permissions.may_receive(message.topic):
         return MAY_NOT

@@ -314,6 +314,17 @@ def test_a_name_that_nobody_looked_at_owns_nothing() -> None:
     server.client("c", clean_start=False, username="bob")
 
 
+def test_where_nobody_looks_at_names_an_owner_is_believed() -> None:
+    server = Server(listener=Rules().listener())
+    server.client("c", session_expiry_interval=100, username="alice").lose()
+    server.listener = ListenerLimits(allow_anonymous=True)
+    server.client("c", clean_start=False, session_expiry_interval=100, username="alice").lose()
+    assert server.broker.sessions["c"].username == "alice"
+    peer = server.peer(V5)
+    peer.send(Connect("c", V5, False))
+    assert peer.one() == ConnAck(reason_codes.NOT_AUTHORIZED)
+
+
 def test_the_owner_rule_may_be_turned_off(rules: Rules) -> None:
     server = Server(Limits(session_owner=False), rules.listener())
     first = server.client("c", username="alice", session_expiry_interval=100)
