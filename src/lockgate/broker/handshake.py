@@ -175,7 +175,9 @@ def let_in(
     connection.topic_alias_maximum = min(requested.topic_alias_maximum or 0, connection.limits.max_topic_alias_broker)
     broker.watch(connection)
     if session.durable:
-        broker.store.set(broker.change(), SESSIONS, (client_id,), StoredSession(expiry_interval, NEVER, session.username))
+        broker.store.set(
+            broker.change(), SESSIONS, (client_id,), StoredSession(expiry_interval, NEVER, session.username)
+        )
     if will is not None:
         _keep_will(broker, connection, session, packet)
     # MQTT 3.1 has no Session Present flag
