@@ -38,6 +38,7 @@ class Draft:
     before_listeners: dict[str, object] = field(default_factory=dict)  # listener options above the first `listener`
     before_listeners_at: tuple[str, Path, int] | None = None
     places: list[dict[str, Place]] = field(default_factory=lambda: [{}])  # of options: first those above any listener
+    bridges: list[dict[str, object]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     destinations: list[str] = field(default_factory=list)
     types: set[str] | None = None
@@ -443,17 +444,6 @@ _NOT_YET = (
     ("Python has no TLS-PSK before 3.13; use certificates (certfile, keyfile).", "psk_hint psk_file"),
     ("Files are served by a web server, not by the broker; remove the line.", "http_dir"),
     (
-        "Bridges are not there yet; a sink of type mqtt in lockgate.toml sends messages to another broker.",
-        """connection address addresses topic bridge_protocol_version clientid remote_clientid local_clientid username
-        remote_username password remote_password local_username local_password cleansession local_cleansession
-        keepalive_interval start_type threshold idle_timeout restart_timeout round_robin try_private notifications
-        notifications_local_only notification_topic bridge_attempt_unsubscribe bridge_outgoing_retain
-        bridge_max_packet_size bridge_max_topic_alias bridge_receive_maximum bridge_session_expiry_interval
-        bridge_bind_address bridge_tcp_keepalive bridge_tcp_user_timeout bridge_reload_type bridge_cafile
-        bridge_capath bridge_tls_use_os_certs bridge_certfile bridge_keyfile bridge_insecure bridge_alpn
-        bridge_tls_version bridge_ciphers bridge_ciphers_tls1.3 bridge_require_ocsp bridge_identity bridge_psk""",
-    ),
-    (
         "Remove the line to run with this broker's behaviour.",
         """allow_duplicate_messages allow_zero_length_clientid auto_id_prefix connection_messages
         message_size_limit packet_buffer_size pid_file queue_qos0_messages
@@ -463,6 +453,18 @@ _NOT_YET = (
     ),
     ("Write `listener PORT ADDRESS` instead.", "port bind_address"),
 )
+# Options of a `connection`, which `bridge_options` reads; it is imported when the first of them is met.
+_BRIDGE = """
+connection address addresses topic bridge_protocol_version clientid remote_clientid local_clientid username
+remote_username password remote_password local_username local_password cleansession local_cleansession
+keepalive_interval start_type threshold idle_timeout restart_timeout round_robin try_private notifications
+notifications_local_only notification_topic bridge_attempt_unsubscribe bridge_outgoing_retain
+bridge_max_packet_size bridge_max_topic_alias bridge_receive_maximum bridge_session_expiry_interval
+bridge_bind_address bridge_tcp_keepalive bridge_tcp_user_timeout bridge_reload_type bridge_cafile
+bridge_capath bridge_tls_use_os_certs bridge_certfile bridge_keyfile bridge_insecure bridge_alpn
+bridge_tls_version bridge_ciphers bridge_ciphers_tls1.3 bridge_require_ocsp bridge_identity bridge_psk
+"""
+BRIDGE_OPTIONS = frozenset(_BRIDGE.split())
 NOT_YET: dict[str, str] = {name: advice for advice, names in _NOT_YET for name in names.split()}
 
 PLUGIN_OPTIONS = ("plugin_opt_", "auth_opt_")  # free names behind these
@@ -487,6 +489,10 @@ def read_mosquitto_conf(path: Path) -> BrokerConfig:
         problem = f"{name} stands above the first `listener`, so it belongs to none. Move it below its `listener` line."
         errors.append(MosquittoConfError(problem, path=file, line=line, key=name))
     errors += _unfit(draft)
+    if draft.bridges:
+        from lockgate.config import bridge_options
+
+        errors += bridge_options.unfit(draft.bridges)
     raise_all(errors)
     return _finish(draft, path)
 
@@ -529,12 +535,17 @@ def _lines(path: Path, errors: list[ConfigError], included: bool = False) -> Ite
 
 
 def _apply(draft: Draft, name: str, value: str, path: Path, line: int) -> None:
+    if name in BRIDGE_OPTIONS:
+        from lockgate.config import bridge_options
+
+        bridge_options.apply(draft.bridges, name, value, Place(path, line))
+        return
     option = OPTIONS.get(name)
     if option is None:
         if name in NOT_YET or name.startswith(PLUGIN_OPTIONS):
             advice = NOT_YET["plugin"] if name.startswith(PLUGIN_OPTIONS) else NOT_YET[name]
             raise BadValue(f"{name} is an option of Mosquitto that is not honoured yet. {advice}")
-        suggestion = did_you_mean(name, (*OPTIONS, "include_dir", *NOT_YET))
+        suggestion = did_you_mean(name, (*OPTIONS, "include_dir", *BRIDGE_OPTIONS, *NOT_YET))
         if "\t" in name:
             suggestion = " Only spaces part an option from its value; there is a tab."
         raise BadValue(f'Unknown configuration variable "{name}".{suggestion}')
@@ -665,4 +676,8 @@ def _finish(draft: Draft, path: Path) -> BrokerConfig:
     else:  # local-only mode
         said, places = draft.before_listeners, draft.places[0]
         listeners = tuple(_listener(said | {"address": address}, places) for address in LOCAL_ADDRESSES)
+    if draft.bridges:
+        from lockgate.config import bridge_options
+
+        draft.broker["bridges"] = bridge_options.finish(draft.bridges)
     return BrokerConfig(path=path, listeners=listeners, log=log, warnings=tuple(draft.warnings), **draft.broker)  # type: ignore[arg-type]
