@@ -151,6 +151,89 @@ class StandingSessionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeTopic:
+    """One `topic` line of a bridge: what is carried, which way, and how it is called on each side."""
+
+    pattern: str  # empty: exactly the topic that the prefixes name
+    direction: Literal["out", "in", "both"] = "out"
+    qos: Literal[0, 1, 2] = 0
+    local_prefix: str = ""
+    remote_prefix: str = ""
+
+    @property
+    def local_filter(self) -> str:
+        """The Topic Filter here."""
+        return self.local_prefix + self.pattern
+
+    @property
+    def remote_filter(self) -> str:
+        """The Topic Filter at the remote broker."""
+        return self.remote_prefix + self.pattern
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeTlsConfig:
+    """The TLS options of one bridge."""
+
+    cafile: Path | None = None
+    capath: Path | None = None
+    use_os_certs: bool = False
+    certfile: Path | None = None
+    keyfile: Path | None = None
+    insecure: bool = False  # any host name will do
+    alpn: str | None = None
+    tls_version: Literal["tlsv1.2", "tlsv1.3"] = "tlsv1.2"  # the lowest
+    ciphers: str | None = None
+
+
+class RestartTimeout(NamedTuple):
+    """Seconds between attempts: random from `base` to `cap`; a connection that lived `stable` begins anew at `base`."""
+
+    base: int = 5
+    cap: int = 30
+    stable: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeConfig:
+    """One `connection` of mosquitto.conf."""
+
+    name: str
+    addresses: tuple[tuple[str, int], ...]  # host and port, in order of preference
+    topics: tuple[BridgeTopic, ...]
+    client_id: str
+    local_client_id: str
+    version: Literal[3, 4, 5] = 4  # protocol level: MQTT 3.1, 3.1.1, 5
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    local_username: str | None = None
+    local_password: str | None = field(default=None, repr=False)
+    cleansession: bool = False
+    local_cleansession: bool = False
+    keepalive_interval: int = 60  # seconds
+    start_type: Literal["automatic", "lazy", "once"] = "automatic"
+    threshold: int = 10  # lazy: messages that wait before it connects
+    idle_timeout: int = 60  # lazy: seconds of silence before it disconnects
+    restart_timeout: RestartTimeout = field(default_factory=lambda: RestartTimeout())
+    round_robin: bool = False
+    try_private: bool = True
+    notifications: bool = True
+    notifications_local_only: bool = False
+    notification_topic: str = ""
+    attempt_unsubscribe: bool = True
+    outgoing_retain: bool = True
+    max_packet_size: int = 0  # bytes of a PUBLISH to the remote broker; 0: no limit
+    max_topic_alias: int = 10
+    receive_maximum: int | None = None  # None: not said
+    session_expiry_interval: int | None = None  # seconds; None: by cleansession
+    bind_address: str | None = None
+    tcp_keepalive: tuple[int, int, int] | None = None  # seconds idle, seconds between probes, probes
+    tcp_user_timeout: int | None = None  # milliseconds
+    reload_immediately: bool = False
+    tls: BridgeTlsConfig | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerConfig:
     """What mosquitto.conf said, with Mosquitto's defaults, and [broker]: what Mosquitto has no word for."""
 
@@ -187,6 +270,7 @@ class BrokerConfig:
     websockets_headers_size: int = 4096  # bytes
     warnings: tuple[str, ...] = field(default=(), compare=False)  # to be logged at the start
     log: LogConfig = field(default_factory=LogConfig)
+    bridges: tuple[BridgeConfig, ...] = ()
     global_max_clients: int = -1  # sessions, connected or not; -1: no limit
     global_max_connections: int = -1  # clients that are connected; -1: no limit
     memory_limit: int = 0  # bytes; 0: no limit, and memory_budget alone counts

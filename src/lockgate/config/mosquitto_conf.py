@@ -49,6 +49,7 @@ class Draft:
     before_listeners: dict[str, object] = field(default_factory=dict)  # listener options above the first `listener`
     before_listeners_at: tuple[str, Path, int] | None = None
     places: list[dict[str, Place]] = field(default_factory=lambda: [{}])  # of options: first those above any listener
+    bridges: list[dict[str, object]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     destinations: list[str] = field(default_factory=list)
     types: set[str] | None = None
@@ -644,18 +645,19 @@ _NOT_YET = (
     ("Python reaches no OpenSSL engine; give the key as a PEM file (keyfile).", "tls_engine tls_engine_kpass_sha1"),
     ("Python cannot set them; remove the line: OpenSSL's own list for TLS 1.3 is short and good.", "ciphers_tls1.3"),
     ("Python has no TLS-PSK before 3.13; use certificates (certfile, keyfile).", "psk_hint psk_file"),
-    (
-        "Bridges are not there yet; a sink of type mqtt in lockgate.toml sends messages to another broker.",
-        """connection address addresses topic bridge_protocol_version clientid remote_clientid local_clientid username
-        remote_username password remote_password local_username local_password cleansession local_cleansession
-        keepalive_interval start_type threshold idle_timeout restart_timeout round_robin try_private notifications
-        notifications_local_only notification_topic bridge_attempt_unsubscribe bridge_outgoing_retain
-        bridge_max_packet_size bridge_max_topic_alias bridge_receive_maximum bridge_session_expiry_interval
-        bridge_bind_address bridge_tcp_keepalive bridge_tcp_user_timeout bridge_reload_type bridge_cafile
-        bridge_capath bridge_tls_use_os_certs bridge_certfile bridge_keyfile bridge_insecure bridge_alpn
-        bridge_tls_version bridge_ciphers bridge_ciphers_tls1.3 bridge_require_ocsp bridge_identity bridge_psk""",
-    ),
 )
+# Options of a `connection`, which `bridge_options` reads; it is imported when the first of them is met.
+_BRIDGE = """
+connection address addresses topic bridge_protocol_version clientid remote_clientid local_clientid username
+remote_username password remote_password local_username local_password cleansession local_cleansession
+keepalive_interval start_type threshold idle_timeout restart_timeout round_robin try_private notifications
+notifications_local_only notification_topic bridge_attempt_unsubscribe bridge_outgoing_retain
+bridge_max_packet_size bridge_max_topic_alias bridge_receive_maximum bridge_session_expiry_interval
+bridge_bind_address bridge_tcp_keepalive bridge_tcp_user_timeout bridge_reload_type bridge_cafile
+bridge_capath bridge_tls_use_os_certs bridge_certfile bridge_keyfile bridge_insecure bridge_alpn
+bridge_tls_version bridge_ciphers bridge_ciphers_tls1.3 bridge_require_ocsp bridge_identity bridge_psk
+"""
+BRIDGE_OPTIONS = frozenset(_BRIDGE.split())
 NOT_YET: dict[str, str] = {name: advice for advice, names in _NOT_YET for name in names.split()}
 
 PLUGIN_OPTIONS = ("plugin_opt_", "auth_opt_")  # free names behind these
@@ -682,6 +684,10 @@ def read_mosquitto_conf(path: Path) -> BrokerConfig:
         errors.append(MosquittoConfError(problem, path=file, line=line, key=name))
     errors += _unfit(draft)
     errors += _use_plugins(draft)
+    if draft.bridges:
+        from lockgate.config import bridge_options
+
+        errors += bridge_options.unfit(draft.bridges)
     raise_all(errors)
     return _finish(draft, path)
 
@@ -724,6 +730,11 @@ def _lines(path: Path, errors: list[ConfigError], included: bool = False) -> Ite
 
 
 def _apply(draft: Draft, name: str, value: str, path: Path, line: int) -> None:
+    if name in BRIDGE_OPTIONS:
+        from lockgate.config import bridge_options
+
+        bridge_options.apply(draft.bridges, name, value, Place(path, line))
+        return
     option = OPTIONS.get(name)
     if option is None:
         if name.startswith(PLUGIN_OPTIONS):
@@ -732,7 +743,7 @@ def _apply(draft: Draft, name: str, value: str, path: Path, line: int) -> None:
             return
         if name in NOT_YET:
             raise BadValue(f"{name} is an option of Mosquitto that is not honoured yet. {NOT_YET[name]}")
-        suggestion = did_you_mean(name, (*OPTIONS, "include_dir", *NOT_YET))
+        suggestion = did_you_mean(name, (*OPTIONS, "include_dir", *BRIDGE_OPTIONS, *NOT_YET))
         if "\t" in name:
             suggestion = " Only spaces part an option from its value; there is a tab."
         raise BadValue(f'Unknown configuration variable "{name}".{suggestion}')
@@ -936,6 +947,10 @@ def _finish(draft: Draft, path: Path) -> BrokerConfig:
     else:  # local-only mode
         said, places = draft.before_listeners, draft.places[0]
         listeners = tuple(_listener(said | {"address": address}, places) for address in LOCAL_ADDRESSES)
+    if draft.bridges:
+        from lockgate.config import bridge_options
+
+        draft.broker["bridges"] = bridge_options.finish(draft.bridges)
     authorities = _authorities(draft.broker)
     return BrokerConfig(
         path=path,
