@@ -108,7 +108,7 @@ def topic(bridge: Bridge, name: str, value: str) -> None:
             raise BadValue(f"Invalid bridge topic '{prefix + pattern}': a bridge takes part in no Shared Subscription.")
     made = BridgeTopic(
         pattern=pattern,
-        direction=direction.lower(),  # type: ignore[arg-type]
+        direction=direction.lower(),
         qos=int(qos),  # type: ignore[arg-type]
         local_prefix=local_prefix,
         remote_prefix=remote_prefix,
