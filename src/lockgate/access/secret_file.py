@@ -74,7 +74,14 @@ def replace(path: Path, data: bytes) -> None:
             with contextlib.suppress(FileNotFoundError):
                 _keep_owner(descriptor, os.stat(path))
             os.fsync(descriptor)
-        os.replace(new, path)
+        try:
+            os.replace(new, path)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            # one file mounted into a container cannot be replaced, only written over; the new one stays until it is
+            _write_over(path, data)
+            new.unlink()
     except BaseException:
         with contextlib.suppress(OSError):
             new.unlink()
@@ -84,6 +91,14 @@ def replace(path: Path, data: bytes) -> None:
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
+
+
+def _write_over(path: Path, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.write(data)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _keep_owner(descriptor: int, old: os.stat_result) -> None:
