@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 # Each in the module of its name.
-PROGRAMS = frozenset({"mosquitto_pub", "mosquitto_rr", "mosquitto_signal", "mosquitto_sub"})
+PROGRAMS = frozenset({"mosquitto_passwd", "mosquitto_pub", "mosquitto_rr", "mosquitto_signal", "mosquitto_sub"})
 
 COMMANDS = {
     "run": "host services in this process",
