@@ -25,6 +25,7 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     """Let a client in, refuse it with the CONNACK of its version, or begin the exchange that it asks for (§4.12)."""
     version = packet.version
     connection.version = version
+    connection.bridge = packet.bridge
     connection.decoder.version = version
     if packet.properties is not None:
         connection.maximum_packet_size = packet.properties.maximum_packet_size or 0
@@ -65,7 +66,12 @@ def let_in(
         while client_id in broker.sessions:  # somebody may have chosen that name [MQTT-3.2.2-16]
             client_id = broker.new_client_id()
         answer.assigned_client_identifier = client_id
-    if _is_too_much(broker, connection, client_id, now):
+    if connection.own:
+        broker.own_sessions.add(client_id)
+    elif client_id in broker.own_sessions:
+        refuse(connection, reason_codes.CLIENT_IDENTIFIER_NOT_VALID, f"{printable(client_id)} is a bridge of ours")
+        return
+    elif _is_too_much(broker, connection, client_id, now):
         return
     keep_alive = packet.keep_alive
     longest = broker.limits.max_keepalive

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lockgate.broker import routing, shedding
 from lockgate.broker.decisions import NOT_RETAINED, REFUSED
@@ -17,10 +17,17 @@ if TYPE_CHECKING:
     from lockgate.broker.connection import Connection
     from lockgate.broker.session import Session
 
+_BRIDGES: Final = "$SYS/broker/connection/"
+
 
 def may_publish(topic: str) -> bool:
-    """Whether a client may publish to a topic, by PUBLISH or as its Will: `$SYS` is the server's own."""
-    return not topic.startswith("$SYS/")
+    """Whether a client may publish to a topic, by PUBLISH or as its Will: `$SYS` is the server's own.
+
+    Mosquitto's bridges say at the broker they connect to whether they are there, so that much of it is open.
+    """
+    if not topic.startswith("$SYS/"):
+        return True
+    return topic.startswith(_BRIDGES) and topic.endswith("/state") and topic.count("/") == 4
 
 
 def handle_publish(broker: Broker, connection: Connection, session: Session, packet: Publish, now: float) -> None:
