@@ -77,9 +77,14 @@ def _broker(config: Config) -> Service:
     from lockgate.net.service import BrokerService
 
     authenticator = scram_authenticator(config.broker)
-    return BrokerService(
+    service = BrokerService(
         config.broker, store_opener(config), authenticator, lambda: reload_users(authenticator, config.broker)
     )
+    if config.broker.bridges:
+        from lockgate.bridge.bridges import Bridges
+
+        service.bridges = Bridges(service, config.broker.bridges)
+    return service
 
 
 def store_opener(config: Config) -> OpenStore:

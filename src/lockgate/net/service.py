@@ -85,6 +85,28 @@ class ServedStore(Store, Protocol):
         """Give the store's figures, for JSON."""
 
 
+class Served(Protocol):
+    """The other end of a Connection: a socket, or a part of this program."""
+
+    connection: Connection
+
+    def write(self) -> None:
+        """Take what the connection has to say, and notice when it closes."""
+
+
+class Bridging(Protocol):
+    """The bridges to other brokers, on the loop of this one."""
+
+    def start(self) -> None:
+        """Begin, once the store is restored."""
+
+    async def stop(self) -> None:
+        """Disconnect in order."""
+
+    def status(self) -> Mapping[str, object]:
+        """Give the figures of each by its name, for JSON."""
+
+
 OpenStore = Callable[[StoreAnswers], ServedStore]
 
 
@@ -188,8 +210,9 @@ class BrokerService:
         self.handshakes_failed = 0  # of TLS, WebSocket and the PROXY protocol
         self._warnings = config.warnings
         self.listeners = [Listener(listener, config, self) for listener in config.listeners]
+        self.bridges: Bridging | None = None
         self._deadlines = self.broker.deadlines
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, Served] = {}
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._continuing: list[Connection] = []  # that have more output to make
@@ -218,6 +241,8 @@ class BrokerService:
             restoring.stand(self.broker, self.clock())
             self._started_at = self.clock()
             self._tell()
+            if self.bridges is not None:
+                self.bridges.start()
             self.flush()  # also to wait for what was restored with a time
             for listener in self.listeners:
                 await listener.open()
@@ -240,6 +265,8 @@ class BrokerService:
         self.flush()
 
     async def _stop(self) -> None:
+        if self.bridges is not None:
+            await self.bridges.stop()
         self.broker.stop(self.clock())
         self.flush()
         for listener in self.listeners:
@@ -255,7 +282,7 @@ class BrokerService:
 
     # --- the turn ------------------------------------------------------------------------------------------------
 
-    def admit(self, stream: Stream, peer: str, limits: ListenerLimits, address: str) -> Connection:
+    def admit(self, stream: Served, peer: str, limits: ListenerLimits, address: str) -> Connection:
         """Give a new socket its connection; `address` is that of the peer, empty where nothing counts it."""
         connection = self.broker.connect(peer, limits, self.clock(), self._counted(address))
         self._streams[connection.number] = stream
@@ -282,7 +309,7 @@ class BrokerService:
                 return ""
         return address
 
-    def dismiss(self, stream: Stream, now: float) -> None:
+    def dismiss(self, stream: Served, now: float) -> None:
         """Take back the connection of a closed socket."""
         connection = stream.connection
         self._streams.pop(connection.number, None)
@@ -509,6 +536,7 @@ class BrokerService:
             "not_retained": totals.not_retained,
             "store": self._store.status(),
             "memory": {"used": broker.memory.used, "budget": broker.memory.budget},
+            **({"bridges": dict(self.bridges.status())} if self.bridges is not None else {}),
         }
 
     def explain(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
