@@ -13,6 +13,8 @@ import pytest
 
 from lockgate.client import Client, Message
 from lockgate.config.model import ConnectionConfig
+from lockgate.mqtt.decoder import Decoder
+from lockgate.mqtt.packets import V3_1_1, V5, Publish, PubRel
 from tests.support.peers import Mosquitto
 from tests.support.proxy import Proxy
 
@@ -39,6 +41,31 @@ def client_of(url: str, version: Version, *, keep_alive: int = 30, manual_ack: b
         retry_max_seconds=0.05,
         connect_timeout_seconds=2.0,
     )
+
+
+class SentAgain:
+    """Notes the QoS 2 messages that a Server sends again after their PUBREL, which makes new messages of them (§4.3.3).
+
+    Mosquitto 2.0.11 does that when a connection ends before the PUBREL that it had to send again has left.
+    """
+
+    def __init__(self, version: Version) -> None:
+        self._version = version
+        self.payloads: set[bytes] = set()
+        self._released: dict[int, bytes] = {}
+        self._sent: dict[int, bytes] = {}
+        self._decoders: dict[int, Decoder] = {}
+
+    def hear(self, connection: int, data: bytes) -> None:
+        decoder = self._decoders.setdefault(connection, Decoder(V5 if self._version == "5" else V3_1_1))
+        decoder.feed(data)
+        while (packet := decoder.next_packet()) is not None:
+            if isinstance(packet, PubRel):
+                self._released[packet.packet_id] = self._sent.get(packet.packet_id, b"")
+            elif isinstance(packet, Publish) and packet.packet_id:
+                self._sent[packet.packet_id] = packet.payload
+                if packet.dup and self._released.get(packet.packet_id) == packet.payload:
+                    self.payloads.add(packet.payload)
 
 
 async def cutting(proxy: Proxy, cuts: int, up: int, down: int, done: asyncio.Event) -> None:
@@ -85,7 +112,8 @@ async def test_a_subscriber_hears_everything_over_cuts(mosquitto: Mosquitto, ver
     topic = uuid.uuid4().hex
     done = asyncio.Event()
     got: Counter[bytes] = Counter()
-    async with Proxy(mosquitto.port) as proxy, client_of(mosquitto.url, version) as sender:  # noqa: SIM117
+    sent_again = SentAgain(version)
+    async with Proxy(mosquitto.port, sent_again.hear) as proxy, client_of(mosquitto.url, version) as sender:  # noqa: SIM117
         async with client_of(proxy.url, version, manual_ack=True) as receiver, asyncio.timeout(30):
             await receiver.subscribe([(topic, qos)])
             held: list[Message] = []
@@ -114,7 +142,7 @@ async def test_a_subscriber_hears_everything_over_cuts(mosquitto: Mosquitto, ver
             assert proxy.connections > 1
     assert set(got) == {b"%d" % number for number in range(COUNT)}
     if qos == 2:
-        assert set(got.values()) == {1}
+        assert {payload for payload, count in got.items() if count > 1} <= sent_again.payloads
 
 
 @BOTH

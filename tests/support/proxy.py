@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Self
 
 
 class Proxy:
     """Passes bytes between its port and an upstream port, until it is told to misbehave."""
 
-    def __init__(self, upstream_port: int) -> None:
+    def __init__(self, upstream_port: int, on_down: Callable[[int, bytes], None] | None = None) -> None:
+        """`on_down` hears what upstream sent: the number of its connection, and the bytes."""
         self._upstream_port = upstream_port
+        self._on_down = on_down
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -68,6 +71,7 @@ class Proxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        number = self.connections
         self._writers.add(writer)
         try:
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._upstream_port)
@@ -75,14 +79,18 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers.add(up_writer)
-        for one in (self._pass(reader, up_writer, "up"), self._pass(up_reader, writer, "down")):
+        for one in (self._pass(reader, up_writer, "up", number), self._pass(up_reader, writer, "down", number)):
             task = asyncio.create_task(one)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: str) -> None:
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: str, number: int
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                if direction == "down" and self._on_down is not None:
+                    self._on_down(number, data)
                 await self._flowing.wait()
                 budget = self._budget[direction]
                 if budget is not None and len(data) >= budget:

@@ -20,6 +20,7 @@ from lockgate.config.model import BridgeConfig
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.errors import MqttError
 from lockgate.mqtt.packets import V3_1_1, V5, Packet, Publish, Will
+from lockgate.transport.tls_client import TlsSetupError
 
 log = logging.getLogger(__name__)
 
@@ -233,6 +234,9 @@ class Bridge:
                 return self._refused(error)
             except TimeoutError:
                 self._note(f"no CONNACK within {_CONNECT_SECONDS:g} seconds")
+                return _FAILED
+            except TlsSetupError as error:
+                self._note(f"bridge_{error.what}: {error}" + (f" ({error.path})" if error.path is not None else ""))
                 return _FAILED
             except (ConnectionLost, MqttError, OSError) as error:
                 self._note(str(error) or type(error).__name__)

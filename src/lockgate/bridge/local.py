@@ -15,7 +15,7 @@ from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import V5, Connect, Packet, Subscribe, SubscriptionRequest, Unsubscribe
 from lockgate.mqtt.properties import Properties
 
-_LIMITS: Final = ListenerLimits(port=0, allow_anonymous=True, max_topic_alias=0, max_topic_alias_broker=0)
+_LIMITS: Final = ListenerLimits(port=0, trusted=True, max_topic_alias=0, max_topic_alias_broker=0)
 _FILTERS_TOGETHER: Final = 100
 _PACKET_ID: Final = 1  # of SUBSCRIBE and UNSUBSCRIBE, whose answers are told apart by nothing else here
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from lockgate.bridge.relay import Relay
 from lockgate.client.connection import Connection
-from lockgate.config.model import BridgeConfig
+from lockgate.config.model import BridgeConfig, BridgeTlsConfig
 from lockgate.mqtt.packets import V5, ConnAck, Connect, Will
 from lockgate.mqtt.properties import Properties
-
-if TYPE_CHECKING:
-    from lockgate.config.model import BridgeTlsConfig
+from lockgate.transport.tls_client import ClientTls
 
 _NEVER: Final = 0xFFFFFFFF
 
@@ -110,7 +108,10 @@ def _set_options(sock: socket.socket, config: BridgeConfig) -> None:
 
 
 async def open_connection(config: BridgeConfig, host: str, port: int, remote: Remote) -> None:
-    """Open the connection up to the accepting CONNACK. Raises what `Connection.accepted` does, and OSError."""
+    """Open the connection up to the accepting CONNACK.
+
+    Raises what `Connection.accepted` does, OSError and TlsSetupError.
+    """
     context = tls_context(config.tls) if config.tls is not None else None
     sock = await open_socket(config, host, port)
     try:
@@ -124,18 +125,15 @@ async def open_connection(config: BridgeConfig, host: str, port: int, remote: Re
 
 
 def tls_context(tls: BridgeTlsConfig) -> ssl.SSLContext:
-    """Read the files of TLS, anew for each connection. Raises OSError, also for what they should not hold."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = not tls.insecure
-    context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.tls_version == "tlsv1.3" else ssl.TLSVersion.TLSv1_2
-    if tls.cafile is not None or tls.capath is not None:
-        context.load_verify_locations(tls.cafile, tls.capath)
-    if tls.use_os_certs:
-        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
-    if tls.certfile is not None:
-        context.load_cert_chain(tls.certfile, tls.keyfile, lambda: b"")  # nobody is there to type a passphrase
-    if tls.ciphers is not None:
-        context.set_ciphers(tls.ciphers)
-    if tls.alpn is not None:
-        context.set_alpn_protocols([tls.alpn])
-    return context
+    """Read the files of TLS, anew for each connection. Raises TlsSetupError."""
+    return ClientTls(
+        cafile=tls.cafile,
+        capath=tls.capath,
+        use_os_certs=tls.use_os_certs,
+        certfile=tls.certfile,
+        keyfile=tls.keyfile,
+        insecure=tls.insecure,
+        minimum_version=tls.tls_version,
+        ciphers=tls.ciphers,
+        alpn=(tls.alpn,) if tls.alpn is not None else (),
+    ).context()

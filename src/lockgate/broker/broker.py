@@ -11,6 +11,7 @@ from lockgate.broker.deadlines import CONNECTION, RETAINED, SESSION, STORE, THRO
 from lockgate.broker.decisions import (
     DISCONNECTED,
     EXPIRED,
+    NOT_PERMITTED,
     NOT_RETAINED,
     QUEUE_FULL,
     SESSION_ENDED,
@@ -21,11 +22,14 @@ from lockgate.broker.decisions import (
 )
 from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
 from lockgate.broker.memory import CONNECTION_BYTES, Memory, session_bytes, subscription_bytes
+from lockgate.broker.permissions import Permissions
 from lockgate.broker.ports import (
     NEVER,
     SESSIONS,
     WILLS,
     Authenticator,
+    Authority,
+    Control,
     Delivery,
     Log,
     Message,
@@ -69,8 +73,10 @@ class Broker:
         "committed_number",
         "connect_rate",
         "connections",
+        "control",
         "deadlines",
         "decisions",
+        "default_authority",
         "flapping",
         "information",
         "last_change",
@@ -83,6 +89,7 @@ class Broker:
         "own_sessions",
         "packet_rules",
         "pending",
+        "qos_0_is_special",
         "queued_count",
         "received_limit",
         "retained",
@@ -92,7 +99,9 @@ class Broker:
         "statistics",
         "store",
         "store_problem",
+        "tells_connections",
         "touched",
+        "trusted",
         "waiting",
         "wills",
         "withheld",
@@ -111,8 +120,12 @@ class Broker:
         self.limits = limits
         self.information = information if information is not None else ServerInformation()
         self.authenticator = authenticator  # of enhanced authentication
+        self.control: Control | None = None
+        self.default_authority: Authority | None = None  # for what was stored by an earlier process
         self.store = store
         self.log = log
+        self.tells_connections = True  # connection_messages
+        self.trusted: set[str] = set()  # client ids of parts of this program, which no authority is asked about
         self.new_client_id = new_client_id
         self.statistics = Statistics()
         self.sessions: dict[str, Session] = {}
@@ -126,6 +139,9 @@ class Broker:
         self.work = 0  # done for one connection since it was read: deliveries, and more for what costs more
         self.queued_count = 0  # deliveries that wait, of all Sessions
         self.router = Router(limits.routes, limits.ack_after)
+        self.router.one_copy = not limits.allow_duplicate_messages
+        # It does not simply go to whoever is connected.
+        self.qos_0_is_special = limits.upgrade_outgoing_qos or limits.queue_qos_0
         self.retained = Retained()
         self.wills: dict[str, tuple[Message, float]] = {}  # of Sessions without a connection, and when they are due
         self.deadlines = Deadlines(self._is_live)
@@ -184,6 +200,34 @@ class Broker:
         if not self._address_rate.allows(address, now):
             connection.close("connect_rate_per_address is reached")
 
+    def login_answered(self, number: int, permitted: bool, now: float) -> None:
+        """Say whether the client of a connection is let in, whose `Authority.ask_login` was answered with LATER."""
+        connection = self.connections.get(number)
+        if connection is not None:
+            connection.answer_login(permitted, now)
+
+    def rules_changed(self) -> None:
+        """Say that an authority's rules are others now: what was remembered of the old ones is forgotten."""
+        self.router.forget_all()
+        for session in self.sessions.values():
+            if session.permissions is not None:
+                session.permissions.forget()
+
+    def tell(self, text: str) -> None:
+        """Log who comes and goes, where that is wanted (connection_messages)."""
+        if self.tells_connections:
+            self.log.notice(text)
+
+    def disconnect(self, client_id: str, reason_code: int, detail: str, now: float) -> bool:
+        """Close the connection of a client, if it has one; say whether it had."""
+        session = self.sessions.get(client_id)
+        connection = session.connection if session is not None else None
+        if connection is None:
+            return False
+        connection.close_with(reason_code, detail)
+        self.detach(connection, now, False)
+        return True
+
     def watch(self, connection: Connection) -> None:
         """See to it that a connection is looked at when its deadline comes, unless that is seen to already."""
         deadline = connection.deadline()
@@ -198,9 +242,9 @@ class Broker:
         reason = connection.closing_reason
         if connection.client_name:
             told = f": {reason}" if reason else ""
-            self.log.notice(f"Client {connection.client_name} [{connection.peer}] disconnected{told}.")
+            self.tell(f"Client {connection.client_name} [{connection.peer}] disconnected{told}.")
         elif reason:
-            self.log.notice(f"Client [{connection.peer}] disconnected: {reason}.")
+            self.tell(f"Client [{connection.peer}] disconnected: {reason}.")
         connection.close("")
         self.detach(connection, now, False)
 
@@ -246,6 +290,8 @@ class Broker:
             statistics.dropped_slow += 1
         elif reason == EXPIRED:
             statistics.dropped_expired += 1
+        elif reason == NOT_PERMITTED:
+            statistics.dropped_not_permitted += 1
         elif reason == TOO_LARGE:
             statistics.dropped_too_large += 1
         elif reason == NOT_RETAINED:
@@ -280,7 +326,7 @@ class Broker:
         if will is not None:
             delay = min(connection.will_delay, session.expiry_interval)
             if delay == 0 or session_ends:
-                self._publish_will(session.client_id, will, now)
+                self._publish_will(session.client_id, will, session.permissions, now)
             else:
                 self.defer_will(session.client_id, will, now + delay)
                 stored_will = StoredWill(will, delay, connection.keep_alive_seconds, now + delay)
@@ -298,12 +344,12 @@ class Broker:
         self.wills[client_id] = (will, at)
         self.deadlines.add(at, WILL, client_id)
 
-    def _publish_will(self, client_id: str, will: Message, now: float) -> None:
+    def _publish_will(self, client_id: str, will: Message, permissions: Permissions | None, now: float) -> None:
         properties = will.properties
         if properties is not None and properties.message_expiry_interval is not None:
             will.expires_at = now + properties.message_expiry_interval
         self.memory.release(will)
-        if inbound.may_publish(will.topic):
+        if inbound.may_publish(will.topic) and (permissions is None or permissions.may_publish(will.topic)):
             routing.publish(self, will, now)
         self.store.delete(self.change(), WILLS, (client_id,))
 
@@ -326,7 +372,9 @@ class Broker:
             routing.hand_on(self, delivery, now)
         pending = self.wills.pop(session.client_id, None)
         if pending is not None:
-            self._publish_will(session.client_id, pending[0], now)
+            self._publish_will(session.client_id, pending[0], session.permissions, now)
+        if session.permissions is not None:
+            session.permissions.forget()
 
     def _forget(self, session: Session) -> None:
         # A late answer to the old Session's `Store.want` must find none of its positions in a new one of the same name.
@@ -420,7 +468,7 @@ class Broker:
                 pending = self.wills.get(subject)
                 if pending is not None and pending[1] <= now:
                     del self.wills[subject]
-                    self._publish_will(subject, pending[0], now)
+                    self._publish_will(subject, pending[0], self._permissions(subject, pending[0]), now)
 
     def watch_retained(self, now: float) -> None:
         """See to it that retained messages are looked at when some of them expire."""
@@ -489,4 +537,12 @@ class Broker:
         if self.limits.keep_wills:
             self.memory.release(will)
         else:
-            self._publish_will(client_id, will, now)
+            self._publish_will(client_id, will, self._permissions(client_id, will), now)
+
+    def _permissions(self, client_id: str, will: Message) -> Permissions | None:
+        """Give whom to ask about a Will, whose Session may have ended with the process that served it."""
+        session = self.sessions.get(client_id)
+        if session is not None:
+            return session.permissions
+        authority = self.default_authority
+        return Permissions(authority, client_id, will.publisher_user, self.memory) if authority is not None else None

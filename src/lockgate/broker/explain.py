@@ -29,6 +29,7 @@ _TEXTS: Final[dict[int, str]] = {
     decisions.EXPIRED: "the Message Expiry Interval had passed before it could be sent",
     decisions.TOO_LARGE: "it was larger than the Maximum Packet Size that the client accepts",
     decisions.NO_LOCAL: "the client published it itself, and its subscription says No Local",
+    decisions.NOT_PERMITTED: "the rules do not let the client receive this topic",
     decisions.SHED: "the memory budget was spent, or too many messages were queued in all",
 }
 
@@ -87,6 +88,12 @@ def _explain_state(broker: Broker, session: Session, topic: str, findings: list[
     matching = [one for one in session.subscriptions.values() if matches(one.topic_filter, topic)]
     if not matching:
         findings.append(Finding(NO_MATCHING_SUBSCRIPTION, _no_match(session, topic)))
+        return
+    permissions = session.permissions
+    if permissions is not None and not permissions.looks_receivable(topic):
+        who = f"user {printable(session.username)!r}" if session.username is not None else "an anonymous client"
+        text = f"the rules do not let {who} with client id {printable(session.client_id)!r} receive this topic"
+        findings.append(Finding(decisions.NAMES[decisions.NOT_PERMITTED], text))
         return
     connection = session.connection
     if connection is None:

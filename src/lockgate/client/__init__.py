@@ -1,6 +1,7 @@
 """The other end of the wire: an asyncio MQTT client that reconnects, resends and acknowledges when it is told to."""
 
 from lockgate.client.client import Client
+from lockgate.client.endpoint import Endpoint, Proxy
 from lockgate.client.errors import (
     ClientError,
     ConnectionLost,
@@ -20,9 +21,11 @@ __all__ = [
     "ClientError",
     "ConnectionLost",
     "ConnectionRefused",
+    "Endpoint",
     "Message",
     "NotConnected",
     "Properties",
+    "Proxy",
     "PublishRefused",
     "ServerAddress",
     "SubscribeRefused",

@@ -106,6 +106,17 @@ SECTIONS: tuple[Section, ...] = (
                 default="none: no Authentication Method is offered",
             ),
             Key(
+                "session_owner",
+                values.one_of("user", "any"),
+                "whether a session is its user's alone, or of whoever comes with its client id, as in Mosquitto",
+            ),
+            Key(
+                "on_bad_reload",
+                values.one_of("keep", "exit"),
+                "what a password, ACL or dynamic security file that cannot be used leads to at SIGHUP: the old rules "
+                "go on, or the broker ends with status 3, as Mosquitto does",
+            ),
+            Key(
                 "memory_budget",
                 values.SIZE_OR_NONE,
                 "what the broker may hold for clients, about; then QoS 0 for clients that do not read gives way, "

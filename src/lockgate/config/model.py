@@ -64,6 +64,17 @@ class TlsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorityConfig:
+    """One authority over clients: a file of Mosquitto's, named by an option or by one of its plugins."""
+
+    kind: Literal["password_file", "acl_file", "dynamic_security"]
+    path: Path
+    password_init_file: Path | None = None  # of dynamic_security: the first password of its admin
+    deny_special_chars: bool = True  # refuse user names and client ids with + or # where an acl_file has patterns
+    place: Place | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerConfig:
     """One listener of mosquitto.conf."""
 
@@ -73,6 +84,8 @@ class ListenerConfig:
     domain: Literal["ipv4", "ipv6"] | None = None  # None: both
     interface: str | None = None  # network device
     websockets: bool = False
+    http_api: bool = False
+    http_dir: Path | None = None  # files for http_api and WebSocket listeners
     websockets_origins: tuple[str, ...] = ()  # empty: any
     proxy_protocol: Literal[0, 1, 2] = 0
     proxy_require_tls: bool = False
@@ -81,6 +94,11 @@ class ListenerConfig:
     username_from: Literal["identity", "subject"] | None = None  # of the certificate
     protocol_versions: frozenset[int] = frozenset({3, 4, 5})
     allow_anonymous: bool | None = None  # None: the global value
+    authorities: tuple[AuthorityConfig, ...] = ()  # asked behind the global ones
+    auto_id_prefix: str | None = None  # None: the global value
+    allow_zero_length_clientid: bool | None = None  # None: the global value
+    use_username_as_clientid: bool = False
+    mount_point: str = ""
     max_connections: int = -1  # -1: no limit
     max_qos: int = 2
     max_topic_alias: int = 10
@@ -225,6 +243,22 @@ class BrokerConfig:
         ListenerConfig(address="::1"),
     )
     allow_anonymous: bool = True  # True in local-only mode; the parser says False once a listener is configured
+    authorities: tuple[AuthorityConfig, ...] = ()  # asked in this order, for every listener
+    per_listener_settings: bool = False
+    allow_duplicate_messages: bool = True
+    allow_zero_length_clientid: bool = True
+    auto_id_prefix: str = "auto-"
+    check_retain_source: bool = True
+    clientid_prefixes: tuple[str, ...] = ()
+    connection_messages: bool = True
+    enable_control_api: bool = False
+    message_size_limit: int = 0  # bytes of a payload; 0: no limit
+    pid_file: Path | None = None
+    queue_qos0_messages: bool = False
+    retain_available: bool = True
+    sparkplug_aware: bool = False  # the plugin of that name: births are retained below $sparkplug/certificates/
+    upgrade_outgoing_qos: bool = False
+    user: str | None = None  # None: mosquitto, else nobody, where `lockgate mosquitto` is started as root
     max_inflight_bytes: int = 0  # 0: no limit
     max_inflight_messages: int = 20  # 0: no limit
     max_keepalive: int = 0  # seconds; 0: no limit
@@ -248,6 +282,8 @@ class BrokerConfig:
     autosave_on_changes: bool = False
     # [broker]
     scram_file: Path | None = None  # users of enhanced authentication
+    session_owner: Literal["user", "any"] = "user"
+    on_bad_reload: Literal["keep", "exit"] = "keep"
     memory_budget: int | None = None  # bytes; None: a quarter of what the machine or the container has
     alarms: tuple[str, ...] = ()  # Topic Filters of messages that give way last
     flush_interval_seconds: float = 5.0  # until what nobody waits for is written
@@ -291,7 +327,7 @@ class ConnectionConfig:
 
     url: str = "mqtt://127.0.0.1:1883"  # mqtt://[user[:password]@]host[:port]
     client_id: str = ""
-    version: Literal["3.1.1", "5"] = "5"
+    version: Literal["3.1", "3.1.1", "5"] = "5"
     keep_alive_seconds: int = 30
 
 

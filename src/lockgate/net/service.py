@@ -121,7 +121,7 @@ class _Log:
 
 
 def _new_client_id() -> str:
-    return f"auto-{str(uuid.uuid4()).upper()}"
+    return str(uuid.uuid4()).upper()
 
 
 def broker_limits(config: BrokerConfig) -> Limits:

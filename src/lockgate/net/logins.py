@@ -1,0 +1,119 @@
+"""The broker's authority: rules that are asked at once, and passwords that a thread looks at."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from lockgate.broker.ports import DENIED, LATER, PERMITTED
+from lockgate.config.model import BrokerConfig, ListenerConfig
+
+log = logging.getLogger(__name__)
+
+
+class Rules(Protocol):
+    """Who may come in and what each may do, as `access.authority.Chain` knows it."""
+
+    def login(
+        self, client_id: str, username: str | None, password: bytes | None, by_certificate: bool = False
+    ) -> bool: ...
+
+    def may_publish(self, client_id: str, username: str | None, topic: str) -> bool: ...
+
+    def may_receive(self, client_id: str, username: str | None, topic: str) -> bool: ...
+
+    def may_subscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool: ...
+
+    def may_unsubscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool: ...
+
+    def readmits(self, client_id: str, username: str | None, by_certificate: bool, before: Rules) -> bool:
+        """Whether a client that the rules `before` let in may stay under these."""
+
+
+class Access(Protocol):
+    """The authorities of a configuration, as `access.authorities.Authorities` has them."""
+
+    def rules(self, listener: ListenerConfig) -> Rules | None:
+        """Whom a listener asks; None where there is nobody to ask."""
+
+
+MakeAccess = Callable[[BrokerConfig], Access]  # raises ConfigError
+
+
+class Logins:
+    """An `Authority` of the core over Rules, which may be replaced; a password is looked at in a thread.
+
+    One thread, for all listeners: a hash takes a core, and the broker needs one too. Whoever waits for it is bounded by
+    `Limits.pending_logins`, and its connection is closed with `connect_timeout`.
+    """
+
+    def __init__(self, rules: Rules, hashing: Hashing) -> None:
+        self.rules = rules
+        self._hashing = hashing
+
+    def ask_login(
+        self, number: int, client_id: str, username: str | None, password: bytes | None, certified: bool
+    ) -> int:
+        """Say whether a client is let in, at once where there is no password to look at."""
+        if password is None or username is None:
+            return PERMITTED if self.rules.login(client_id, username, password, certified) else DENIED
+        self._hashing.begin(self, number, client_id, username, password)
+        return LATER
+
+    def may_publish(self, client_id: str, username: str | None, topic: str) -> bool:
+        """Whether a client may publish to a topic."""
+        return self.rules.may_publish(client_id, username, topic)
+
+    def may_receive(self, client_id: str, username: str | None, topic: str) -> bool:
+        """Whether a client may be sent a message of a topic."""
+        return self.rules.may_receive(client_id, username, topic)
+
+    def may_subscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool:
+        """Whether a client may subscribe to a filter."""
+        return self.rules.may_subscribe(client_id, username, topic_filter)
+
+    def may_unsubscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool:
+        """Whether a client may end a Subscription."""
+        return self.rules.may_unsubscribe(client_id, username, topic_filter)
+
+
+class Hashing:
+    """The thread that looks at passwords; `answer` is called on the loop with a connection's number."""
+
+    def __init__(self, is_waiting: Callable[[int], bool], answer: Callable[[int, bool], None]) -> None:
+        self._is_waiting = is_waiting
+        self._answer = answer
+        self._executor: ThreadPoolExecutor | None = None  # made for the first password
+
+    def begin(self, logins: Logins, number: int, client_id: str, username: str, password: bytes) -> None:
+        """Look at a password; the answer comes to the running event loop."""
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, "passwords")
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            if not self._is_waiting(number):  # it has given up
+                return
+            rules = logins.rules
+            try:
+                permitted = rules.login(client_id, username, password)
+            except Exception:
+                log.exception("a login could not be looked at")
+                permitted = False
+            loop.call_soon_threadsafe(end, rules, permitted)
+
+        def end(rules: Rules, permitted: bool) -> None:
+            if rules is not logins.rules:  # replaced meanwhile
+                self.begin(logins, number, client_id, username, password)
+            else:
+                self._answer(number, permitted)
+
+        self._executor.submit(look)
+
+    def close(self) -> None:
+        """End the thread, without waiting for the hash it is at."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
