@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lockgate import __version__
 from lockgate.config.errors import ConfigError
-from lockgate.config.model import BrokerConfig, Config, HttpSinkConfig
+from lockgate.config.model import BridgeConfig, BrokerConfig, Config, HttpSinkConfig
 from lockgate.telemetry import logs
 from lockgate.telemetry.health import Answer, StatusServer
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lockgate.access.scram import ScramAuthenticator
     from lockgate.broker.ports import Authenticator, StoreAnswers
     from lockgate.net.logins import Access
-    from lockgate.net.service import OpenStore
+    from lockgate.net.service import Bridging, BrokerService, OpenStore
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,13 @@ Build = Callable[[Config], Service]
 def _broker(config: Config) -> Service:
     from lockgate.net.service import BrokerService
 
-    return BrokerService(config.broker, store_opener(config), make_access)
+    return BrokerService(config.broker, store_opener(config), make_access, _bridges)
+
+
+def _bridges(service: BrokerService, configs: Sequence[BridgeConfig]) -> Bridging:
+    from lockgate.bridge.bridges import Bridges
+
+    return Bridges(service, configs)
 
 
 def make_access(config: BrokerConfig, before: Access | None) -> tuple[Authenticator | None, Access]:

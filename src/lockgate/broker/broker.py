@@ -86,6 +86,7 @@ class Broker:
         "new_client_id",
         "no_subscribers_code",
         "overfull",
+        "own_sessions",
         "packet_rules",
         "pending",
         "qos_0_is_special",
@@ -100,7 +101,6 @@ class Broker:
         "store_problem",
         "tells_connections",
         "touched",
-        "trusted",
         "waiting",
         "wills",
         "withheld",
@@ -124,10 +124,10 @@ class Broker:
         self.store = store
         self.log = log
         self.tells_connections = True  # connection_messages
-        self.trusted: set[str] = set()  # client ids of parts of this program, which no authority is asked about
         self.new_client_id = new_client_id
         self.statistics = Statistics()
         self.sessions: dict[str, Session] = {}
+        self.own_sessions: set[str] = set()  # client ids of bridges: they do not expire, and nobody else gets them
         self.connections: dict[int, Connection] = {}
         self.pending: dict[int, Connection] = {}  # connections whose client is not let in yet, the oldest first
         self.memory = Memory(limits.memory_budget)
@@ -290,7 +290,7 @@ class Broker:
         """Have the expiry of a Session begin now; say whether it ever comes."""
         interval = session.expiry_interval
         if interval == NEVER_EXPIRES:
-            if session.standing_bytes >= 0:
+            if session.standing_bytes >= 0 or session.client_id in self.own_sessions:
                 return False
             interval = self.limits.persistent_client_expiration
             if not interval:
@@ -322,6 +322,9 @@ class Broker:
         elif reason == SHED:
             statistics.dropped_shed += 1
         self.decisions.record(reason, client_id, topic, now)
+        session = self.sessions.get(client_id)
+        if session is not None:
+            session.dropped += 1
 
     def take_touched(self) -> list[Connection]:
         """Give the connections that have output or are to be closed since the last call."""

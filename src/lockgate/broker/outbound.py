@@ -177,6 +177,15 @@ def drop_late(broker: Broker, connection: Connection, delivery: Delivery, reason
     broker.drop(reason, _client_id(connection), delivery.message.topic, now)
 
 
+def take_all_late(broker: Broker, connection: Connection) -> list[Delivery]:
+    """Take the QoS 0 messages that were kept for a connection, for whoever carries them on."""
+    late = list(connection.late) if connection.late is not None else []
+    connection.late = None
+    for delivery in late:
+        _take_late(broker, connection, delivery)
+    return late
+
+
 def _pump_late(broker: Broker, connection: Connection, now: float) -> None:
     """Send the QoS 0 messages that were kept, in pieces like the retained ones."""
     late = connection.late
@@ -570,7 +579,7 @@ def _is_wanted(broker: Broker, subscription: Subscription, message: Message, sin
 def _is_backed(broker: Broker, permissions: Permissions, message: Message) -> bool:
     """Whether who published a retained message might still do so (check_retain_source)."""
     author = message.publisher
-    if not author or author in broker.trusted:
+    if not author or author in broker.own_sessions:
         return True
     return permissions.authority.may_publish(author, message.publisher_user, message.topic)
 
@@ -629,6 +638,18 @@ def let_go(broker: Broker, session: Session) -> None:
     for message in session.received.values():
         if message is not None:
             memory.release(message)
+
+
+def begin_anew(broker: Broker, session: Session) -> None:
+    """Have the next `resume` send everything in flight as new messages: the other end has lost its Session.
+
+    A QoS 2 message that waited for PUBCOMP may have been passed on there. Rather twice than never.
+    """
+    for delivery in session.in_flight.values():
+        delivery.packet_id = 0
+        delivery.state = QUEUED
+        if session.durable:
+            broker.store.update(broker.change(), session.client_id, delivery)
 
 
 def resume(broker: Broker, connection: Connection, session: Session, now: float) -> None:

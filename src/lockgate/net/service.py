@@ -14,7 +14,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -36,7 +36,7 @@ from lockgate.broker.ports import (
     StoredWill,
 )
 from lockgate.broker.sys_topics import publish_figures
-from lockgate.config.model import BrokerConfig, Config, ListenerConfig
+from lockgate.config.model import BridgeConfig, BrokerConfig, Config, ListenerConfig
 from lockgate.mqtt.reason_codes import NOT_AUTHORIZED
 from lockgate.net.complaints import Complaints
 from lockgate.net.listener import Listener, ListenerSettings, door
@@ -86,6 +86,32 @@ class ServedStore(Store, Protocol):
         """Give the store's figures, for JSON."""
 
 
+class Served(Protocol):
+    """The other end of a Connection: a socket, or a part of this program."""
+
+    connection: Connection
+
+    def write(self) -> None:
+        """Take what the connection has to say, and notice when it closes."""
+
+
+class Bridging(Protocol):
+    """The bridges to other brokers, on the loop of this one."""
+
+    def start(self) -> None:
+        """Begin, once the store is restored."""
+
+    async def stop(self) -> None:
+        """Disconnect in order."""
+
+    def reload(self, configs: Sequence[BridgeConfig]) -> None:
+        """Go on with other configurations."""
+
+    def status(self) -> Mapping[str, object]:
+        """Give the figures of each by its name, for JSON."""
+
+
+MakeBridges = Callable[["BrokerService", Sequence[BridgeConfig]], Bridging]
 OpenStore = Callable[[StoreAnswers], ServedStore]
 
 
@@ -207,6 +233,7 @@ class BrokerService:
         config: BrokerConfig,
         open_store: OpenStore,
         make_access: MakeAccess | None = None,
+        make_bridges: MakeBridges | None = None,
     ) -> None:
         self._make_access = make_access if make_access is not None else no_access
         authenticator, self._access = self._make_access(config, None)
@@ -225,8 +252,10 @@ class BrokerService:
         doors = Doors(config, self._access, self.hashing)
         self.broker.default_authority = doors.default
         self.listeners = [Listener(settings, self) for settings in doors.settings]
+        self._make_bridges = make_bridges
+        self.bridges = self._bridges(config)
         self._deadlines = self.broker.deadlines
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, Served] = {}
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._continuing: list[Connection] = []  # that have more output to make
@@ -255,6 +284,8 @@ class BrokerService:
             restoring.stand(self.broker, self.clock())
             self._started_at = self.clock()
             self._tell()
+            if self.bridges is not None:
+                self.bridges.start()
             self.flush()  # also to wait for what was restored with a time
             for listener in self.listeners:
                 await listener.open()
@@ -263,6 +294,11 @@ class BrokerService:
             await self._end
         finally:
             await self._stop()
+
+    def _bridges(self, config: BrokerConfig) -> Bridging | None:
+        if not config.bridges or self._make_bridges is None:
+            return None
+        return self._make_bridges(self, config.bridges)
 
     async def reload(self, whole: Config) -> None:
         """Go on with another configuration, or raise ConfigError or OSError and go on as before.
@@ -311,6 +347,12 @@ class BrokerService:
             if self._figures_timer is not None:
                 self._figures_timer.cancel()
             self._tell()
+        if self.bridges is not None:
+            self.bridges.reload(config.bridges)
+        else:
+            self.bridges = self._bridges(config)
+            if self.bridges is not None:
+                self.bridges.start()
         for warning in config.warnings:
             log.warning("%s", warning)
         self.flush()
@@ -348,6 +390,8 @@ class BrokerService:
         self.flush()
 
     async def _stop(self) -> None:
+        if self.bridges is not None:
+            await self.bridges.stop()
         self.broker.stop(self.clock())
         self.flush()
         for listener in self.listeners:
@@ -364,7 +408,7 @@ class BrokerService:
 
     # --- the turn ------------------------------------------------------------------------------------------------
 
-    def admit(self, stream: Stream, peer: str, limits: ListenerLimits, address: str) -> Connection:
+    def admit(self, stream: Served, peer: str, limits: ListenerLimits, address: str) -> Connection:
         """Give a new socket its connection; `address` is that of the peer, empty where nothing counts it."""
         connection = self.broker.connect(peer, limits, self.clock(), self._counted(address))
         self._streams[connection.number] = stream
@@ -391,7 +435,7 @@ class BrokerService:
                 return ""
         return address
 
-    def dismiss(self, stream: Stream, now: float) -> None:
+    def dismiss(self, stream: Served, now: float) -> None:
         """Take back the connection of a closed socket."""
         connection = stream.connection
         self._streams.pop(connection.number, None)
@@ -618,6 +662,7 @@ class BrokerService:
             "not_retained": totals.not_retained,
             "store": self._store.status(),
             "memory": {"used": broker.memory.used, "budget": broker.memory.budget},
+            **({"bridges": dict(self.bridges.status())} if self.bridges is not None else {}),
         }
 
     def explain(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
