@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lockgate import __version__
 from lockgate.config.errors import ConfigError
-from lockgate.config.model import BrokerConfig, Config, HttpSinkConfig
+from lockgate.config.model import BridgeConfig, BrokerConfig, Config, HttpSinkConfig
+from lockgate.telemetry import logs
 from lockgate.telemetry.health import Answer, StatusServer
 
 if TYPE_CHECKING:
     from lockgate.access.scram import ScramAuthenticator
-    from lockgate.broker.ports import StoreAnswers
-    from lockgate.net.service import OpenStore
+    from lockgate.broker.ports import Authenticator, StoreAnswers
+    from lockgate.net.logins import Access
+    from lockgate.net.service import Bridging, BrokerService, OpenStore
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +52,8 @@ class Service(Protocol):
 class Reloads(Protocol):
     """A service that SIGHUP means something to."""
 
-    def reload(self) -> None:
-        """Read again what may change while it serves. Called on the loop it runs on."""
+    async def reload(self, config: Config) -> None:
+        """Go on with another configuration; raises ConfigError or OSError, and goes on as before, where it cannot."""
 
 
 @runtime_checkable
@@ -76,15 +78,20 @@ Build = Callable[[Config], Service]
 def _broker(config: Config) -> Service:
     from lockgate.net.service import BrokerService
 
-    authenticator = scram_authenticator(config.broker)
-    service = BrokerService(
-        config.broker, store_opener(config), authenticator, lambda: reload_users(authenticator, config.broker)
-    )
-    if config.broker.bridges:
-        from lockgate.bridge.bridges import Bridges
+    return BrokerService(config.broker, store_opener(config), make_access, _bridges)
 
-        service.bridges = Bridges(service, config.broker.bridges)
-    return service
+
+def _bridges(service: BrokerService, configs: Sequence[BridgeConfig]) -> Bridging:
+    from lockgate.bridge.bridges import Bridges
+
+    return Bridges(service, configs)
+
+
+def make_access(config: BrokerConfig, before: Access | None) -> tuple[Authenticator | None, Access]:
+    """Load the authorities that the broker's configuration names. Raises ConfigError for a file that cannot be used."""
+    from lockgate.access.authorities import Authorities
+
+    return scram_authenticator(config), Authorities(config, before if isinstance(before, Authorities) else None)
 
 
 def store_opener(config: Config) -> OpenStore:
@@ -132,20 +139,6 @@ def persistence_folder(config: Config) -> Path:
     if from_environment:
         return Path(from_environment)
     return Path() if broker.persistence else config.gateway.broker_dir
-
-
-def reload_users(authenticator: ScramAuthenticator | None, config: BrokerConfig) -> None:
-    """Read the users of enhanced authentication again; a file that cannot be used changes nothing."""
-    if authenticator is None:
-        return
-    try:
-        fresh = scram_authenticator(config)
-    except ConfigError as error:
-        log.error("The users of SCRAM stay as they were. %s", error)
-        return
-    if fresh is not None:
-        authenticator.users = fresh.users
-        log.info("The users of SCRAM were read again.")
 
 
 def scram_authenticator(config: BrokerConfig) -> ScramAuthenticator | None:
@@ -198,20 +191,26 @@ DEMO_SERVICES: dict[str, Build] = {"demo-cloud": _demo_cloud, "demo-device": _de
 STAGES = (("broker",), ("processor", "forwarder"))
 
 
-def run(config: Config, names: Sequence[str], registry: Mapping[str, Build]) -> int:
+Reread = Callable[[], Config]
+
+
+def run(config: Config, names: Sequence[str], registry: Mapping[str, Build], reread: Reread) -> int:
     """Host the named services in this process until SIGTERM or SIGINT; gives the exit code. Main thread only.
 
-    One alone runs on the main thread, several on a thread each, so that none holds up another's loop.
+    One alone runs on the main thread, several on a thread each, so that none holds up another's loop. `reread` reads
+    the configuration again, at SIGHUP, and raises ConfigError if it cannot be used.
     """
-    hosts = [_Host(name, registry[name], config) for name in registry if name in names]
+    hosts = [_Host(name, registry[name], config, reread) for name in registry if name in names]
     return _run_one(hosts[0]) if len(hosts) == 1 else _run_many(hosts)
 
 
 class _Host:
     """One service with its loop and its status socket. `exit_code` tells how it went."""
 
-    def __init__(self, name: str, build: Build, config: Config) -> None:
+    def __init__(self, name: str, build: Build, config: Config, reread: Reread) -> None:
         self.name = name
+        self._reread = reread
+        self._reloading: asyncio.Task[None] | None = None
         self.exit_code = 0
         self._build = build
         self._config = config
@@ -228,7 +227,7 @@ class _Host:
                 runner.run(self._serve(on_ready, on_signal))
         except ConfigError as error:
             error.path = error.path or self._config.path  # a service knows the line of its rule, not the file
-            self._fail(str(error), MISCONFIGURED)
+            self._fail(str(error), error.exit_code)
         except OSError as error:
             self._fail(_explain(error), FAILED)
         except Exception:
@@ -250,9 +249,26 @@ class _Host:
         if not isinstance(self._service, Reloads):
             log.warning("SIGHUP ignored by %s: nothing of it can be read again yet; restart instead", self.name)
             return
-        log.info("SIGHUP: %s reads certificates and users again; anything else takes a restart", self.name)
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.get_running_loop().create_task(self._reload_service(self._service))
+        else:  # what changed since it read is not missed
+            self._reloading.add_done_callback(lambda _: self._reload())
+
+    async def _reload_service(self, service: Reloads) -> None:
+        log.info("Reloading config.")
         try:
-            self._service.reload()
+            config = self._reread()
+            logs.configure(config.broker.log)
+            await service.reload(config)
+            self._config = config
+            log.info("The new configuration is in use.")
+        except (ConfigError, OSError) as error:
+            text = str(error) if isinstance(error, ConfigError) else _explain(error)
+            log.error("The configuration stays as it was. %s", text)
+            if isinstance(error, ConfigError) and error.exit_code != MISCONFIGURED:
+                if self._config.broker.on_bad_reload == "exit":
+                    self.exit_code = MISCONFIGURED
+                    self._stop_by(time.monotonic() + STOP_SECONDS)
         except Exception:
             log.exception("%s could not reload", self.name)
 

@@ -137,7 +137,7 @@ def let_in(
         return
     keep_alive = packet.keep_alive
     longest = broker.limits.max_keepalive
-    if longest and (keep_alive == 0 or keep_alive > longest):
+    if longest and not connection.own and (keep_alive == 0 or keep_alive > longest):
         if version != V5:
             refuse(connection, reason_codes.CLIENT_IDENTIFIER_NOT_VALID, "the Keep Alive is too long")
             return
@@ -257,8 +257,6 @@ def _set_permissions(broker: Broker, connection: Connection, session: Session, u
     """Have the rules for this user apply to a Session."""
     authority = connection.limits.authority
     old = session.permissions
-    if connection.limits.trusted:
-        broker.trusted.add(session.client_id)
     if old is not None:
         if old.authority is authority and old.username == username:
             return

@@ -348,10 +348,7 @@ def _send(broker: Broker, connection: Connection, session: Session, delivery: De
         head, tail = message.parts(version, qos, delivery.retain)
     if connection.maximum_packet_size and len(head) + 2 + len(tail) > connection.maximum_packet_size:
         broker.drop(TOO_LARGE, session.client_id, message.topic, now)  # [MQTT-3.1.2-25]
-        if delivery.packet_id and qos == 2:
-            _release(broker, connection, session, delivery)
-        else:
-            done(broker, session, delivery)
+        _give_up(broker, connection, session, delivery)
         return
     packet_id = delivery.packet_id
     if packet_id:  # it was sent on an earlier connection [MQTT-4.4.0-1]
@@ -369,6 +366,14 @@ def _send(broker: Broker, connection: Connection, session: Session, delivery: De
     broker.store.update(commit, session.client_id, delivery)
     # A QoS 2 PUBLISH waits until its identifier is safe: a second one under another identifier would be a repetition.
     connection.deliver_parts(head, encode_packet_id(packet_id), tail, commit if qos == 2 else 0)
+
+
+def _give_up(broker: Broker, connection: Connection, session: Session, delivery: Delivery) -> None:
+    """Let go of a delivery that is not sent, or not sent again."""
+    if delivery.packet_id and delivery.qos == 2:
+        _release(broker, connection, session, delivery)
+    else:
+        done(broker, session, delivery)
 
 
 def _release(broker: Broker, connection: Connection, session: Session, delivery: Delivery) -> None:
@@ -468,9 +473,9 @@ def _send_queued(broker: Broker, connection: Connection, session: Session, deliv
     """Send what waited, if the client may still have it: rules may have changed meanwhile, or its user."""
     message = delivery.message
     permissions = session.permissions
-    if permissions is not None and not delivery.packet_id and not permissions.may_receive(message.topic):
+    if permissions is not None and not permissions.may_receive(message.topic):
         broker.drop(NOT_PERMITTED, session.client_id, message.topic, now)
-        done(broker, session, delivery)
+        _give_up(broker, connection, session, delivery)
     elif delivery.qos == 0:
         done(broker, session, delivery)
         _send_qos_0(broker, connection, message, delivery.retain, delivery.identifier, now)
@@ -574,7 +579,7 @@ def _is_wanted(broker: Broker, subscription: Subscription, message: Message, sin
 def _is_backed(broker: Broker, permissions: Permissions, message: Message) -> bool:
     """Whether who published a retained message might still do so (check_retain_source)."""
     author = message.publisher
-    if not author or author in broker.trusted:
+    if not author or author in broker.own_sessions:
         return True
     return permissions.authority.may_publish(author, message.publisher_user, message.topic)
 

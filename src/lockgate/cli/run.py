@@ -23,4 +23,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
     logs.configure(config.broker.log)
-    return app.run(config, arguments.services, app.SERVICES | app.DEMO_SERVICES)
+    return app.run(config, arguments.services, app.SERVICES | app.DEMO_SERVICES, lambda: load_config(arguments))

@@ -1,7 +1,6 @@
 """The other end of the wire: an asyncio MQTT client that reconnects, resends and acknowledges when it is told to."""
 
 from lockgate.client.client import Client
-from lockgate.client.endpoint import Endpoint, Proxy
 from lockgate.client.errors import (
     ClientError,
     ConnectionLost,
@@ -15,6 +14,7 @@ from lockgate.client.url import ServerAddress, parse_url
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.packets import SubscriptionRequest, Will
 from lockgate.mqtt.properties import Properties
+from lockgate.transport.endpoint import Endpoint, Proxy
 
 __all__ = [
     "Client",

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from lockgate.client.connection import Connection, now
-from lockgate.client.endpoint import Endpoint
 from lockgate.client.errors import (
     ClientError,
     ConnectionLost,
@@ -26,6 +25,7 @@ from lockgate.mqtt.errors import MqttError
 from lockgate.mqtt.packets import V3_1, V3_1_1, V5, ConnAck, Connect, SubscriptionRequest, Will
 from lockgate.mqtt.properties import Properties
 from lockgate.mqtt.topics import check_topic_filter, check_topic_name
+from lockgate.transport.endpoint import Endpoint
 
 if TYPE_CHECKING:
     import ssl

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from lockgate.transport.stack import ClientLayer, Stack
@@ -25,9 +24,11 @@ class Proxy(NamedTuple):
     password: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """How to reach a Server: a TCP port or a Unix socket, then proxy, TLS and WebSocket, as many as are named."""
+class Endpoint(NamedTuple):
+    """How to reach a Server: a TCP port or a Unix socket, then proxy, TLS and WebSocket, as many as are named.
+
+    A NamedTuple and no dataclass, because programs that start often import it.
+    """
 
     host: str = "localhost"
     port: int = 1883
@@ -83,8 +84,8 @@ class Endpoint:
             sock = transport.get_extra_info("socket")
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
 
-    def connect(self, timeout_seconds: float) -> socket.socket:
-        """Open the socket and wait for it, for programs without a loop. Raises OSError."""
+    def connect(self, timeout_seconds: float | None) -> socket.socket:
+        """Open the socket, for programs without a loop; no timeout: the system's. Raises OSError."""
         if self.unix is not None:
             sock = socket.socket(socket.AF_UNIX)
             try:
