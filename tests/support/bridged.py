@@ -59,10 +59,10 @@ class Bridged:
 
 
 @contextlib.asynccontextmanager
-async def bridged(folder: Path, *lines: str) -> AsyncIterator[Bridged]:
+async def bridged(folder: Path, *lines: str, port: int = 0) -> AsyncIterator[Bridged]:
     """Serve with a configuration of bridges; what is durable lasts as long as this."""
     config = read_config(folder, *lines)
-    listener = ListenerConfig(port=0, address="127.0.0.1")
+    listener = ListenerConfig(port=port, address="127.0.0.1")
     service = BrokerService(dataclasses.replace(config, listeners=(listener,), sys_interval=0), MemoryStore)
     bridges = Bridges(service, config.bridges)
     service.bridges = bridges

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
+import math
 from typing import Any, Final, final
 
 from lockgate.bridge.backoff import Backoff
@@ -338,11 +340,15 @@ class Bridge:
     def _send_late(self, relay: Relay) -> None:
         """Send what a lazy bridge gathered at QoS 0."""
         late, self._late = self._late, []
+        now = self._shell.clock()
         for delivery in late:
             message = delivery.message
-            relay.publish_outwards(
-                Publish(message.topic, message.payload, 0, delivery.retain, properties=message.properties)
-            )
+            properties = copy.copy(message.properties)  # the message may be others' too
+            if message.expires_at != NEVER and properties is not None:
+                if message.expires_at <= now:
+                    continue
+                properties.message_expiry_interval = math.ceil(message.expires_at - now)
+            relay.publish_outwards(Publish(message.topic, message.payload, 0, delivery.retain, properties=properties))
         if late:
             relay.connection.schedule_flush()
 

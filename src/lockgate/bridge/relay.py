@@ -99,8 +99,8 @@ class Relay:
         self._topics = topics
         self._version = version
         self._counters = counters
-        self._mark = (PATH, mark)
         self._marks = version == V5 and config.try_private
+        self._mark_out, self._mark_in = (PATH, f"{mark}>"), (PATH, f"{mark}<")
         self._announces = announces
         self._output: list[bytes] = []
         self._local: Local | None = None
@@ -226,7 +226,7 @@ class Relay:
             return
         if properties is not None:
             properties.subscription_identifiers = ()
-            if self._mark in properties.user_properties:
+            if self._mark_in in properties.user_properties:
                 counters.looped += 1
                 self._refuse_inwards(packet, reason_codes.SUCCESS)
                 return
@@ -240,7 +240,7 @@ class Relay:
             self._refuse_inwards(packet, reason_codes.TOPIC_NAME_INVALID)
             return
         packet.topic = topic
-        packet.properties = self._passed_on(properties)
+        packet.properties = self._marked(properties, self._mark_in)
         frame = encode(packet, V5)
         if limit and len(frame) > limit:
             counters.too_large += 1
@@ -248,16 +248,17 @@ class Relay:
             return
         local.send_frame(frame)
 
-    def _passed_on(self, properties: Properties | None) -> Properties | None:
-        """Give the properties of a message for the other side, with our mark among them."""
+    def _marked(self, properties: Properties | None, mark: tuple[str, str]) -> Properties | None:
+        """Give the properties of a message for the other side, with a mark that says it went there from here.
+
+        Brokers in a ring would pass a message round for ever; nothing else tells that it has been here before. Out and
+        in are marked apart, so that what came in by one bridge may go out by another.
+        """
         if not self._marks:
-            return properties
-        known = properties.user_properties if properties is not None else ()
-        if self._mark in known:
             return properties
         if properties is None:
             properties = Properties()
-        properties.user_properties = (*known[: _USER_PROPERTIES - 1], self._mark)
+        properties.user_properties = (*properties.user_properties[: _USER_PROPERTIES - 1], mark)
         return properties
 
     def _resolve(self, topic: str, alias: int) -> str:
@@ -342,9 +343,11 @@ class Relay:
         qos = min(packet.qos, self._maximum_qos)
         properties: Properties | None = None
         if self._version == V5:
-            if packet.properties is not None:
-                packet.properties.subscription_identifiers = ()
-            properties = self._passed_on(packet.properties)
+            if packet.properties is not None and self._mark_out in packet.properties.user_properties:
+                counters.looped += 1
+                self._answer_local(packet, reason_codes.SUCCESS)
+                return
+            properties = self._marked(packet.properties, self._mark_out)
         retain = packet.retain and self._retain
         try:
             sent = Publish(topic, packet.payload, qos, retain, packet.dup and qos > 0, packet.packet_id, properties)

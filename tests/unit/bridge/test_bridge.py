@@ -531,14 +531,23 @@ async def test_a_message_that_comes_back_is_dropped_in_version_5(tmp_path: Path)
         link = await remote.accept()
         async with client_of(bridge) as client:
             await client.publish("t", b"round", 1)
-        packet = await link.expect(Publish)
-        link.send(PubAck(packet.packet_id))
-        link.send(Publish("t", b"round", 1, packet_id=9, properties=packet.properties))
-        assert (await link.expect(PubAck)).packet_id == 9
-        status = await bridge.until(lambda status: status["received"] == 1)
+            packet = await link.expect(Publish)
+            link.send(PubAck(packet.packet_id))
+            await client.publish("t", b"round", 1, properties=packet.properties)  # another broker brings it back
+            link.send(Publish("t", b"in", 1, packet_id=8))
+            assert (await link.expect(PubAck)).packet_id == 8
+            await client.subscribe([("t", 1)])
+            link.send(Publish("t", b"in", 1, packet_id=9))
+            assert (await link.expect(PubAck)).packet_id == 9
+            async for message in client.messages():
+                link.send(Publish("t", b"in", 1, packet_id=10, properties=message.properties))
+                break
+            assert (await link.expect(PubAck)).packet_id == 10
+            status = await bridge.until(lambda status: status["received"] == 3)
         dropped = status["dropped"]
         assert isinstance(dropped, dict)
-        assert dropped["looped"] == 1
+        assert dropped["looped"] == 2
+        assert status["sent"] == 1
 
 
 async def test_a_topic_nobody_asked_for_is_acknowledged_and_counted(tmp_path: Path) -> None:
