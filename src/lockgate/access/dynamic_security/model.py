@@ -25,7 +25,6 @@ LIST_PRIORITY: Final = -1  # of roles and groups that are given none
 ACL_PRIORITY: Final = 0
 
 Extra = Mapping[str, Any]  # members of the file that nobody here knows; they are kept
-_NOTHING: Final[Extra] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class Acl:
     topic: str
     allow: bool = False
     priority: int = ACL_PRIORITY
-    extra: Extra = field(default=_NOTHING)
+    extra: Extra = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class Role:
     text_name: str | None = None
     text_description: str | None = None
     allow_wildcard_subs: bool = True
-    extra: Extra = field(default=_NOTHING)
+    extra: Extra = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +67,8 @@ class Client:
     disabled: bool = False
     roles: tuple[Reference, ...] = ()  # by falling priority
     password: PasswordHash | None = None
-    stored_password: Extra = field(default=_NOTHING)
-    extra: Extra = field(default=_NOTHING)
+    stored_password: Extra = field(default_factory=dict)
+    extra: Extra = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class Group:
     text_description: str | None = None
     roles: tuple[Reference, ...] = ()  # by falling priority
     clients: Mapping[str, int] = field(default_factory=dict)  # user name → the group's priority for this client
-    extra: Extra = field(default=_NOTHING)
+    extra: Extra = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class State:
     roles: Mapping[str, Role] = field(default_factory=dict)
     anonymous_group: str | None = None
     change_index: int = 0
-    extra: Extra = field(default=_NOTHING)
+    extra: Extra = field(default_factory=dict)
 
     @cached_property
     def memberships(self) -> Mapping[str, tuple[Reference, ...]]:

@@ -162,7 +162,7 @@ class DynamicSecurity:
                 return ControlAnswer(_response(responses))
             self._rules = Rules(after)
             self._nobody = _nobody(after)
-            users, anonymous = _losers(before, after)
+            users, anonymous = _affected(before, after)
             return ControlAnswer(_response(responses), users, anonymous, changed=True)
 
     def _perform(
@@ -223,8 +223,8 @@ def _command(
     return command(state, arguments, context)
 
 
-def _losers(before: State, after: State) -> tuple[frozenset[str], bool]:
-    """Give the users whose account, password, client id or roles changed, and whether those of anonymous clients did."""
+def _affected(before: State, after: State) -> tuple[frozenset[str], bool]:
+    """Give the users whose account, password, client id or roles changed, and say whether anonymous roles did."""
     users = frozenset(
         name
         for name, client in before.clients.items()
