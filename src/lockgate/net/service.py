@@ -39,6 +39,7 @@ from lockgate.broker.sys_topics import publish_figures
 from lockgate.config.model import BridgeConfig, BrokerConfig, Config, ListenerConfig
 from lockgate.mqtt.reason_codes import NOT_AUTHORIZED
 from lockgate.net.complaints import Complaints
+from lockgate.net.control import ControlTopics
 from lockgate.net.listener import Listener, ListenerSettings, door
 from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Rules, no_access
 from lockgate.net.stream import Stream
@@ -254,6 +255,9 @@ class BrokerService:
         doors = Doors(config, self._access, self.hashing)
         self.broker.default_authority = doors.default
         self.listeners = [Listener(settings, self) for settings in doors.settings]
+        self._control = ControlTopics(self, self._access.endpoints())
+        self._control.enable_broker = config.enable_control_api
+        self.broker.control = self._control
         self._make_bridges = make_bridges
         self.bridges = self._bridges(config)
         self._deadlines = self.broker.deadlines
@@ -342,6 +346,8 @@ class BrokerService:
         self.broker.authenticator = authenticator
         self.broker.default_authority = doors.default
         self.broker.tells_connections = config.connection_messages
+        self._control.endpoints = access.endpoints()
+        self._control.enable_broker = config.enable_control_api
         self._trusted_proxies = config.trusted_proxies
         self.broker.reload(broker_limits(config), server_information(config))
         for listener, limits in before.items():
@@ -387,6 +393,10 @@ class BrokerService:
     def _login_answered(self, number: int, permitted: bool) -> None:
         self.broker.login_answered(number, permitted, self.clock())
         self.flush()
+
+    def listener_configs(self) -> list[ListenerConfig]:
+        """Give what is open."""
+        return [listener.config for listener in self.listeners]
 
     def tree(self) -> str:
         """Give who subscribed to what, level by level, as Mosquitto prints it at SIGUSR2."""
