@@ -474,6 +474,7 @@ class Broker:
                 if session is not None and at == session.watched_at:
                     session.watched_at = float("inf")
                     if session.expires_at != NEVER and session.expires_at <= now:
+                        self.statistics.sessions_expired += 1
                         self.end_session(session, now, "it expired")
                         restoring.stand_again(self, session.client_id, now)
                     elif session.expires_at != NEVER:

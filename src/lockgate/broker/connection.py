@@ -202,7 +202,7 @@ class Connection:
                     if decoder.pending != self._unfinished:
                         self._count_unfinished(decoder.pending)
                     return
-                broker.statistics.packets_received += 1
+                broker.statistics.received[packet.type] += 1
                 if self.state == CONNECTED:
                     session = self.session
                     assert session is not None
@@ -317,6 +317,7 @@ class Connection:
         """Append one packet to what leaves with the next write."""
         self.output.append(frame)
         self.output_bytes += len(frame)
+        self.broker.statistics.sent[frame[0] >> 4] += 1
         self.touch()
 
     def fits(self, frame: bytes) -> bool:
@@ -356,6 +357,7 @@ class Connection:
         output.append(packet_id)
         output.append(tail)
         self.output_bytes += len(head) + 2 + len(tail)
+        self.broker.statistics.sent[PUBLISH] += 1
         self.touch()
 
     @property
