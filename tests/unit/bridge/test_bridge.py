@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lockgate.access import hashes
 from lockgate.client import Client
 from lockgate.config.model import ConnectionConfig
 from lockgate.mqtt import reason_codes
@@ -561,3 +562,43 @@ async def test_a_topic_nobody_asked_for_is_acknowledged_and_counted(tmp_path: Pa
         dropped = bridge.status()["dropped"]
         assert isinstance(dropped, dict)
         assert dropped["unmapped"] == 2
+
+
+# --- our own authorities ----------------------------------------------------------------------------------------------
+
+
+async def test_rules_for_clients_are_not_for_a_bridge(tmp_path: Path) -> None:
+    """Not even for one that was stored by an earlier process, or when the rules change while it is away."""
+    acl_file = tmp_path / "acl"
+    acl_file.write_text("topic write #\n")  # nobody may read anything
+    lines = [f"acl_file {acl_file}"]
+    async with Remote() as remote, bridged(tmp_path, *lines, *bridge_to(remote, "topic # both 1", QUIET)) as bridge:
+        link = await remote.accept()
+        await bridge.until(lambda status: status["state"] == "connected")
+        link.cut()
+        await bridge.until(lambda status: status["state"] == "waiting")
+        bridge.broker.rules_changed()
+        async with client_of(bridge) as client:
+            await client.publish("t", b"x", 1)
+        link = await remote.accept(ConnAck(session_present=True))
+        assert (await link.expect(Publish)).payload == b"x"
+
+
+@pytest.mark.parametrize(("password", "good"), [("p", True), ("wrong", False)])
+async def test_a_local_user_is_looked_at(tmp_path: Path, password: str, good: bool) -> None:
+    passwords = tmp_path / "passwords"
+    passwords.write_text(f"u:{hashes.make(b'p', rounds=1)}\n")
+    passwords.chmod(0o600)
+    own = [f"password_file {passwords}", "allow_anonymous true"]
+    lines = ["topic # in 1", QUIET, "local_username u", f"local_password {password}"]
+    async with Remote() as remote, bridged(tmp_path, *own, *bridge_to(remote, *lines)) as bridge:
+        link = await remote.accept()
+        if good:
+            await bridge.until(lambda status: status["state"] == "connected")
+            link.send(Publish("t", b"x", 1, packet_id=1))
+            assert await link.expect(PubAck) == PubAck(1)
+            assert bridge.broker.sessions["local.gw"].username == "u"
+        else:
+            status = await bridge.until(lambda status: "our own broker" in str(status["last_error"]))
+            assert "wrong" not in str(status)
+            await link.closed()
