@@ -67,6 +67,7 @@ class Bridge:
         self.config = config
         self._next: BridgeConfig | None = None
         self._topics = TopicMap(config.topics)
+        self._counters.queue_dropped = None
         self._backoff = Backoff(config.restart_timeout)
         self._place = 0
         self._probe_seconds = _PROBE_SECONDS

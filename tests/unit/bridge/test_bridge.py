@@ -26,7 +26,7 @@ from lockgate.mqtt.packets import (
     Will,
 )
 from lockgate.mqtt.properties import Properties
-from tests.support.bridged import SECONDS, Bridged, Remote, bridged, read_bridges
+from tests.support.bridged import SECONDS, Bridged, Link, Remote, bridged, read_bridges
 
 QUIET = "notifications false"
 QUICK = "restart_timeout 1"
@@ -369,6 +369,40 @@ async def test_retained_messages_and_their_flag_cross(tmp_path: Path) -> None:
                 assert (await link.expect(PubAck)).packet_id == 1
                 await client.subscribe([("theirs", 1)])
                 assert await one_message(client) == ("theirs", b"3", 1, True)
+
+
+async def test_what_is_retained_goes_again_only_where_it_may_be_missing(tmp_path: Path) -> None:
+    async with Remote() as remote, bridged(tmp_path, *bridge_to(remote, "topic # out 1", QUIET)) as bridge:
+
+        async def heard(present: bool, *retained: str) -> Link:
+            """Give the connection on which these retained messages came, and no other."""
+            link = await remote.accept(ConnAck(session_present=present))
+            await bridge.until(lambda status: status["state"] == "connected")
+            await client.publish("end", b"", 1)
+            found = []
+            while True:
+                packet = await link.expect(Publish)
+                if packet.qos:
+                    link.send(PubAck(packet.packet_id))
+                if packet.topic == "end":
+                    break
+                found.append(packet.topic)
+            assert sorted(found) == sorted(retained)
+            return link
+
+        async with client_of(bridge) as client:
+            await client.publish("kept", b"1", 1, retain=True)
+            link = await remote.accept()
+            for _ in range(2):  # it waited, and is retained
+                packet = await link.expect(Publish)
+                link.send(PubAck(packet.packet_id))
+            await bridge.until(lambda status: status["queued"] == 0)
+            link.cut()
+            await bridge.until(lambda status: status["state"] == "waiting")
+            await client.publish("late", b"2", 0, retain=True)
+            link = await heard(True, "late")
+            link.cut()
+            link = await heard(False, "kept", "late")
 
 
 # --- start types ------------------------------------------------------------------------------------------------------
