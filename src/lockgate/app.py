@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import importlib
 import logging
 import os
 import queue
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Read the configuration again, write what could wait, print the subscriptions, open the log files anew
+SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN)
 STOP_SECONDS = 2.5  # for all services of a process together; whoever started it waits 3 s
 FAILED, MISCONFIGURED = 1, 3  # exit codes, Mosquitto's
 
@@ -65,6 +68,14 @@ class Saves(Protocol):
 
 
 @runtime_checkable
+class PrintsTree(Protocol):
+    """A service that SIGUSR2 means something to."""
+
+    def tree(self) -> str:
+        """Give who subscribed to what, for people. Called on the loop it runs on."""
+
+
+@runtime_checkable
 class Explains(Protocol):
     """A service that can say why something did not happen."""
 
@@ -73,6 +84,21 @@ class Explains(Protocol):
 
 
 Build = Callable[[Config], Service]
+
+
+def preload(config: Config) -> None:
+    """Import what the broker will need: another user may not be able to read this installation."""
+    broker = config.broker
+    kinds = {one.kind for one in broker.authorities}
+    kinds.update(one.kind for listener in broker.listeners for one in listener.authorities)
+    wanted = ["access.authorities", "net.service", *(f"access.{kind}" for kind in kinds)]
+    wanted.append("storage.memory" if broker.persistence is False else "storage.store")
+    wanted += ["transport.mistakes", "net.layered", "transport.tls", "transport.websocket", "transport.proxy_protocol"]
+    if broker.bridges:
+        wanted.append("bridge.bridges")
+    for name in wanted:
+        importlib.import_module(f"lockgate.{name}")
+    _new_loop().close()
 
 
 def _broker(config: Config) -> Service:
@@ -240,10 +266,27 @@ class _Host:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop_by, deadline)
 
-    def request_reload(self) -> None:
-        """Have the service read again what it can. Any thread may ask."""
+    def request(self, number: signal.Signals) -> None:
+        """Do what one of SIGNALS asks for. Any thread may ask."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._reload)
+            self._loop.call_soon_threadsafe(self._heed, number)
+
+    def _heed(self, number: signal.Signals) -> None:
+        service = self._service
+        if number == signal.SIGHUP:
+            self._reload()
+        elif number == signal.SIGUSR1 and isinstance(service, Saves):
+            service.save()
+        elif number == signal.SIGUSR2 and isinstance(service, PrintsTree):
+            print(service.tree(), end="", flush=True)
+        elif number == signal.SIGRTMIN:
+            self._reopen_logs()
+
+    def _reopen_logs(self) -> None:
+        try:
+            logs.configure(self._config.broker.log)
+        except ConfigError as error:
+            log.error("The log files stay as they were. %s", error)
 
     def _reload(self) -> None:
         if not isinstance(self._service, Reloads):
@@ -272,15 +315,6 @@ class _Host:
         except Exception:
             log.exception("%s could not reload", self.name)
 
-    def request_save(self) -> None:
-        """Have the service write what could wait. Any thread may ask."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._save)
-
-    def _save(self) -> None:
-        if isinstance(self._service, Saves):
-            self._service.save()
-
     def _stop_by(self, deadline: float) -> None:
         self._deadline = deadline
         self._stop.set()
@@ -292,8 +326,8 @@ class _Host:
         if on_signal:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, lambda: self._stop_by(time.monotonic() + STOP_SECONDS))
-            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
-            self._loop.add_signal_handler(signal.SIGUSR1, self._save)
+            for number in SIGNALS:
+                self._loop.add_signal_handler(number, self._heed, number)
         service = self._service = self._build(self._config)
         ready = asyncio.Event()
         path = self._config.gateway.sockets_dir / f"{self.name}.sock"
@@ -351,8 +385,8 @@ def _run_many(hosts: Sequence[_Host]) -> int:
     )  # a host that is ready; None: a signal, or one has ended
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: events.put(None))
-    signal.signal(signal.SIGHUP, lambda *_: _reload_all(hosts))
-    signal.signal(signal.SIGUSR1, lambda *_: _save_all(hosts))
+    for number in SIGNALS:
+        signal.signal(number, lambda given, _frame: _request_all(hosts, signal.Signals(given)))
     threads: list[threading.Thread] = []
     try:
         for host in hosts:
@@ -373,14 +407,9 @@ def _run_many(hosts: Sequence[_Host]) -> int:
     return next((host.exit_code for host in hosts if host.exit_code), 0)
 
 
-def _reload_all(hosts: Sequence[_Host]) -> None:
+def _request_all(hosts: Sequence[_Host], number: signal.Signals) -> None:
     for host in hosts:
-        host.request_reload()
-
-
-def _save_all(hosts: Sequence[_Host]) -> None:
-    for host in hosts:
-        host.request_save()
+        host.request(number)
 
 
 def _run_thread(host: _Host, events: queue.SimpleQueue[_Host | None]) -> None:

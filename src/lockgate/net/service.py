@@ -22,7 +22,7 @@ from lockgate import __version__
 from lockgate.broker import restoring
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
-from lockgate.broker.explain import explain
+from lockgate.broker.explain import explain, subscription_tree
 from lockgate.broker.limits import QUEUE_HEAD, Limits, ListenerLimits, ServerInformation, StandingSession
 from lockgate.broker.ports import (
     Delivery,
@@ -44,6 +44,8 @@ from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Rules, no_a
 from lockgate.net.stream import Stream
 
 log = logging.getLogger(__name__)
+
+VERSION = f"2.1.2 (lockgate {__version__})"  # for programs that look for Mosquitto's
 
 # While the machine sleeps this clock goes on, and no one can set it.
 _BOOTTIME = time.CLOCK_BOOTTIME
@@ -279,6 +281,7 @@ class BrokerService:
             log.warning("%s", warning)
         self._end = asyncio.get_running_loop().create_future()
         try:
+            log.info("mosquitto version %s starting", VERSION)
             self._store.start()
             self._store.restore(self)
             restoring.stand(self.broker, self.clock())
@@ -290,6 +293,7 @@ class BrokerService:
             for listener in self.listeners:
                 await listener.open()
             _spare_collector()
+            log.info("mosquitto version %s running", VERSION)
             ready()
             await self._end
         finally:
@@ -384,12 +388,17 @@ class BrokerService:
         self.broker.login_answered(number, permitted, self.clock())
         self.flush()
 
+    def tree(self) -> str:
+        """Give who subscribed to what, level by level, as Mosquitto prints it at SIGUSR2."""
+        return subscription_tree(self.broker)
+
     def save(self) -> None:
         """Write what nobody waits for now."""
         self._store.flush()
         self.flush()
 
     async def _stop(self) -> None:
+        log.info("mosquitto version %s terminating", VERSION)
         if self.bridges is not None:
             await self.bridges.stop()
         self.broker.stop(self.clock())
@@ -606,7 +615,7 @@ class BrokerService:
         self._most_connected = max(self._most_connected, connected)
         away = sum(1 for session in broker.sessions.values() if session.connection is None)
         figures: dict[str, object] = {
-            "version": f"mosquitto version 2.1.2 (lockgate {__version__})",
+            "version": f"mosquitto version {VERSION}",
             "uptime": f"{self.clock() - self._started_at:.0f} seconds",
             "clients/total": len(broker.sessions),
             "clients/connected": connected,

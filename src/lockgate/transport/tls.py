@@ -106,6 +106,8 @@ def _with_certificate(
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[config.tls_version]
+    if config.keylog is not None:
+        context.keylog_filename = str(config.keylog)
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     encrypted = []
 
