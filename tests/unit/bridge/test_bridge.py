@@ -621,7 +621,7 @@ async def test_rules_for_clients_are_not_for_a_bridge(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("password", "good"), [("p", True), ("wrong", False)])
 async def test_a_local_user_is_looked_at(tmp_path: Path, password: str, good: bool) -> None:
     passwords = tmp_path / "passwords"
-    passwords.write_text(f"u:{hashes.make(b'p', rounds=1)}\n")
+    passwords.write_text(f"u:{hashes.make(b'p', 'sha512-pbkdf2', 1)}\n")
     passwords.chmod(0o600)
     own = [f"password_file {passwords}", "allow_anonymous true"]
     lines = ["topic # in 1", QUIET, "local_username u", f"local_password {password}"]
