@@ -205,6 +205,8 @@ class Broker:
                 authority = self.default_authority
                 if authority is None and permissions is not None:
                     authority = permissions.authority
+            if session.client_id in self.own_sessions:
+                authority = None
             if permissions is not None:
                 permissions.forget()
             if authority is None:

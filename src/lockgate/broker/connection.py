@@ -98,6 +98,7 @@ class Connection:
         "client_name",
         "closing_reason",
         "decoder",
+        "has_retained",
         "held_bytes",
         "identity",
         "keep_alive_seconds",
@@ -138,6 +139,7 @@ class Connection:
         self.limits = limits
         self.identity: str | None = None  # who the client is by its certificate; known before CONNECT
         self.own = False  # this program itself is the client: the local side of a bridge
+        self.has_retained = False  # the other end of our own bridge has what was retained at QoS 1 and 2
         self.bridge = False  # the client is another broker's bridge and said so
         self.login: Connect | None = None  # the CONNECT whose user is being looked at
         self.permitted = False  # what that came to

@@ -539,7 +539,7 @@ def _pump_backlog(broker: Broker, connection: Connection, session: Session, back
             continue
         subscription = session.subscriptions[backlog.topic_filter]
         qos = message.qos if message.qos < subscription.qos else subscription.qos
-        wanted = _is_wanted(broker, subscription, message, backlog.since)
+        wanted = not (qos and backlog.qos_0_only) and _is_wanted(broker, subscription, message, backlog.since)
         if qos and wanted and (session.queued_count or len(session.in_flight) >= connection.window):
             return
         backlog.step()
@@ -603,7 +603,7 @@ def keep_backlog(broker: Broker, connection: Connection, session: Session, now: 
             continue
         subscription = session.subscriptions[backlog.topic_filter]
         qos = message.qos if message.qos < subscription.qos else subscription.qos
-        if qos and _is_wanted(broker, subscription, message, backlog.since):
+        if qos and not backlog.qos_0_only and _is_wanted(broker, subscription, message, backlog.since):
             if _is_full(broker, session, message):
                 broker.drop(QUEUE_FULL, session.client_id, message.topic, now)
                 return
