@@ -11,6 +11,7 @@ from lockgate.broker.deadlines import CONNECTION, RETAINED, SESSION, STORE, THRO
 from lockgate.broker.decisions import (
     DISCONNECTED,
     EXPIRED,
+    NOT_PERMITTED,
     NOT_RETAINED,
     QUEUE_FULL,
     SESSION_ENDED,
@@ -21,11 +22,14 @@ from lockgate.broker.decisions import (
 )
 from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
 from lockgate.broker.memory import CONNECTION_BYTES, Memory, session_bytes, subscription_bytes
+from lockgate.broker.permissions import Permissions
 from lockgate.broker.ports import (
     NEVER,
     SESSIONS,
     WILLS,
     Authenticator,
+    Authority,
+    Control,
     Delivery,
     Log,
     Message,
@@ -69,8 +73,10 @@ class Broker:
         "committed_number",
         "connect_rate",
         "connections",
+        "control",
         "deadlines",
         "decisions",
+        "default_authority",
         "flapping",
         "information",
         "last_change",
@@ -80,8 +86,10 @@ class Broker:
         "new_client_id",
         "no_subscribers_code",
         "overfull",
+        "own_sessions",
         "packet_rules",
         "pending",
+        "qos_0_is_special",
         "queued_count",
         "received_limit",
         "retained",
@@ -91,6 +99,7 @@ class Broker:
         "statistics",
         "store",
         "store_problem",
+        "tells_connections",
         "touched",
         "waiting",
         "wills",
@@ -110,26 +119,26 @@ class Broker:
         self.limits = limits
         self.information = information if information is not None else ServerInformation()
         self.authenticator = authenticator  # of enhanced authentication
+        self.control: Control | None = None
+        self.default_authority: Authority | None = None  # for what was stored by an earlier process
         self.store = store
         self.log = log
+        self.tells_connections = True  # connection_messages
         self.new_client_id = new_client_id
         self.statistics = Statistics()
         self.sessions: dict[str, Session] = {}
+        self.own_sessions: set[str] = set()  # client ids of bridges: they do not expire, and nobody else gets them
         self.connections: dict[int, Connection] = {}
         self.pending: dict[int, Connection] = {}  # connections whose client is not let in yet, the oldest first
         self.memory = Memory(limits.memory_budget)
         self.decisions = Decisions(limits.decisions)
-        self.connect_rate = Rate(limits.connect_rate)
-        self.flapping = Flapping(limits.flapping_connects, limits.flapping_window, limits.flapping_hold_off)
         self.work = 0  # done for one connection since it was read: deliveries, and more for what costs more
         self.queued_count = 0  # deliveries that wait, of all Sessions
         self.router = Router(limits.routes, limits.ack_after)
+        self.router.one_copy = not limits.allow_duplicate_messages
         self.retained = Retained()
         self.wills: dict[str, tuple[Message, float]] = {}  # of Sessions without a connection, and when they are due
         self.deadlines = Deadlines(self._is_live)
-        # A SUBSCRIBE somewhat beyond what a client may have is told so for each filter, one far beyond is no mistake.
-        filters = limits.subscriptions + _FILTERS_BEYOND if limits.subscriptions else 0
-        self.packet_rules = PacketRules(limits.topic_bytes, limits.topic_levels, limits.user_properties, filters)
         self.touched: list[Connection] = []
         self.waiting: list[Connection] = []  # connections that hold packets back until a commit
         self.last_change = 0  # commit number of the youngest change
@@ -140,13 +149,10 @@ class Broker:
         self.withheld: dict[str, dict[int, Connection]] = {}  # who waits for a standing Session, by client id
         self.spent_position = 0  # of deliveries in queues that were dropped; a new Session begins behind it
         self.no_subscribers_code = 0  # of the message routed last
-        # QoS 2 messages of one client between PUBREC and PUBREL
-        window = limits.max_inflight_messages or 65535
-        self.received_limit = min(65535, window + (limits.max_queued_messages or 65535))
+        self._derive(limits)
         self._connections_made = 0
         self._retained_sweep_at = NEVER
         self._store_deadline = NEVER
-        self._address_rate = Rate(limits.connect_rate_per_address)
         self._addresses: dict[str, int] = {}  # connections of each address, where they are limited
 
     # --- connections ---------------------------------------------------------------------------------------------
@@ -182,6 +188,69 @@ class Broker:
         if not self._address_rate.allows(address, now):
             connection.close("connect_rate_per_address is reached")
 
+    def login_answered(self, number: int, permitted: bool, now: float) -> None:
+        """Say whether the client of a connection is let in, whose `Authority.ask_login` was answered with LATER."""
+        connection = self.connections.get(number)
+        if connection is not None:
+            connection.answer_login(permitted, now)
+
+    def rules_changed(self) -> None:
+        """Say that rules are others now, or other authorities asked: what was remembered of the old is forgotten."""
+        self.router.forget_all()
+        for session in self.sessions.values():
+            connection, permissions = session.connection, session.permissions
+            if connection is not None:
+                authority = connection.limits.authority
+            else:
+                authority = self.default_authority
+                if authority is None and permissions is not None:
+                    authority = permissions.authority
+            if permissions is not None:
+                permissions.forget()
+            if authority is None:
+                session.permissions = None
+            elif permissions is None or permissions.authority is not authority:
+                session.permissions = Permissions(authority, session.client_id, session.username, self.memory)
+
+    def reload(self, limits: Limits, information: ServerInformation) -> None:
+        """Go on with other limits. What is there and goes beyond them stays until it is used up."""
+        self.limits = limits
+        self.information = information
+        self.memory.set_budget(limits.memory_budget)
+        self.router.ack_after = limits.ack_after
+        self.router.one_copy = not limits.allow_duplicate_messages
+        self._derive(limits)
+        self.rules_changed()
+
+    def _derive(self, limits: Limits) -> None:
+        """Set what follows from the limits."""
+        self.connect_rate = Rate(limits.connect_rate)
+        self.flapping = Flapping(limits.flapping_connects, limits.flapping_window, limits.flapping_hold_off)
+        self._address_rate = Rate(limits.connect_rate_per_address)
+        # It does not simply go to whoever is connected.
+        self.qos_0_is_special = limits.upgrade_outgoing_qos or limits.queue_qos_0
+        # A SUBSCRIBE somewhat beyond what a client may have is told so for each filter, one far beyond is no mistake.
+        filters = limits.subscriptions + _FILTERS_BEYOND if limits.subscriptions else 0
+        self.packet_rules = PacketRules(limits.topic_bytes, limits.topic_levels, limits.user_properties, filters)
+        # QoS 2 messages of one client between PUBREC and PUBREL
+        window = limits.max_inflight_messages or 65535
+        self.received_limit = min(65535, window + (limits.max_queued_messages or 65535))
+
+    def tell(self, text: str) -> None:
+        """Log who comes and goes, where that is wanted (connection_messages)."""
+        if self.tells_connections:
+            self.log.notice(text)
+
+    def disconnect(self, client_id: str, reason_code: int, detail: str, now: float) -> bool:
+        """Close the connection of a client, if it has one; say whether it had."""
+        session = self.sessions.get(client_id)
+        connection = session.connection if session is not None else None
+        if connection is None:
+            return False
+        connection.close_with(reason_code, detail)
+        self.detach(connection, now, False)
+        return True
+
     def watch(self, connection: Connection) -> None:
         """See to it that a connection is looked at when its deadline comes, unless that is seen to already."""
         deadline = connection.deadline()
@@ -196,9 +265,9 @@ class Broker:
         reason = connection.closing_reason
         if connection.client_name:
             told = f": {reason}" if reason else ""
-            self.log.notice(f"Client {connection.client_name} [{connection.peer}] disconnected{told}.")
+            self.tell(f"Client {connection.client_name} [{connection.peer}] disconnected{told}.")
         elif reason:
-            self.log.notice(f"Client [{connection.peer}] disconnected: {reason}.")
+            self.tell(f"Client [{connection.peer}] disconnected: {reason}.")
         connection.close("")
         self.detach(connection, now, False)
 
@@ -221,7 +290,7 @@ class Broker:
         """Have the expiry of a Session begin now; say whether it ever comes."""
         interval = session.expiry_interval
         if interval == NEVER_EXPIRES:
-            if session.standing_bytes >= 0:
+            if session.standing_bytes >= 0 or session.client_id in self.own_sessions:
                 return False
             interval = self.limits.persistent_client_expiration
             if not interval:
@@ -244,6 +313,8 @@ class Broker:
             statistics.dropped_slow += 1
         elif reason == EXPIRED:
             statistics.dropped_expired += 1
+        elif reason == NOT_PERMITTED:
+            statistics.dropped_not_permitted += 1
         elif reason == TOO_LARGE:
             statistics.dropped_too_large += 1
         elif reason == NOT_RETAINED:
@@ -251,6 +322,9 @@ class Broker:
         elif reason == SHED:
             statistics.dropped_shed += 1
         self.decisions.record(reason, client_id, topic, now)
+        session = self.sessions.get(client_id)
+        if session is not None:
+            session.dropped += 1
 
     def take_touched(self) -> list[Connection]:
         """Give the connections that have output or are to be closed since the last call."""
@@ -275,7 +349,7 @@ class Broker:
         if will is not None:
             delay = min(connection.will_delay, session.expiry_interval)
             if delay == 0 or session_ends:
-                self._publish_will(session.client_id, will, now)
+                self._publish_will(session.client_id, will, session.permissions, now)
             else:
                 self.defer_will(session.client_id, will, now + delay)
                 stored_will = StoredWill(will, delay, connection.keep_alive_seconds, now + delay)
@@ -293,12 +367,12 @@ class Broker:
         self.wills[client_id] = (will, at)
         self.deadlines.add(at, WILL, client_id)
 
-    def _publish_will(self, client_id: str, will: Message, now: float) -> None:
+    def _publish_will(self, client_id: str, will: Message, permissions: Permissions | None, now: float) -> None:
         properties = will.properties
         if properties is not None and properties.message_expiry_interval is not None:
             will.expires_at = now + properties.message_expiry_interval
         self.memory.release(will)
-        if inbound.may_publish(will.topic):
+        if inbound.may_publish(will.topic) and (permissions is None or permissions.may_publish(will.topic)):
             routing.publish(self, will, now)
         self.store.delete(self.change(), WILLS, (client_id,))
 
@@ -321,7 +395,9 @@ class Broker:
             routing.hand_on(self, delivery, now)
         pending = self.wills.pop(session.client_id, None)
         if pending is not None:
-            self._publish_will(session.client_id, pending[0], now)
+            self._publish_will(session.client_id, pending[0], session.permissions, now)
+        if session.permissions is not None:
+            session.permissions.forget()
 
     def _forget(self, session: Session) -> None:
         # A late answer to the old Session's `Store.want` must find none of its positions in a new one of the same name.
@@ -415,7 +491,7 @@ class Broker:
                 pending = self.wills.get(subject)
                 if pending is not None and pending[1] <= now:
                     del self.wills[subject]
-                    self._publish_will(subject, pending[0], now)
+                    self._publish_will(subject, pending[0], self._permissions(subject, pending[0]), now)
 
     def watch_retained(self, now: float) -> None:
         """See to it that retained messages are looked at when some of them expire."""
@@ -484,4 +560,12 @@ class Broker:
         if self.limits.keep_wills:
             self.memory.release(will)
         else:
-            self._publish_will(client_id, will, now)
+            self._publish_will(client_id, will, self._permissions(client_id, will), now)
+
+    def _permissions(self, client_id: str, will: Message) -> Permissions | None:
+        """Give whom to ask about a Will, whose Session may have ended with the process that served it."""
+        session = self.sessions.get(client_id)
+        if session is not None:
+            return session.permissions
+        authority = self.default_authority
+        return Permissions(authority, client_id, will.publisher_user, self.memory) if authority is not None else None

@@ -93,6 +93,7 @@ class Connection:
         "aliases_out",
         "authentication",
         "backlog",
+        "bridge",
         "broker",
         "client_name",
         "closing_reason",
@@ -104,11 +105,14 @@ class Connection:
         "late",
         "late_bytes",
         "limits",
+        "login",
         "maximum_packet_size",
         "number",
         "output",
         "output_bytes",
+        "own",
         "peer",
+        "permitted",
         "publish_rate",
         "session",
         "state",
@@ -133,6 +137,10 @@ class Connection:
         self.client_name = ""  # client id as it is logged, once it is let in
         self.limits = limits
         self.identity: str | None = None  # who the client is by its certificate; known before CONNECT
+        self.own = False  # this program itself is the client: the local side of a bridge
+        self.bridge = False  # the client is another broker's bridge and said so
+        self.login: Connect | None = None  # the CONNECT whose user is being looked at
+        self.permitted = False  # what that came to
         self.state = AWAITING_CONNECT
         self.version = 0
         self.session: Session | None = None
@@ -186,6 +194,8 @@ class Connection:
         decoder.feed(data)
         broker.work = 0
         try:
+            if self.login is not None and not self.throttled:
+                self._end_login(self.login, now)
             while self.state != CLOSING:
                 packet = decoder.next_packet() if not self.throttled else None
                 if packet is None:
@@ -250,6 +260,31 @@ class Connection:
         self.throttled = False
         self.touch()
         self.receive(b"", now)
+
+    def await_login(self, packet: Connect) -> None:
+        """Handle and read nothing more until it is known whether the client is let in: `answer_login`."""
+        self.login = packet
+        self.state = AUTHENTICATING
+        self.throttled = True
+        self.throttled_until = float("inf")
+        self.hold(CONNECT_PACKET_BYTES)  # the largest there may be
+        self.touch()
+
+    def answer_login(self, permitted: bool, now: float) -> None:
+        """Go on with the CONNECT that waited, and with what came behind it."""
+        if self.login is not None and self.throttled:
+            self.permitted = permitted
+            self.go_on(now)
+
+    @property
+    def proves_users(self) -> bool:
+        """Whether somebody has looked at who the client says it is: an authority, its certificate, an AUTH exchange."""
+        return self.limits.authority is not None or self.identity is not None or self.authentication is not None
+
+    def _end_login(self, packet: Connect, now: float) -> None:
+        self.login = None
+        self.hold(-CONNECT_PACKET_BYTES)
+        handshake.finish_login(self.broker, self, packet, self.permitted, now)
 
     def _dispatch(self, broker: Broker, session: Session, packet: Packet, now: float) -> None:
         packet_type = packet.type

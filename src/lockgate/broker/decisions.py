@@ -12,12 +12,13 @@ TOO_LARGE: Final = 3
 NO_LOCAL: Final = 4
 SHED: Final = 5
 NOT_CONNECTED: Final = 6
+NOT_PERMITTED: Final = 7
 # Decisions about a message of one publisher
-REFUSED: Final = 7
-NOT_RETAINED: Final = 8
+REFUSED: Final = 8
+NOT_RETAINED: Final = 9
 # What happened to a client
-DISCONNECTED: Final = 9
-SESSION_ENDED: Final = 10
+DISCONNECTED: Final = 10
+SESSION_ENDED: Final = 11
 
 NAMES: Final = (
     "queue full",
@@ -27,6 +28,7 @@ NAMES: Final = (
     "no local",
     "memory budget spent",
     "not connected",
+    "not permitted",
     "refused",
     "not retained",
     "disconnected",

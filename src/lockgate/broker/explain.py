@@ -29,6 +29,7 @@ _TEXTS: Final[dict[int, str]] = {
     decisions.EXPIRED: "the Message Expiry Interval had passed before it could be sent",
     decisions.TOO_LARGE: "it was larger than the Maximum Packet Size that the client accepts",
     decisions.NO_LOCAL: "the client published it itself, and its subscription says No Local",
+    decisions.NOT_PERMITTED: "the rules do not let the client receive this topic",
     decisions.SHED: "the memory budget was spent, or too many messages were queued in all",
 }
 
@@ -79,6 +80,20 @@ def explain(broker: Broker, client_id: str, topic: str) -> list[Finding]:
     return findings
 
 
+def subscription_tree(broker: Broker) -> str:
+    """Give a line for each level of the filters there are, with client id and QoS of those who subscribed to it."""
+    nodes: dict[tuple[str, ...], list[str]] = {}
+    for session in broker.sessions.values():
+        for one in session.subscriptions.values():
+            levels = tuple(one.topic_filter.split("/"))
+            for depth in range(1, len(levels)):
+                nodes.setdefault(levels[:depth], [])
+            nodes.setdefault(levels, []).append(f" ({printable(session.client_id)}, {one.qos})")
+    return "".join(
+        f"{'  ' * (len(levels) + 1)}{printable(levels[-1])}{''.join(nodes[levels])}\n" for levels in sorted(nodes)
+    )
+
+
 def _finding(decision: decisions.Decision, text: str) -> Finding:
     return Finding(decisions.NAMES[decision.reason], text, decision.count, decision.first_at, decision.last_at)
 
@@ -87,6 +102,12 @@ def _explain_state(broker: Broker, session: Session, topic: str, findings: list[
     matching = [one for one in session.subscriptions.values() if matches(one.topic_filter, topic)]
     if not matching:
         findings.append(Finding(NO_MATCHING_SUBSCRIPTION, _no_match(session, topic)))
+        return
+    permissions = session.permissions
+    if permissions is not None and not permissions.looks_receivable(topic):
+        who = f"user {printable(session.username)!r}" if session.username is not None else "an anonymous client"
+        text = f"the rules do not let {who} with client id {printable(session.client_id)!r} receive this topic"
+        findings.append(Finding(decisions.NAMES[decisions.NOT_PERMITTED], text))
         return
     connection = session.connection
     if connection is None:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lockgate.broker import authentication, outbound, restoring, shedding
+from lockgate.broker import authentication, inbound, outbound, restoring, shedding
 from lockgate.broker import connection as states
 from lockgate.broker.limits import LARGEST_PACKET_BYTES
 from lockgate.broker.memory import session_bytes
-from lockgate.broker.ports import NEVER, SESSIONS, WILLS, Message, StoredSession, StoredWill, printable
+from lockgate.broker.permissions import Permissions
+from lockgate.broker.ports import (
+    LATER,
+    NEVER,
+    PERMITTED,
+    SESSIONS,
+    WILLS,
+    Message,
+    StoredSession,
+    StoredWill,
+    printable,
+)
 from lockgate.broker.session import NEVER_EXPIRES, Session
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode
@@ -25,6 +36,7 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     """Let a client in, refuse it with the CONNACK of its version, or begin the exchange that it asks for (§4.12)."""
     version = packet.version
     connection.version = version
+    connection.bridge = packet.bridge
     connection.decoder.version = version
     if packet.properties is not None:
         connection.maximum_packet_size = packet.properties.maximum_packet_size or 0
@@ -38,19 +50,67 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
             return
         packet.username = connection.identity
         packet.password = None
-    if not packet.client_id:
-        if version == V3_1 or (version == V3_1_1 and not packet.clean_start):  # [MQTT-3.1.3-8] of 3.1.1
-            refuse(connection, reason_codes.CLIENT_IDENTIFIER_NOT_VALID, "an empty Client Identifier")
-            return
+    if not _is_named(broker, connection, packet):
+        return
+    if packet.will is not None and packet.will.topic.startswith(inbound.CONTROL):
+        refuse(connection, reason_codes.NOT_AUTHORIZED, "a Will to $CONTROL")
+        return
     if packet.properties is not None and packet.properties.authentication_method is not None:
         authentication.begin(broker, connection, packet, packet.properties, now)
         return
-    if not connection.limits.allow_anonymous and connection.identity is None:
+    authority = connection.limits.authority
+    if authority is not None:
+        certified = connection.limits.username_from_certificate
+        permitted = authority.ask_login(
+            connection.number, packet.client_id, packet.username, packet.password, certified
+        )
+        packet.password = None
+        if permitted == LATER:
+            connection.await_login(packet)
+        else:
+            finish_login(broker, connection, packet, permitted == PERMITTED, now)
+        return
+    if not connection.limits.allow_anonymous and connection.identity is None and not connection.limits.trusted:
         anonymous = packet.username is None
         detail = "anonymous clients are not allowed" if anonymous else "no authority knows any user"
         refuse(connection, reason_codes.NOT_AUTHORIZED, detail)
         return
     let_in(broker, connection, packet, packet.username, Properties(), now)
+
+
+def _is_named(broker: Broker, connection: Connection, packet: Connect) -> bool:
+    """Whether a client has a Client Identifier that this listener takes; else it is refused."""
+    limits = connection.limits
+    if limits.username_as_client_id:
+        if packet.username is None:
+            refuse(connection, reason_codes.NOT_AUTHORIZED, "no user name, which is the client id here")
+            return False
+        packet.client_id = packet.username
+    client_id = packet.client_id
+    if not client_id:
+        # [MQTT-3.1.3-8] of 3.1.1
+        if packet.version == V3_1 or (packet.version == V3_1_1 and not packet.clean_start):
+            refuse(connection, reason_codes.CLIENT_IDENTIFIER_NOT_VALID, "an empty Client Identifier")
+            return False
+        if not limits.allow_zero_length_clientid:
+            code = reason_codes.UNSPECIFIED_ERROR if packet.version == V5 else reason_codes.CLIENT_IDENTIFIER_NOT_VALID
+            refuse(connection, code, "an empty Client Identifier, and allow_zero_length_clientid is false")
+            return False
+        return True
+    prefixes = broker.limits.clientid_prefixes
+    if prefixes and not limits.trusted and not client_id.startswith(prefixes):
+        refuse(connection, reason_codes.NOT_AUTHORIZED, f"{printable(client_id)} has none of the clientid_prefixes")
+        return False
+    return True
+
+
+def finish_login(broker: Broker, connection: Connection, packet: Connect, permitted: bool, now: float) -> None:
+    """Go on with a CONNECT whose user name and password were looked at."""
+    if permitted:
+        let_in(broker, connection, packet, packet.username, Properties(), now)
+        return
+    who = f"user {printable(packet.username)!r}" if packet.username is not None else "no user name"
+    refuse(connection, reason_codes.NOT_AUTHORIZED, f"{printable(packet.client_id)!r} with {who} is not let in")
 
 
 def let_in(
@@ -61,15 +121,23 @@ def let_in(
     requested = packet.properties if packet.properties is not None else _NOTHING
     client_id = packet.client_id
     if not client_id:
-        client_id = broker.new_client_id()
+        prefix = connection.limits.auto_id_prefix
+        client_id = prefix + broker.new_client_id()
         while client_id in broker.sessions:  # somebody may have chosen that name [MQTT-3.2.2-16]
-            client_id = broker.new_client_id()
+            client_id = prefix + broker.new_client_id()
         answer.assigned_client_identifier = client_id
-    if _is_too_much(broker, connection, client_id, now):
+    # A user name that nobody has looked at owns nothing.
+    owner = username if connection.proves_users else None
+    if connection.own:
+        broker.own_sessions.add(client_id)
+    elif client_id in broker.own_sessions:
+        refuse(connection, reason_codes.NOT_AUTHORIZED, f"{printable(client_id)} is a bridge of ours")
+        return
+    elif _is_too_much(broker, connection, client_id, now) or _is_anothers(broker, connection, client_id, username):
         return
     keep_alive = packet.keep_alive
     longest = broker.limits.max_keepalive
-    if longest and (keep_alive == 0 or keep_alive > longest):
+    if longest and not connection.own and (keep_alive == 0 or keep_alive > longest):
         if version != V5:
             refuse(connection, reason_codes.CLIENT_IDENTIFIER_NOT_VALID, "the Keep Alive is too long")
             return
@@ -81,6 +149,12 @@ def let_in(
         else:
             connection.close("the Will's QoS is above max_qos")
         return
+    if will is not None and will.retain and not broker.limits.retain_available:
+        if version == V5:
+            refuse(connection, reason_codes.RETAIN_NOT_SUPPORTED, "a retained Will, and retain_available is false")
+        else:
+            connection.close("a retained Will, and retain_available is false")
+        return
 
     if version == V5:
         expiry_interval = requested.session_expiry_interval or 0
@@ -91,13 +165,15 @@ def let_in(
         # [MQTT-3.1.2-24]
         refuse(connection, reason_codes.PACKET_TOO_LARGE, "its Maximum Packet Size leaves no room for CONNACK")
         return
-    session, session_present = _open_session(broker, client_id, username, packet.clean_start, expiry_interval, now)
+    session, session_present = _open_session(broker, client_id, owner, packet.clean_start, expiry_interval, now)
     connection.decoder.maximum_packet_size = min(
         broker.limits.max_packet_size or LARGEST_PACKET_BYTES, LARGEST_PACKET_BYTES
     )
     broker.pending.pop(connection.number, None)
     connection.session = session
     session.connection = connection
+    session.version = version
+    _set_permissions(broker, connection, session, owner)
     connection.state = states.CONNECTED
     connection.client_name = printable(client_id)
     connection.keep_alive_seconds = keep_alive
@@ -105,13 +181,15 @@ def let_in(
     connection.topic_alias_maximum = min(requested.topic_alias_maximum or 0, connection.limits.max_topic_alias_broker)
     broker.watch(connection)
     if session.durable:
-        broker.store.set(broker.change(), SESSIONS, (client_id,), StoredSession(expiry_interval, NEVER, username))
+        broker.store.set(
+            broker.change(), SESSIONS, (client_id,), StoredSession(expiry_interval, NEVER, session.username)
+        )
     if will is not None:
         _keep_will(broker, connection, session, packet)
     # MQTT 3.1 has no Session Present flag
     connection.send(encode(ConnAck(0, session_present and version != V3_1, properties), version))
     user = f", u'{printable(username)}'" if username is not None else ""
-    broker.log.notice(
+    broker.tell(
         f"New client connected from {connection.peer} as {connection.client_name} "
         f"(p{version}, c{int(packet.clean_start)}, k{packet.keep_alive}{user})."
     )
@@ -127,6 +205,8 @@ def _connack_properties(
     """Add what this listener allows a client, where it is less than MQTT would (§3.2.2.3)."""
     if connection.limits.max_topic_alias:
         answer.topic_alias_maximum = connection.limits.max_topic_alias
+    if not broker.limits.retain_available:
+        answer.retain_available = 0
     if broker.limits.max_packet_size:
         answer.maximum_packet_size = broker.limits.max_packet_size
     if 0 < broker.limits.max_inflight_messages < 65535:
@@ -163,6 +243,33 @@ def _is_too_much(broker: Broker, connection: Connection, client_id: str, now: fl
     return False
 
 
+def _is_anothers(broker: Broker, connection: Connection, client_id: str, username: str | None) -> bool:
+    """Refuse a client that names another user's Session; say whether that happened (DESIGN §3.4)."""
+    session = broker.sessions.get(client_id)
+    if session is None or session.username is None or session.username == username or not broker.limits.session_owner:
+        return False
+    detail = f"the session {printable(client_id)} belongs to user {printable(session.username)!r} (session_owner)"
+    refuse(connection, reason_codes.NOT_AUTHORIZED, detail)
+    return True
+
+
+def _set_permissions(broker: Broker, connection: Connection, session: Session, username: str | None) -> None:
+    """Have the rules for this user apply to a Session."""
+    authority = connection.limits.authority
+    old = session.permissions
+    if old is not None:
+        if old.authority is authority and old.username == username:
+            return
+        old.forget()
+    elif authority is None:
+        return
+    session.permissions = (
+        Permissions(authority, session.client_id, username, broker.memory) if authority is not None else None
+    )
+    if session.subscriptions:  # they were routed by the rules for another
+        broker.router.forget_all()
+
+
 def _open_session(
     broker: Broker, client_id: str, username: str | None, clean_start: bool, expiry_interval: int, now: float
 ) -> tuple[Session, bool]:
@@ -188,8 +295,9 @@ def _open_session(
     _forget_will(broker, client_id)  # it returned before its Will Delay had passed [MQTT-3.1.3-9]
     old.expiry_interval = expiry_interval
     old.expires_at = NEVER
-    broker.memory.used += session_bytes(client_id, username) - session_bytes(client_id, old.username)
-    old.username = username
+    if username is not None or not broker.limits.session_owner:
+        broker.memory.used += session_bytes(client_id, username) - session_bytes(client_id, old.username)
+        old.username = username
     return old, True
 
 
@@ -214,7 +322,9 @@ def _keep_will(broker: Broker, connection: Connection, session: Session, packet:
     if properties is not None:
         delay = properties.will_delay_interval or 0
         properties.will_delay_interval = None  # it is not part of the message
-    connection.will = Message(will.topic, will.payload, will.qos, will.retain, properties, NEVER, session.client_id)
+    topic = connection.limits.mount_point + will.topic
+    connection.will = Message(topic, will.payload, will.qos, will.retain, properties, NEVER, session.client_id)
+    connection.will.publisher_user = session.username
     connection.will_delay = delay
     broker.memory.hold(connection.will)
     stored = StoredWill(connection.will, min(delay, session.expiry_interval), connection.keep_alive_seconds, NEVER)

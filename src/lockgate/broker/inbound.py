@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lockgate.broker import routing, shedding
 from lockgate.broker.decisions import NOT_RETAINED, REFUSED
@@ -17,10 +17,17 @@ if TYPE_CHECKING:
     from lockgate.broker.connection import Connection
     from lockgate.broker.session import Session
 
+CONTROL: Final = "$CONTROL/"
+
 
 def may_publish(topic: str) -> bool:
-    """Whether a client may publish to a topic, by PUBLISH or as its Will: `$SYS` is the server's own."""
-    return not topic.startswith("$SYS/")
+    """Whether any client may publish to a topic, by PUBLISH or as its Will: `$SYS` is the server's own.
+
+    But other Servers' bridges tell there whether they are connected.
+    """
+    if not topic.startswith("$SYS/"):
+        return True
+    return topic.startswith("$SYS/broker/connection/") and topic.endswith("/state") and topic.count("/") == 4
 
 
 def handle_publish(broker: Broker, connection: Connection, session: Session, packet: Publish, now: float) -> None:
@@ -42,6 +49,10 @@ def handle_publish(broker: Broker, connection: Connection, session: Session, pac
             properties.topic_alias = None  # it belongs to this connection, not to the message
         if properties.message_expiry_interval is not None:
             expires_at = now + properties.message_expiry_interval
+    frame = packet.frame
+    if connection.limits.mount_point:
+        topic = connection.limits.mount_point + topic
+        frame = b""
     message = Message(
         topic,
         packet.payload,
@@ -50,13 +61,24 @@ def handle_publish(broker: Broker, connection: Connection, session: Session, pac
         properties,
         expires_at,
         session.client_id,
-        packet.frame,
+        frame,
         connection.version,
     )
+    message.publisher_user = session.username
+    if message.retain and not broker.limits.retain_available:
+        raise ProtocolError("PUBLISH with RETAIN, and retain_available is false", reason_codes.RETAIN_NOT_SUPPORTED)
     refusal = 0
-    if not may_publish(topic):
+    permissions = session.permissions
+    if topic.startswith("$") and not may_publish(topic):
         refusal = reason_codes.NOT_AUTHORIZED
         broker.decisions.record(REFUSED, session.client_id, topic, now, "$SYS belongs to the Server")
+    elif permissions is not None and not permissions.may_publish(topic):
+        refusal = reason_codes.NOT_AUTHORIZED
+        broker.decisions.record(REFUSED, session.client_id, topic, now, "the rules do not let it publish here")
+    elif broker.limits.message_size and len(packet.payload) > broker.limits.message_size:
+        # MQTT has no word of its own for it among the codes of PUBACK and PUBREC [MQTT-3.4.2-1].
+        refusal = reason_codes.IMPLEMENTATION_SPECIFIC_ERROR
+        broker.decisions.record(REFUSED, session.client_id, topic, now, "it is larger than message_size_limit")
     elif qos == 2 and shedding.is_exhausted(broker, now):
         if connection.version != V5:  # which has no word for it, and must not be told that we have the message
             raise MqttError("the memory budget is spent", reason_codes.QUOTA_EXCEEDED)
@@ -67,7 +89,7 @@ def handle_publish(broker: Broker, connection: Connection, session: Session, pac
         broker.drop(NOT_RETAINED, session.client_id, topic, now)
     if qos == 0:
         if not refusal:
-            routing.publish(broker, message, now)
+            _route(broker, connection, message, now)
         return
     if broker.store_problem or connection.unanswered:
         if connection.version != V5:
@@ -185,8 +207,14 @@ def handle_pubrel(
 
 def _route(broker: Broker, connection: Connection, message: Message, now: float) -> int:
     """Hand a message to its receivers; the publisher's acknowledgements wait where one of them holds too much."""
+    if message.topic.startswith(CONTROL) and broker.control is not None:
+        broker.no_subscribers_code = 0
+        broker.control.request(
+            connection.number, message.publisher, message.publisher_user, message.topic, message.payload
+        )
+        return 0
     commit = routing.publish(broker, message, now)
-    if broker.overfull:
+    if broker.overfull and message.qos:
         connection.withhold()
     return commit
 

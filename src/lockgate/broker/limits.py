@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from lockgate.broker.ports import Authority
 from lockgate.mqtt import reason_codes
 
 # The first packet of a connection may have at most this size, before anybody is known (Mosquitto's figure).
@@ -36,6 +37,14 @@ class Limits:
     max_queued_bytes: int = 0
     max_packet_size: int = 2_000_000  # of a whole packet, either way
     max_keepalive: int = 0
+    message_size: int = 0  # of a payload; a larger message is acknowledged, or refused with a code, and goes nowhere
+    clientid_prefixes: tuple[str, ...] = ()  # that a Client Identifier has to begin with one of; empty: any
+    upgrade_outgoing_qos: bool = False  # deliver at the Subscription's QoS, even what was published with a lower one
+    allow_duplicate_messages: bool = True  # else overlapping Subscriptions bring a client before version 5 one copy
+    queue_qos_0: bool = False  # queue QoS 0 messages for durable Sessions whose clients are away
+    check_retain_source: bool = True  # send a retained message only while its author may still publish it
+    session_owner: bool = True  # a Session that has a user is no other user's
+    retain_available: bool = True
     subscriptions: int = 10_000  # of one Session
     output_bytes: int = 1_048_576  # unsent to one client; QoS 0 beyond is dropped, its reading is paused
     queue_head: int = QUEUE_HEAD  # deliveries of a durable Session kept in memory, the others in the store; 0: all
@@ -95,3 +104,9 @@ class ListenerLimits:
     max_topic_alias_broker: int = 10
     protocol_versions: frozenset[int] = frozenset({3, 4, 5})
     username_from_certificate: bool = False  # `Connection.identity` is the user, and a client without one is refused
+    authority: Authority | None = None  # whom to ask; without one everybody is let in who `allow_anonymous` lets in
+    trusted: bool = False  # for a part of this program: no authority is asked
+    allow_zero_length_clientid: bool = True
+    auto_id_prefix: str = ""  # before the Client Identifiers that the Server invents
+    username_as_client_id: bool = False
+    mount_point: str = ""  # before every topic of these clients, who do not see it

@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from lockgate.broker import shedding
-from lockgate.broker.decisions import EXPIRED, NO_LOCAL, QUEUE_FULL, SHED, SLOW_READER, TOO_LARGE
+from lockgate.broker.decisions import EXPIRED, NO_LOCAL, NOT_PERMITTED, QUEUE_FULL, SHED, SLOW_READER, TOO_LARGE
 from lockgate.broker.memory import DELIVERY_BYTES
 from lockgate.broker.ports import (
     AWAITING_PUBACK,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lockgate.broker.backlog import Backlog
     from lockgate.broker.broker import Broker
     from lockgate.broker.connection import Connection
+    from lockgate.broker.permissions import Permissions
     from lockgate.broker.session import Session, Subscription
 
 # How well a member of a Shared Subscription could take a message, the best first
@@ -35,6 +36,7 @@ READY: Final = 0
 BUSY: Final = 1  # connected, but it would have to wait
 AWAY: Final = 2
 CANNOT_TAKE: Final = 3
+MAY_NOT: Final = 4
 
 # Identifiers are taken in turn; a small window stays among those whose encoding is a table look-up.
 _SMALL_WINDOW: Final = 512
@@ -57,20 +59,26 @@ def deliver(broker: Broker, subscription: Subscription, message: Message, now: f
     if subscription.no_local and message.publisher == session.client_id:  # [MQTT-3.8.3-3]
         broker.decisions.record(NO_LOCAL, session.client_id, message.topic, now)
         return 0
-    qos = message.qos if message.qos < subscription.qos else subscription.qos
+    qos = subscription.qos
+    if message.qos < qos and not broker.limits.upgrade_outgoing_qos:
+        qos = message.qos
     retain = message.retain and subscription.retain_as_published
     if qos == 0:
         connection = session.connection
         if connection is not None:
             _send_qos_0(broker, connection, message, retain, subscription.identifier, now)
-        return 0
+            return 0
+        if not broker.limits.queue_qos_0:
+            return 0
     share = subscription.requested_filter if subscription.share_name else ""
     return _enqueue(broker, session, message, qos, retain, subscription.identifier, now, share)
 
 
 def readiness(broker: Broker, subscription: Subscription, message: Message) -> int:
-    """Say how well a member of a Shared Subscription could take a message now: READY is best, CANNOT_TAKE worst."""
+    """Say how well a member of a Shared Subscription could take a message now: READY is best, MAY_NOT worst."""
     session = subscription.session
+    if session.permissions is not None and not session.permissions.may_receive(message.topic):
+        return MAY_NOT
     connection = session.connection
     if message.qos == 0 or subscription.qos == 0:
         if connection is None:
@@ -109,6 +117,8 @@ def _send_qos_0(
     version = connection.version
     if version == V5 and (identifier or message.expires_at != NEVER or connection.topic_alias_maximum):
         frame, _tail = _encode_for(connection, message, 0, retain, identifier, now)
+    elif connection.limits.mount_point:
+        frame, _tail = _encode_mounted(connection, message, 0, retain)
     elif retain:
         frame, _tail = message.parts(version, 0, True)
     else:
@@ -167,6 +177,15 @@ def drop_late(broker: Broker, connection: Connection, delivery: Delivery, reason
     broker.drop(reason, _client_id(connection), delivery.message.topic, now)
 
 
+def take_all_late(broker: Broker, connection: Connection) -> list[Delivery]:
+    """Take the QoS 0 messages that were kept for a connection, for whoever carries them on."""
+    late = list(connection.late) if connection.late is not None else []
+    connection.late = None
+    for delivery in late:
+        _take_late(broker, connection, delivery)
+    return late
+
+
 def _pump_late(broker: Broker, connection: Connection, now: float) -> None:
     """Send the QoS 0 messages that were kept, in pieces like the retained ones."""
     late = connection.late
@@ -197,7 +216,7 @@ def _encode_for(
         own.message_expiry_interval = int(left + 0.999) if left > 0 else 0  # [MQTT-3.3.2-6]
     if identifier:
         own.subscription_identifiers = (identifier,)
-    topic = message.topic.encode("utf-8")
+    topic = _topic_for(connection, message)
     if connection.topic_alias_maximum:
         aliases = connection.aliases_out
         if aliases is None:
@@ -209,6 +228,19 @@ def _encode_for(
         elif len(aliases) < connection.topic_alias_maximum and qos == 0:
             own.topic_alias = len(aliases) + 1  # known to the client once this packet is on its way
     return encode_publish_parts(topic, message.payload, qos, retain, V5, own)
+
+
+def _topic_for(connection: Connection, message: Message) -> bytes:
+    """Give the topic as a client knows it: without the mount point of its listener."""
+    return message.topic.removeprefix(connection.limits.mount_point).encode("utf-8")
+
+
+def _encode_mounted(connection: Connection, message: Message, qos: int, retain: bool) -> tuple[bytes, bytes]:
+    """Encode a PUBLISH for a client that does not see the beginning of its topics."""
+    properties = message.properties if connection.version == V5 else None
+    return encode_publish_parts(
+        _topic_for(connection, message), message.payload, qos, retain, connection.version, properties
+    )
 
 
 # --- queue and window ---------------------------------------------------------------------------------------------
@@ -310,14 +342,13 @@ def _send(broker: Broker, connection: Connection, session: Session, delivery: De
         return
     if version == V5 and (delivery.identifier or message.expires_at != NEVER or connection.aliases_out is not None):
         head, tail = _encode_for(connection, message, qos, delivery.retain, delivery.identifier, now)
+    elif connection.limits.mount_point:
+        head, tail = _encode_mounted(connection, message, qos, delivery.retain)
     else:
         head, tail = message.parts(version, qos, delivery.retain)
     if connection.maximum_packet_size and len(head) + 2 + len(tail) > connection.maximum_packet_size:
         broker.drop(TOO_LARGE, session.client_id, message.topic, now)  # [MQTT-3.1.2-25]
-        if delivery.packet_id and qos == 2:
-            _release(broker, connection, session, delivery)
-        else:
-            done(broker, session, delivery)
+        _give_up(broker, connection, session, delivery)
         return
     packet_id = delivery.packet_id
     if packet_id:  # it was sent on an earlier connection [MQTT-4.4.0-1]
@@ -335,6 +366,14 @@ def _send(broker: Broker, connection: Connection, session: Session, delivery: De
     broker.store.update(commit, session.client_id, delivery)
     # A QoS 2 PUBLISH waits until its identifier is safe: a second one under another identifier would be a repetition.
     connection.deliver_parts(head, encode_packet_id(packet_id), tail, commit if qos == 2 else 0)
+
+
+def _give_up(broker: Broker, connection: Connection, session: Session, delivery: Delivery) -> None:
+    """Let go of a delivery that is not sent, or not sent again."""
+    if delivery.packet_id and delivery.qos == 2:
+        _release(broker, connection, session, delivery)
+    else:
+        done(broker, session, delivery)
 
 
 def _release(broker: Broker, connection: Connection, session: Session, delivery: Delivery) -> None:
@@ -419,7 +458,7 @@ def pump(broker: Broker, connection: Connection, session: Session, now: float) -
     ):
         delivery = queue.popleft()
         _count_out(broker, session, delivery.message)
-        _send(broker, connection, session, delivery, now)
+        _send_queued(broker, connection, session, delivery, now)
     if session.head_position < session.last_position and not session.asked_position:
         waiting = len(queue) if queue is not None else 0
         head = broker.limits.queue_head
@@ -428,6 +467,20 @@ def pump(broker: Broker, connection: Connection, session: Session, now: float) -
             broker.store.want(session.client_id, session.head_position, max(1, head - waiting))
     if connection.backlog is not None:
         _pump_backlog(broker, connection, session, connection.backlog, now)
+
+
+def _send_queued(broker: Broker, connection: Connection, session: Session, delivery: Delivery, now: float) -> None:
+    """Send what waited, if the client may still have it: rules may have changed meanwhile, or its user."""
+    message = delivery.message
+    permissions = session.permissions
+    if permissions is not None and not permissions.may_receive(message.topic):
+        broker.drop(NOT_PERMITTED, session.client_id, message.topic, now)
+        _give_up(broker, connection, session, delivery)
+    elif delivery.qos == 0:
+        done(broker, session, delivery)
+        _send_qos_0(broker, connection, message, delivery.retain, delivery.identifier, now)
+    else:
+        _send(broker, connection, session, delivery, now)
 
 
 def take_loaded(broker: Broker, session: Session, deliveries: list[Delivery], now: float) -> None:
@@ -510,9 +563,25 @@ def _look_for_retained(broker: Broker, session: Session, backlog: Backlog, now: 
 
 
 def _is_wanted(broker: Broker, subscription: Subscription, message: Message, since: float) -> bool:
-    if subscription.no_local and message.publisher == subscription.session.client_id:
+    session = subscription.session
+    if subscription.no_local and message.publisher == session.client_id:
         return False
-    return message.arrived_at <= since and broker.retained.get(message.topic) is message
+    if message.arrived_at > since or broker.retained.get(message.topic) is not message:
+        return False
+    permissions = session.permissions
+    if permissions is None:
+        return True
+    return permissions.looks_receivable(message.topic) and (
+        not broker.limits.check_retain_source or _is_backed(broker, permissions, message)
+    )
+
+
+def _is_backed(broker: Broker, permissions: Permissions, message: Message) -> bool:
+    """Whether who published a retained message might still do so (check_retain_source)."""
+    author = message.publisher
+    if not author or author in broker.own_sessions:
+        return True
+    return permissions.authority.may_publish(author, message.publisher_user, message.topic)
 
 
 def keep_backlog(broker: Broker, connection: Connection, session: Session, now: float) -> None:
@@ -569,6 +638,18 @@ def let_go(broker: Broker, session: Session) -> None:
     for message in session.received.values():
         if message is not None:
             memory.release(message)
+
+
+def begin_anew(broker: Broker, session: Session) -> None:
+    """Have the next `resume` send everything in flight as new messages: the other end has lost its Session.
+
+    A QoS 2 message that waited for PUBCOMP may have been passed on there. Rather twice than never.
+    """
+    for delivery in session.in_flight.values():
+        delivery.packet_id = 0
+        delivery.state = QUEUED
+        if session.durable:
+            broker.store.update(broker.change(), session.client_id, delivery)
 
 
 def resume(broker: Broker, connection: Connection, session: Session, now: float) -> None:

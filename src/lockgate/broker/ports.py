@@ -37,7 +37,7 @@ class Message:
     """An Application Message on its way through the broker, with its encodings, each made at most once.
 
     `expires_at` is in seconds of the broker's clock, NEVER without a Message Expiry Interval. `publisher` is the client
-    id it came from, for No Local.
+    id it came from, for No Local, empty for the Server itself; `publisher_user` is whose client that was.
     """
 
     __slots__ = (
@@ -56,6 +56,7 @@ class Message:
         "payload",
         "properties",
         "publisher",
+        "publisher_user",
         "qos",
         "retain",
         "topic",
@@ -80,6 +81,7 @@ class Message:
         self.properties = properties
         self.expires_at = expires_at
         self.publisher = publisher
+        self.publisher_user: str | None = None
         self.arrived_at = 0.0
         self.holders = 0  # queues, windows, retained, … that hold it; counted by `broker.memory`
         self.held_bytes = 0
@@ -331,6 +333,44 @@ class Log(Protocol):
 
     def warning(self, text: str) -> None:
         """Say what a peer did wrong."""
+
+
+# Answers to `Authority.ask_login`
+DENIED: Final = 0
+PERMITTED: Final = 1
+LATER: Final = 2
+
+
+class Authority(Protocol):
+    """Knows who may come in and what each may do. `username` is None for an anonymous client. No call waits."""
+
+    def ask_login(
+        self, number: int, client_id: str, username: str | None, password: bytes | None, certified: bool
+    ) -> int:
+        """Say whether a client is let in: PERMITTED, DENIED, or LATER, and then by `Broker.login_answered(number, …)`.
+
+        `certified`: its certificate has proved the user name, and there is no password. An empty client id is one that
+        the Server has still to assign.
+        """
+
+    def may_publish(self, client_id: str, username: str | None, topic: str) -> bool:
+        """Whether a client may publish to a topic."""
+
+    def may_receive(self, client_id: str, username: str | None, topic: str) -> bool:
+        """Whether a client may be sent a message of a topic."""
+
+    def may_subscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool:
+        """Whether a client may subscribe to a filter, which stands without its `$share/NAME/`."""
+
+    def may_unsubscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool:
+        """Whether a client may end a Subscription."""
+
+
+class Control(Protocol):
+    """Serves what clients publish below `$CONTROL/`."""
+
+    def request(self, number: int, client_id: str, username: str | None, topic: str, payload: bytes) -> None:
+        """Take a request of a client that may publish it, of the connection with that number. Answers come later."""
 
 
 class AuthenticationStep(Protocol):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from lockgate.broker import routing
 from lockgate.broker.memory import session_bytes, subscription_bytes
+from lockgate.broker.permissions import Permissions
 from lockgate.broker.ports import (
     NEVER,
     SESSIONS,
@@ -40,6 +41,9 @@ def restore_session(
     session = Session(client_id, stored.expiry_interval, stored.username)
     session.durable = True
     session.disconnected_at = now
+    authority = broker.default_authority
+    if authority is not None:
+        session.permissions = Permissions(authority, client_id, stored.username, broker.memory)
     broker.sessions[client_id] = session
     broker.memory.used += session_bytes(client_id, stored.username)
     for requested_filter, options in subscriptions:

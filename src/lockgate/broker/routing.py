@@ -10,6 +10,7 @@ from lockgate.broker.memory import retained_bytes
 from lockgate.broker.ports import NEVER, RETAINED, Delivery, Message
 from lockgate.broker.topic_tree import Route, SharedGroup, TopicTree
 from lockgate.mqtt import reason_codes
+from lockgate.mqtt.packets import V5
 from lockgate.mqtt.topics import matches, split_shared
 
 if TYPE_CHECKING:
@@ -33,20 +34,21 @@ class Router:
     """
 
     __slots__ = (
-        "_ack_after",
         "_by_first_level",
         "_limit",
         "_receivers",
         "_receivers_limit",
         "_remembered",
         "_routes",
+        "ack_after",
+        "one_copy",
         "tree",
         "visits",
     )
 
     def __init__(self, limit: int, ack_after: tuple[tuple[str, bool], ...] = ()) -> None:
         self.tree = TopicTree()
-        self._ack_after = ack_after
+        self.ack_after = ack_after
         self._limit = limit
         self._routes: dict[str, Route] = {}
         self._by_first_level: dict[str, list[str]] = {}
@@ -54,6 +56,7 @@ class Router:
         self.visits = 0  # nodes of the tree, for routes that were not remembered; whoever counts the work clears it
         self._receivers = 0
         self._receivers_limit = limit * _RECEIVERS_EACH
+        self.one_copy = False  # for clients before version 5, whichever of their Subscriptions match
 
     def route(self, topic: str) -> Route:
         """Give the receivers of a topic."""
@@ -61,11 +64,15 @@ class Router:
         if route is None:
             route = self.tree.match(topic)
             self.visits += self.tree.visits
+            if route.subscriptions:
+                _keep_permitted(route, topic)
+                if self.one_copy:
+                    _keep_one_copy(route)
             receivers = len(route.subscriptions) + len(route.groups)
             if len(topic) > _LONG_TOPIC or receivers > self._receivers_limit // 4:
                 return route
             if self._remembered >= self._limit or self._receivers + receivers > self._receivers_limit:
-                self._forget_all()
+                self.forget_all()
             self._remembered += 1
             self._receivers += receivers
             self._routes[topic] = route
@@ -79,7 +86,7 @@ class Router:
 
     def acknowledges_on_disk(self, topic: str) -> bool:
         """Whether what a topic's messages change has to be on disk before they are acknowledged."""
-        for topic_filter, on_disk in self._ack_after:
+        for topic_filter, on_disk in self.ack_after:
             if matches(topic_filter, topic):
                 return on_disk
         return True
@@ -100,16 +107,47 @@ class Router:
             return
         first = topic_filter.partition("/")[0]
         if first in ("+", "#"):
-            self._forget_all()
+            self.forget_all()
             return
         for topic in self._by_first_level.pop(first, ()):
             self._routes.pop(topic, None)
 
-    def _forget_all(self) -> None:
+    def forget_all(self) -> None:
+        """Forget every route: who may receive what has changed."""
         self._routes.clear()
         self._by_first_level.clear()
         self._remembered = 0
         self._receivers = 0
+
+
+def _keep_permitted(route: Route, topic: str) -> None:
+    """Leave out who may not receive a topic; members of a group are asked when it is their turn."""
+    for subscription in route.subscriptions:
+        permissions = subscription.session.permissions
+        if permissions is not None and not permissions.looks_receivable(topic):
+            break
+    else:
+        return
+    kept: list[Subscription] = []
+    for subscription in route.subscriptions:
+        permissions = subscription.session.permissions
+        if permissions is None or permissions.looks_receivable(topic):
+            kept.append(subscription)
+    route.subscriptions = kept
+
+
+def _keep_one_copy(route: Route) -> None:
+    """Leave each Session before version 5 the Subscription with its highest QoS."""
+    best: dict[str, Subscription] = {}
+    for subscription in route.subscriptions:
+        session = subscription.session
+        if session.version != V5:
+            other = best.get(session.client_id)
+            if other is None or other.qos < subscription.qos:
+                best[session.client_id] = subscription
+    route.subscriptions = [
+        one for one in route.subscriptions if one.session.version == V5 or best[one.session.client_id] is one
+    ]
 
 
 def publish(broker: Broker, message: Message, now: float) -> int:
@@ -132,7 +170,7 @@ def publish(broker: Broker, message: Message, now: float) -> int:
     if not subscriptions and not route.groups:
         broker.no_subscribers_code = reason_codes.NO_MATCHING_SUBSCRIBERS
         return commit
-    if message.qos == 0 and message.expires_at == NEVER:
+    if message.qos == 0 and message.expires_at == NEVER and not broker.qos_0_is_special:
         _fan_out_qos_0(broker, message, subscriptions, now)
     else:
         for subscription in subscriptions:
@@ -154,7 +192,7 @@ def _deliver_to_one(broker: Broker, group: SharedGroup, message: Message, now: f
     count = len(members)
     chosen: Subscription | None = None
     chosen_place = 0
-    best = outbound.CANNOT_TAKE + 1
+    best = outbound.MAY_NOT
     for step in range(min(count, _MEMBERS_ASKED)):
         place = (group.turn + step) % count
         readiness = outbound.readiness(broker, members[place], message)
@@ -185,7 +223,12 @@ def _fan_out_qos_0(broker: Broker, message: Message, subscriptions: list[Subscri
         connection = subscription.session.connection
         if connection is None:
             continue
-        if not subscription.plain or connection.topic_alias_maximum or connection.maximum_packet_size:
+        if (
+            not subscription.plain
+            or connection.topic_alias_maximum
+            or connection.maximum_packet_size
+            or connection.limits.mount_point
+        ):
             outbound.deliver(broker, subscription, message, now)
             continue
         if not outbound.takes_more(broker, connection):

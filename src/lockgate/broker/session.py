@@ -9,6 +9,7 @@ from lockgate.broker.ports import NEVER, Delivery, Message
 
 if TYPE_CHECKING:
     from lockgate.broker.connection import Connection
+    from lockgate.broker.permissions import Permissions
 
 NEVER_EXPIRES: Final = 0xFFFFFFFF  # a Session Expiry Interval (§3.1.2.11.2)
 
@@ -61,6 +62,7 @@ class Session:
         "client_id",
         "connection",
         "disconnected_at",
+        "dropped",
         "dropping",
         "durable",
         "exceeding",
@@ -71,6 +73,7 @@ class Session:
         "in_flight_bytes",
         "last_position",
         "next_packet_id",
+        "permissions",
         "queue",
         "queued_bytes",
         "queued_count",
@@ -78,12 +81,15 @@ class Session:
         "standing_bytes",
         "subscriptions",
         "username",
+        "version",
         "watched_at",
     )
 
     def __init__(self, client_id: str, expiry_interval: int, username: str | None) -> None:
         self.client_id = client_id
-        self.username = username
+        self.username = username  # who owns it; None: nobody does
+        self.permissions: Permissions | None = None  # None: it may do everything
+        self.version = 0  # of MQTT, that its client spoke last
         self.expiry_interval = expiry_interval  # seconds; 0 ends the Session with its connection
         # It lies in the store, until it ends: a client that returns without an interval still gets what waited for it.
         self.durable = expiry_interval > 0
@@ -104,6 +110,7 @@ class Session:
         self.queued_count = 0  # waiting in all, in the head and in the store
         self.queued_bytes = 0
         self.standing_bytes = -1  # of a standing Session: how much may wait before publishers have to (0: any)
+        self.dropped = 0  # messages that were not delivered, since the start
         self.dropping = False  # the queue has been full since the client last kept up
         self.last_position = 0  # of the youngest delivery
         self.head_position = 0  # of the youngest delivery that was ever in the head

@@ -14,6 +14,7 @@ class Statistics:
         "bytes_sent",
         "connections_accepted",
         "dropped_expired",
+        "dropped_not_permitted",
         "dropped_queue_full",
         "dropped_shed",
         "dropped_slow",
@@ -36,6 +37,7 @@ class Statistics:
         self.lost = 0  # queued messages that a damaged store does not have any more
         self.dropped_queue_full = 0  # beyond max_queued_messages or max_queued_bytes
         self.dropped_slow = 0  # QoS 0 to a client that does not read
+        self.dropped_not_permitted = 0  # queued before the rules, or the Session's user, changed
         self.dropped_expired = 0  # Message Expiry Interval passed
         self.dropped_shed = 0  # because the memory budget or the total of queued messages was reached
         self.dropped_too_large = 0  # beyond the receiver's Maximum Packet Size
@@ -48,6 +50,7 @@ class Statistics:
             + self.dropped_queue_full
             + self.dropped_slow
             + self.dropped_expired
+            + self.dropped_not_permitted
             + self.dropped_shed
             + self.dropped_too_large
         )

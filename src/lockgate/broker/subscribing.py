@@ -24,6 +24,7 @@ _FILTER_WORK: Final = 30  # of one Topic Filter, in deliveries at QoS 0
 
 # What SUBACK says when the limit is reached; MQTT 3.1 has no word for a refusal.
 _QUOTA_CODES: Final[dict[int, int]] = {V3_1_1: reason_codes.UNSPECIFIED_ERROR, V5: reason_codes.QUOTA_EXCEEDED}
+_DENIED_CODES: Final[dict[int, int]] = {V3_1_1: reason_codes.UNSPECIFIED_ERROR, V5: reason_codes.NOT_AUTHORIZED}
 
 
 def handle_subscribe(broker: Broker, connection: Connection, session: Session, packet: Subscribe, now: float) -> None:
@@ -36,8 +37,15 @@ def handle_subscribe(broker: Broker, connection: Connection, session: Session, p
     codes: list[int] = []
     commit = 0
     limit = broker.limits.subscriptions
+    permissions = session.permissions
+    mount_point = connection.limits.mount_point
     for request in packet.requests:
         qos = min(request.qos, connection.limits.max_qos)
+        if mount_point:
+            request.topic_filter = _mounted(mount_point, request.topic_filter)
+        if permissions is not None and not permissions.may_subscribe(_without_share(request.topic_filter)):
+            codes.append(_DENIED_CODES.get(connection.version, qos))
+            continue
         is_new = request.topic_filter not in session.subscriptions
         if is_new and ((limit and len(session.subscriptions) >= limit) or shedding.is_exhausted(broker, now)):
             codes.append(_QUOTA_CODES.get(connection.version, qos))
@@ -45,7 +53,11 @@ def handle_subscribe(broker: Broker, connection: Connection, session: Session, p
         codes.append(qos)
         if is_new:
             broker.memory.used += subscription_bytes(request.topic_filter)
-        options = StoredSubscription(qos, request.no_local, request.retain_as_published, identifier)
+        no_local, retain_as_published = request.no_local, request.retain_as_published
+        if connection.bridge:  # a version before 5 has no words for what Mosquitto gives every bridge
+            retain_as_published = True
+            no_local = not request.topic_filter.startswith(SHARE_PREFIX)
+        options = StoredSubscription(qos, no_local, retain_as_published, identifier)
         subscription = subscribe(broker, session, request.topic_filter, options)
         if session.durable:
             commit = broker.change()
@@ -58,6 +70,21 @@ def handle_subscribe(broker: Broker, connection: Connection, session: Session, p
     connection.acknowledge(encode(SubAck(packet.packet_id, codes), connection.version), commit)
     if connection.backlog is not None:
         outbound.pump(broker, connection, session, now)
+
+
+def _without_share(requested_filter: str) -> str:
+    """Give the Topic Filter that rules speak of."""
+    return split_shared(requested_filter)[1] if requested_filter.startswith(SHARE_PREFIX) else requested_filter
+
+
+def _mounted(mount_point: str, requested_filter: str) -> str:
+    """Put the mount point of a listener before a Topic Filter, behind `$share/NAME/`."""
+    if not mount_point:
+        return requested_filter
+    if requested_filter.startswith(SHARE_PREFIX):
+        share_name, topic_filter = split_shared(requested_filter)
+        return f"{SHARE_PREFIX}{share_name}/{mount_point}{topic_filter}"
+    return mount_point + requested_filter
 
 
 def _check_answer(connection: Connection, codes: int) -> None:
@@ -94,7 +121,12 @@ def handle_unsubscribe(broker: Broker, connection: Connection, session: Session,
     _check_answer(connection, len(packet.topic_filters))
     broker.work += len(packet.topic_filters) * _FILTER_WORK
     codes: list[int] = []
-    for topic_filter in packet.topic_filters:
+    permissions = session.permissions
+    for requested_filter in packet.topic_filters:
+        topic_filter = _mounted(connection.limits.mount_point, requested_filter)
+        if permissions is not None and not permissions.may_unsubscribe(_without_share(topic_filter)):
+            codes.append(reason_codes.NOT_AUTHORIZED)
+            continue
         subscription = session.subscriptions.pop(topic_filter, None)
         if subscription is None:
             codes.append(reason_codes.NO_SUBSCRIPTION_EXISTED)

@@ -1,17 +1,20 @@
 """The command line: one module per command, imported only when its command is given.
 
-A command's module has `add_arguments(parser)` and `main(arguments) -> int`, which gives the exit status.
+A command's module has `add_arguments(parser)` and `main(arguments) -> int`, which gives the exit status. A program of
+Mosquitto's is called by a link of its name or as a command; its module has `main(words) -> int`, and reads them itself.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from lockgate.config.errors import ConfigError
+# Each in the module of its name.
+PROGRAMS = frozenset(
+    {"mosquitto", "mosquitto_passwd", "mosquitto_pub", "mosquitto_rr", "mosquitto_signal", "mosquitto_sub"}
+)
 
 COMMANDS = {
     "run": "host services in this process",
@@ -20,8 +23,6 @@ COMMANDS = {
     "status": "what the running services say about themselves",
     "ledger": "what became of every message, in two books that have to close",
     "store": "look at what the broker keeps on disk: is it whole, what is in it",
-    "pub": "publish messages to an MQTT server",
-    "sub": "subscribe at an MQTT server and print messages",
     "explain": "why a client did not get a message",
     "scram": "add, change or remove a user of enhanced authentication (SCRAM-SHA-256)",
     "version": "print the version",
@@ -31,19 +32,42 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` (default: of this process); gives the exit status, 3 for what a person must correct."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="lockgate", description="The IoT edge gateway in one package.")
+    called = os.path.basename(sys.argv[0]) if argv is None else ""
+    if called not in PROGRAMS and words[:1] and words[0] in PROGRAMS:
+        called = words.pop(0)
+    if called in PROGRAMS:
+        return int(_module(called).main(words))
+    return _command(words)
+
+
+def _module(name: str) -> Any:
+    import importlib
+
+    return importlib.import_module(f"lockgate.cli.{name}")
+
+
+def _command(words: list[str]) -> int:
+    import argparse
+
+    from lockgate.config.errors import ConfigError
+
+    parser = argparse.ArgumentParser(
+        prog="lockgate",
+        description="The IoT edge gateway in one package.",
+        epilog=f"Mosquitto's programs are commands too, or links to lockgate: {', '.join(sorted(PROGRAMS))}.",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.")
         if name in words[:1]:
-            module = importlib.import_module(f"lockgate.cli.{name}")
+            module = _module(name)
             module.add_arguments(command)
     arguments = parser.parse_args(words)
     try:
         return int(module.main(arguments))
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return 3
+        return error.exit_code
     except BrokenPipeError:  # `lockgate status | head`
         sys.stderr.close()
         return 1

@@ -14,15 +14,18 @@ from lockgate.client.url import ServerAddress, parse_url
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.packets import SubscriptionRequest, Will
 from lockgate.mqtt.properties import Properties
+from lockgate.transport.endpoint import Endpoint, Proxy
 
 __all__ = [
     "Client",
     "ClientError",
     "ConnectionLost",
     "ConnectionRefused",
+    "Endpoint",
     "Message",
     "NotConnected",
     "Properties",
+    "Proxy",
     "PublishRefused",
     "ServerAddress",
     "SubscribeRefused",

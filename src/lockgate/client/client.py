@@ -8,7 +8,7 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from lockgate.client.connection import Connection, now
 from lockgate.client.errors import (
@@ -22,20 +22,28 @@ from lockgate.client.session import Session
 from lockgate.client.url import parse_url
 from lockgate.config.model import ConnectionConfig
 from lockgate.mqtt.errors import MqttError
-from lockgate.mqtt.packets import V3_1_1, V5, ConnAck, Connect, SubscriptionRequest, Will
+from lockgate.mqtt.packets import V3_1, V3_1_1, V5, ConnAck, Connect, SubscriptionRequest, Will
 from lockgate.mqtt.properties import Properties
 from lockgate.mqtt.topics import check_topic_filter, check_topic_name
+from lockgate.transport.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    import ssl
 
 log = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_SECONDS: Final = 1.0
 # A Server of 3.1.1 cannot say how many unacknowledged messages it takes; Mosquitto drops a client of more QoS 2.
 _SEND_MAXIMUM_V3: Final = 20
+_VERSIONS: Final = {"3.1": V3_1, "3.1.1": V3_1_1, "5": V5}
 _STABLE_SECONDS: Final = 10.0  # a connection that lived so long lets the back-off begin anew
 
 
 class Client:
-    """An MQTT Client of version 3.1.1 or 5. Everything runs on the loop that calls `connect`.
+    """An MQTT Client of version 3.1, 3.1.1 or 5. Everything runs on the loop that calls `connect`.
+
+    Without an `endpoint` the connection's URL says where the Server is, without `username` and `password` who we are.
+    `bridge` tells the Server that we are a broker of its kind (bit 0x80 of the protocol level).
 
     `session_expiry_seconds` is how long the Server keeps the Session of a lost connection in version 5; with 0 it
     ends with the connection, and so does the promise of QoS 2 across connections. In 3.1.1 `clean_start` decides alone.
@@ -53,11 +61,16 @@ class Client:
         self,
         connection: ConnectionConfig,
         *,
+        endpoint: Endpoint | None = None,
+        username: str | None = None,
+        password: bytes | None = None,
+        bridge: bool = False,
         clean_start: bool = False,
         session_expiry_seconds: int = 0,
         receive_maximum: int = 1000,
         send_maximum: int | None = None,
         maximum_packet_size: int = 0,
+        topic_alias_maximum: int = 0,
         will: Will | None = None,
         user_properties: tuple[tuple[str, str], ...] = (),
         manual_ack: bool = False,
@@ -69,10 +82,15 @@ class Client:
         on_connected: Callable[[bool], None] | None = None,
         on_disconnected: Callable[[str], None] | None = None,
     ) -> None:
-        self.address = parse_url(connection.url)
-        version = V5 if connection.version == "5" else V3_1_1
-        if version != V5 and not connection.client_id and not clean_start:
-            raise ValueError("without a client id MQTT 3.1.1 needs clean_start")
+        if endpoint is None:
+            address = parse_url(connection.url)
+            endpoint = Endpoint(host=address.host, port=address.port)
+            if username is None and password is None:
+                username, password = address.username, address.password
+        self.endpoint = endpoint
+        version = _VERSIONS[connection.version]
+        if version != V5 and not connection.client_id and (version == V3_1 or not clean_start):
+            raise ValueError("without a client id MQTT 3.1.1 needs clean_start, and MQTT 3.1 needs one")
         if send_maximum is None:
             send_maximum = 1000 if version == V5 else _SEND_MAXIMUM_V3
         if not 1 <= receive_maximum <= 65_535 or not 1 <= send_maximum <= 65_000:
@@ -83,10 +101,15 @@ class Client:
         self.on_connected = on_connected  # told `session_present`, before any message of the connection is seen
         self.on_disconnected = on_disconnected  # told why
         self._keep_alive = connection.keep_alive_seconds
+        self._username = username
+        self._password = password
+        self._bridge = bridge
+        self._context: ssl.SSLContext | None = None
         self._clean_start = clean_start
         self._session_expiry = session_expiry_seconds
         self._receive_maximum = receive_maximum
         self._maximum_packet_size = maximum_packet_size
+        self._topic_alias_maximum = topic_alias_maximum
         self._will = will
         self._user_properties = user_properties
         self._manual_ack = manual_ack
@@ -96,7 +119,13 @@ class Client:
         self._retry_min = retry_min_seconds
         self._retry_max = retry_max_seconds
         self._version = version
-        self._session = Session(version, self._deliver, receive_maximum=receive_maximum, send_maximum=send_maximum)
+        self._session = Session(
+            version,
+            self._deliver,
+            receive_maximum=receive_maximum,
+            send_maximum=send_maximum,
+            topic_alias_maximum=topic_alias_maximum,
+        )
         self._connection: Connection | None = None
         self._connack: ConnAck | None = None
         self._task: asyncio.Task[None] | None = None
@@ -113,11 +142,13 @@ class Client:
     async def connect(self, *, retry: bool = True) -> ConnAck:
         """Connect and give the CONNACK; from then on a lost connection is made again.
 
-        Raises ConnectionRefused when the Server's refusal will not pass by itself. Other faults are tried again, unless
-        `retry` is False: then the first one is raised, OSError, TimeoutError and ConnectionLost too.
+        Raises ConnectionRefused when the Server's refusal will not pass by itself, TlsSetupError for files of TLS that
+        cannot be used. Other faults are tried again, unless `retry` is False: then the first one is raised, OSError,
+        TimeoutError and ConnectionLost too.
         """
         if self._task is not None or self._end is not None:
             raise RuntimeError("connect() may be called once")
+        self._context = self.endpoint.context()
         self._first = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(retry), name=f"mqtt client {self.client_id}")
         try:
@@ -344,7 +375,7 @@ class Client:
                     attempt = 0
                     self._last_fault = ""
             if fault != self._last_fault:
-                log.warning("%s: %s; trying again", self.address, fault)
+                log.warning("%s: %s; trying again", self.endpoint, fault)
                 self._last_fault = fault
             await asyncio.sleep(random.uniform(0, min(self._retry_max, self._retry_min * 2.0 ** min(attempt, 30))))
             attempt += 1
@@ -352,13 +383,12 @@ class Client:
     async def _open(self) -> Connection:
         """Make one Network Connection up to its CONNACK."""
         connect = self._connect_packet()
-        connection = Connection(self._session, connect, self._maximum_packet_size, self._accepted)
+        stack = self.endpoint.stack(self._context)
+        connection = Connection(self._session, connect, self._maximum_packet_size, self._accepted, stack)
         self._connection = connection
         try:
             async with asyncio.timeout(self._connect_timeout):
-                await asyncio.get_running_loop().create_connection(
-                    lambda: connection, self.address.host, self.address.port
-                )
+                await self.endpoint.open(asyncio.get_running_loop(), lambda: connection)
                 await connection.accepted
         except BaseException as error:
             connection.abort("connecting was given up")
@@ -375,7 +405,7 @@ class Client:
         if properties is not None and properties.assigned_client_identifier is not None:
             self.client_id = properties.assigned_client_identifier
         present = "session present" if connack.session_present else "new session"
-        log.info("connected to %s as %s, %s", self.address, self.client_id or "(no client id)", present)
+        log.info("connected to %s as %s, %s", self.endpoint, self.client_id or "(no client id)", present)
         if self.on_connected is not None:
             self.on_connected(connack.session_present)
 
@@ -387,6 +417,7 @@ class Client:
                 session_expiry_interval=self._session_expiry or None,
                 receive_maximum=self._receive_maximum,
                 maximum_packet_size=self._maximum_packet_size or None,
+                topic_alias_maximum=self._topic_alias_maximum or None,
                 user_properties=self._user_properties,
             )
         return Connect(
@@ -395,10 +426,11 @@ class Client:
             # A clean Session of 3.1.1 ends with its connection; in version 5 Clean Start only says how ours begins.
             self._clean_start and not (again and self._version == V5),
             self._keep_alive,
-            self.address.username,
-            self.address.password,
+            self._username,
+            self._password,
             self._will,
             properties,
+            self._bridge,
         )
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from lockgate.client.errors import ConnectionLost, ConnectionRefused
-from lockgate.client.session import Session
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import PINGREQ_FRAME, encode
 from lockgate.mqtt.errors import MqttError, ProtocolError
 from lockgate.mqtt.packets import TYPE_NAMES, V5, ConnAck, Connect, Disconnect, Packet, PingResp
+from lockgate.transport.layer import TransportError
+from lockgate.transport.stack import Stack
 
 _PING_TIMEOUT_SECONDS: Final = 10.0  # how long a PINGRESP may take, if the keep-alive is not shorter
 
@@ -21,6 +23,23 @@ _PING_TIMEOUT_SECONDS: Final = 10.0  # how long a PINGRESP may take, if the keep
 def now() -> float:
     """Seconds on the clock that also counts while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Conversation(Protocol):
+    """What the packets of a connection mean: the client's Session, or whoever stands in its place."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the Server has accepted us."""
+
+    def connected(self, connack: ConnAck) -> None:
+        """Begin: the Server accepts us."""
+
+    def receive(self, packet: Packet) -> None:
+        """Take any packet but those of the connection itself; raises MqttError for one that must not come."""
+
+    def take_output(self) -> bytes:
+        """Give the bytes to write now."""
 
 
 class Connection(asyncio.Protocol):
@@ -31,13 +50,20 @@ class Connection(asyncio.Protocol):
     """
 
     def __init__(
-        self, session: Session, connect: Connect, maximum_packet_size: int, on_accepted: Callable[[ConnAck], None]
+        self,
+        session: Conversation,
+        connect: Connect,
+        maximum_packet_size: int,
+        on_accepted: Callable[[ConnAck], None],
+        stack: Stack | None = None,
     ) -> None:
+        """`stack` lies between the socket and MQTT, if anything does."""
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._session = session
         self._connect = connect
         self._on_accepted = on_accepted
+        self._stack = stack
         self._decoder = Decoder(connect.version, maximum_packet_size)
         self._transport: asyncio.Transport | None = None
         self._flush_scheduled = False
@@ -49,6 +75,7 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._writable = asyncio.Event()
         self._writable.set()
+        self.disconnect_code = 0  # of the Server's DISCONNECT
         self.accepted: asyncio.Future[None] = loop.create_future()
         self.accepted.add_done_callback(lambda future: future.cancelled() or future.exception())  # may be nobody waits
         self.closed: asyncio.Future[str] = loop.create_future()
@@ -64,6 +91,8 @@ class Connection(asyncio.Protocol):
             return
         self._last_received = now()
         self._ping_sent = None
+        if self._stack is not None:
+            data = self._receive_below(self._stack, data)
         try:
             self._decoder.feed(data)
             while self._why is None and (packet := self._decoder.next_packet()) is not None:
@@ -81,10 +110,26 @@ class Connection(asyncio.Protocol):
             return
         self.flush()
 
+    def _receive_below(self, stack: Stack, data: bytes) -> bytes:
+        """Give what came for MQTT, and let the layers below answer."""
+        try:
+            data = stack.receive(data)
+            self._write(b"")
+        except TransportError as error:
+            self._why = str(error)
+            self._fail(ConnectionLost(self._why))
+            self._close()
+            return b""
+        if stack.ended and self._transport is not None:
+            self._transport.close()
+        return data
+
     def connection_lost(self, error: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         why = self._why or (f"the connection was lost: {error}" if error else "the server closed the connection")
+        if self._why is None and self._stack is not None and not self._stack.is_open:
+            why += " within the handshake below MQTT"
         self._why = why
         self._fail(ConnectionLost(why))
         self._writable.set()
@@ -124,6 +169,7 @@ class Connection(asyncio.Protocol):
         if isinstance(packet, PingResp):
             return
         if isinstance(packet, Disconnect) and self._connect.version == V5:
+            self.disconnect_code = packet.reason_code
             reason_string = packet.properties.reason_string if packet.properties is not None else None
             self._why = f"the server disconnected: {reason_codes.describe(packet.reason_code)}" + (
                 f" ({reason_string})" if reason_string else ""
@@ -155,7 +201,10 @@ class Connection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._last_sent = now()
-            self._transport.write(data)
+            if self._stack is not None:
+                data = self._stack.send(data)
+            if data:
+                self._transport.write(data)
 
     def pause_reading(self) -> None:
         """Stop reading while the user is slow; nothing from the Server, not even a PINGRESP, is seen meanwhile."""
@@ -205,7 +254,10 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _close(self) -> None:
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
+            if self._stack is not None:
+                with contextlib.suppress(TransportError):
+                    self._transport.write(self._stack.finish())
             self._transport.close()
 
     def _fail(self, error: Exception) -> None:

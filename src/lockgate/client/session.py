@@ -93,6 +93,7 @@ class Session:
         *,
         receive_maximum: int = 1000,
         send_maximum: int = 1000,
+        topic_alias_maximum: int = 0,
     ) -> None:
         self.version = version
         self.number = 0  # counts the Sessions the Server has begun for us
@@ -101,6 +102,8 @@ class Session:
         self._deliver = deliver
         self._receive_maximum = receive_maximum
         self._send_maximum = send_maximum
+        self._topic_alias_maximum = topic_alias_maximum
+        self._aliases: dict[int, str] = {}  # the Server's, on this connection
         self._output: list[bytes] = []
         # What this connection's CONNACK allows
         self._quota = 0  # QoS 1 and 2 messages we may still send (§4.9)
@@ -164,6 +167,7 @@ class Session:
     def disconnected(self) -> None:
         """The Network Connection is gone; everything unanswered waits for the next one."""
         self.is_connected = False
+        self._aliases.clear()
         self._output.clear()
         self._order.clear()
         for request in self._requests.values():
@@ -354,7 +358,7 @@ class Session:
     def _publish_received(self, packet: Publish) -> None:
         properties = packet.properties
         if properties is not None and properties.topic_alias is not None:
-            raise ProtocolError("a Topic Alias, which we never allowed", reason_codes.TOPIC_ALIAS_INVALID)
+            self._resolve(packet, properties.topic_alias)
         packet_id = packet.packet_id
         if packet_id:
             if packet.qos == 2 and packet_id in self._received:  # we have it; our PUBREC was lost
@@ -393,6 +397,17 @@ class Session:
             self._held[packet_id] = message
             self._order.append(message)
         self._deliver(message)
+
+    def _resolve(self, packet: Publish, alias: int) -> None:
+        """Give the packet the Topic Name its Topic Alias stands for, or learn it (§3.3.2.3.4)."""
+        if alias > self._topic_alias_maximum:
+            raise ProtocolError("a Topic Alias above what we allowed", reason_codes.TOPIC_ALIAS_INVALID)
+        if packet.topic:
+            self._aliases[alias] = packet.topic
+        elif alias in self._aliases:
+            packet.topic = self._aliases[alias]
+        else:
+            raise ProtocolError("a Topic Alias that stands for nothing", reason_codes.TOPIC_ALIAS_INVALID)
 
     def _puback_received(self, packet: PubAck) -> None:
         outgoing = self._in_flight.get(packet.packet_id)

@@ -60,7 +60,19 @@ class TlsConfig:
     ciphers: str | None = None
     tls_version: Literal["tlsv1.2", "tlsv1.3"] = "tlsv1.2"  # the lowest
     certificates: tuple[CertificateConfig, ...] = ()
+    keylog: Path | None = None  # where to write the keys of connections, to debug
     places: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorityConfig:
+    """One authority over clients: a file of Mosquitto's, named by an option or by one of its plugins."""
+
+    kind: Literal["password_file", "acl_file", "dynamic_security"]
+    path: Path
+    password_init_file: Path | None = None  # of dynamic_security: the first password of its admin
+    deny_special_chars: bool = True  # refuse user names and client ids with + or # where an acl_file has patterns
+    place: Place | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +85,8 @@ class ListenerConfig:
     domain: Literal["ipv4", "ipv6"] | None = None  # None: both
     interface: str | None = None  # network device
     websockets: bool = False
+    http_api: bool = False
+    http_dir: Path | None = None  # files for http_api and WebSocket listeners
     websockets_origins: tuple[str, ...] = ()  # empty: any
     proxy_protocol: Literal[0, 1, 2] = 0
     proxy_require_tls: bool = False
@@ -81,6 +95,11 @@ class ListenerConfig:
     username_from: Literal["identity", "subject"] | None = None  # of the certificate
     protocol_versions: frozenset[int] = frozenset({3, 4, 5})
     allow_anonymous: bool | None = None  # None: the global value
+    authorities: tuple[AuthorityConfig, ...] = ()  # asked behind the global ones
+    auto_id_prefix: str | None = None  # None: the global value
+    allow_zero_length_clientid: bool | None = None  # None: the global value
+    use_username_as_clientid: bool = False
+    mount_point: str = ""
     max_connections: int = -1  # -1: no limit
     max_qos: int = 2
     max_topic_alias: int = 10
@@ -133,6 +152,89 @@ class StandingSessionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeTopic:
+    """One `topic` line of a bridge: what is carried, which way, and how it is called on each side."""
+
+    pattern: str  # empty: exactly the topic that the prefixes name
+    direction: Literal["out", "in", "both"] = "out"
+    qos: Literal[0, 1, 2] = 0
+    local_prefix: str = ""
+    remote_prefix: str = ""
+
+    @property
+    def local_filter(self) -> str:
+        """The Topic Filter here."""
+        return self.local_prefix + self.pattern
+
+    @property
+    def remote_filter(self) -> str:
+        """The Topic Filter at the remote broker."""
+        return self.remote_prefix + self.pattern
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeTlsConfig:
+    """The TLS options of one bridge."""
+
+    cafile: Path | None = None
+    capath: Path | None = None
+    use_os_certs: bool = False
+    certfile: Path | None = None
+    keyfile: Path | None = None
+    insecure: bool = False  # any host name will do
+    alpn: str | None = None
+    tls_version: Literal["tlsv1.2", "tlsv1.3"] = "tlsv1.2"  # the lowest
+    ciphers: str | None = None
+
+
+class RestartTimeout(NamedTuple):
+    """Seconds between attempts: random from `base` to `cap`; a connection that lived `stable` begins anew at `base`."""
+
+    base: int = 5
+    cap: int = 30
+    stable: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeConfig:
+    """One `connection` of mosquitto.conf."""
+
+    name: str
+    addresses: tuple[tuple[str, int], ...]  # host and port, in order of preference
+    topics: tuple[BridgeTopic, ...]
+    client_id: str
+    local_client_id: str
+    version: Literal[3, 4, 5] = 4  # protocol level: MQTT 3.1, 3.1.1, 5
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    local_username: str | None = None
+    local_password: str | None = field(default=None, repr=False)
+    cleansession: bool = False
+    local_cleansession: bool = False
+    keepalive_interval: int = 60  # seconds
+    start_type: Literal["automatic", "lazy", "once"] = "automatic"
+    threshold: int = 10  # lazy: messages that wait before it connects
+    idle_timeout: int = 60  # lazy: seconds of silence before it disconnects
+    restart_timeout: RestartTimeout = field(default_factory=lambda: RestartTimeout())
+    round_robin: bool = False
+    try_private: bool = True
+    notifications: bool = True
+    notifications_local_only: bool = False
+    notification_topic: str = ""
+    attempt_unsubscribe: bool = True
+    outgoing_retain: bool = True
+    max_packet_size: int = 0  # bytes of a PUBLISH to the remote broker; 0: no limit
+    max_topic_alias: int = 10
+    receive_maximum: int | None = None  # None: not said
+    session_expiry_interval: int | None = None  # seconds; None: by cleansession
+    bind_address: str | None = None
+    tcp_keepalive: tuple[int, int, int] | None = None  # seconds idle, seconds between probes, probes
+    tcp_user_timeout: int | None = None  # milliseconds
+    reload_immediately: bool = False
+    tls: BridgeTlsConfig | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerConfig:
     """What mosquitto.conf said, with Mosquitto's defaults, and [broker]: what Mosquitto has no word for."""
 
@@ -141,7 +243,24 @@ class BrokerConfig:
         ListenerConfig(address="127.0.0.1"),
         ListenerConfig(address="::1"),
     )
+    listeners_said: bool = False  # else it is local-only mode
     allow_anonymous: bool = True  # True in local-only mode; the parser says False once a listener is configured
+    authorities: tuple[AuthorityConfig, ...] = ()  # asked in this order, for every listener
+    per_listener_settings: bool = False
+    allow_duplicate_messages: bool = True
+    allow_zero_length_clientid: bool = True
+    auto_id_prefix: str = "auto-"
+    check_retain_source: bool = True
+    clientid_prefixes: tuple[str, ...] = ()
+    connection_messages: bool = True
+    enable_control_api: bool = False
+    message_size_limit: int = 0  # bytes of a payload; 0: no limit
+    pid_file: Path | None = None
+    queue_qos0_messages: bool = False
+    retain_available: bool = True
+    sparkplug_aware: bool = False  # the plugin of that name: births are retained below $sparkplug/certificates/
+    upgrade_outgoing_qos: bool = False
+    user: str | None = None  # None: mosquitto, else nobody, where `lockgate mosquitto` is started as root
     max_inflight_bytes: int = 0  # 0: no limit
     max_inflight_messages: int = 20  # 0: no limit
     max_keepalive: int = 0  # seconds; 0: no limit
@@ -153,6 +272,7 @@ class BrokerConfig:
     websockets_headers_size: int = 4096  # bytes
     warnings: tuple[str, ...] = field(default=(), compare=False)  # to be logged at the start
     log: LogConfig = field(default_factory=LogConfig)
+    bridges: tuple[BridgeConfig, ...] = ()
     global_max_clients: int = -1  # sessions, connected or not; -1: no limit
     global_max_connections: int = -1  # clients that are connected; -1: no limit
     memory_limit: int = 0  # bytes; 0: no limit, and memory_budget alone counts
@@ -164,6 +284,8 @@ class BrokerConfig:
     autosave_on_changes: bool = False
     # [broker]
     scram_file: Path | None = None  # users of enhanced authentication
+    session_owner: Literal["user", "any"] = "user"
+    on_bad_reload: Literal["keep", "exit"] = "keep"
     memory_budget: int | None = None  # bytes; None: a quarter of what the machine or the container has
     alarms: tuple[str, ...] = ()  # Topic Filters of messages that give way last
     flush_interval_seconds: float = 5.0  # until what nobody waits for is written
@@ -207,7 +329,7 @@ class ConnectionConfig:
 
     url: str = "mqtt://127.0.0.1:1883"  # mqtt://[user[:password]@]host[:port]
     client_id: str = ""
-    version: Literal["3.1.1", "5"] = "5"
+    version: Literal["3.1", "3.1.1", "5"] = "5"
     keep_alive_seconds: int = 30
 
 

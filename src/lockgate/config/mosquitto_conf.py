@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
 from lockgate.config.errors import ConfigError, MosquittoConfError, did_you_mean, raise_all
-from lockgate.config.model import BrokerConfig, ListenerConfig, LogConfig, Place, TlsConfig
+from lockgate.config.model import AuthorityConfig, BrokerConfig, ListenerConfig, LogConfig, Place, TlsConfig
 
 LOG_TYPES = ("error", "warning", "notice", "information", "debug", "subscribe", "unsubscribe", "websockets", "internal")
 LOCAL_ADDRESSES = ("127.0.0.1", "::1")
@@ -29,6 +29,17 @@ class BadValue(Exception):
 
 
 @dataclass(slots=True)
+class Plugin:
+    """A `plugin` line: which of Mosquitto's own plugins it names, with the options below it."""
+
+    file: str  # its file name
+    place: Place
+    name: str = ""  # that plugin_load gave it
+    holders: list[dict[str, object]] = field(default_factory=list)  # drafts of what it is used for
+    options: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Draft:
     """What the lines read so far have said: keyword arguments for the frozen classes."""
 
@@ -38,10 +49,20 @@ class Draft:
     before_listeners: dict[str, object] = field(default_factory=dict)  # listener options above the first `listener`
     before_listeners_at: tuple[str, Path, int] | None = None
     places: list[dict[str, Place]] = field(default_factory=lambda: [{}])  # of options: first those above any listener
+    bridges: list[dict[str, object]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     destinations: list[str] = field(default_factory=list)
     types: set[str] | None = None
     seen: set[str] = field(default_factory=set)
+    default_listener: dict[str, object] = field(default_factory=dict)  # what `port` and `bind_address` say of it
+    plugins: list[Plugin] = field(default_factory=list)
+    per_listener: bool = False
+    place: Place = field(default_factory=lambda: Place(Path(), None))  # of the line being read
+
+    @property
+    def security(self) -> dict[str, object]:
+        """Where security options belong: to the listener above them, with per_listener_settings."""
+        return self.listener if self.per_listener else self.broker
 
     @property
     def listener(self) -> dict[str, object]:
@@ -112,6 +133,13 @@ def to_broker(read: Reader, field_name: str | None = None) -> Apply:
     return apply
 
 
+def to_security(read: Reader, field_name: str | None = None) -> Apply:
+    def apply(draft: Draft, name: str, value: str) -> None:
+        draft.security[field_name or name] = read(name, value)
+
+    return apply
+
+
 def to_listener(read: Reader, field_name: str | None = None) -> Apply:
     def apply(draft: Draft, name: str, value: str) -> None:
         draft.listener[field_name or name] = read(name, value)
@@ -172,6 +200,111 @@ def one_of(**choices: object) -> Reader:
     return read
 
 
+def authority_file(draft: Draft, name: str, value: str) -> None:
+    authorities = cast(list[AuthorityConfig], draft.security.setdefault("authorities", []))
+    if any(one.kind == name for one in authorities):
+        raise BadValue(f"Duplicate {name} value in configuration.")
+    path = a_path(name, value)
+    authorities.append(AuthorityConfig(kind=name, path=path, place=draft.place))  # type: ignore[arg-type]
+
+
+_BEFORE_PER_LISTENER = (
+    "acl_file",
+    "allow_anonymous",
+    "allow_zero_length_clientid",
+    "auth_plugin",
+    "auth_plugin_deny_special_chars",
+    "auto_id_prefix",
+    "password_file",
+    "plugin",
+    "plugin_load",
+)
+
+
+def per_listener_settings(draft: Draft, name: str, value: str) -> None:
+    said = next((option for option in _BEFORE_PER_LISTENER if option in draft.seen), None)
+    if said is not None:
+        raise BadValue(f"per_listener_settings must be set before any other security settings, and {said} was.")
+    draft.per_listener = draft.broker[name] = boolean(name, value)
+
+
+PLUGINS = {
+    "mosquitto_acl_file.so": {"acl_file"},
+    "mosquitto_password_file.so": {"password_file"},
+    "mosquitto_dynamic_security.so": {"config_file", "password_init_file"},
+    "mosquitto_persist_sqlite.so": {"db_file", "sync", "flush_period", "page_size"},
+    "mosquitto_sparkplug_aware.so": set[str](),
+}
+_PLUGIN_ADVICE = (
+    "A plugin is a C library, which this broker cannot load; Mosquitto's own are built in under their file names"
+)
+
+
+def _add_plugin(draft: Draft, value: str, holders: list[dict[str, object]], name: str = "") -> None:
+    file = value.rpartition("/")[2]
+    if file not in PLUGINS:
+        raise BadValue(f"Unable to load plugin {value}. {_PLUGIN_ADVICE}.", ", ".join(PLUGINS))
+    draft.plugins.append(Plugin(file, draft.place, name, holders))
+
+
+def plugin(draft: Draft, name: str, value: str) -> None:
+    _add_plugin(draft, value, [draft.broker if name == "global_plugin" else draft.security])
+
+
+def plugin_load(draft: Draft, name: str, value: str) -> None:
+    label, _, path = value.partition(" ")
+    if not path.strip():
+        raise BadValue(f"Invalid {name} value ({value}).", "NAME PATH")
+    if any(one.name == label for one in draft.plugins):
+        raise BadValue(f"Duplicate {name} name {label}.")
+    _add_plugin(draft, path.strip(), [], label)
+
+
+def plugin_use(draft: Draft, name: str, value: str) -> None:
+    for one in draft.plugins:
+        if one.name == value:
+            one.holders.append(draft.listener if draft.listeners else draft.broker)
+            return
+    raise BadValue(f"There is no plugin_load {value} above.", ", ".join(one.name for one in draft.plugins if one.name))
+
+
+def plugin_option(draft: Draft, name: str, value: str) -> None:
+    if not draft.plugins:
+        raise BadValue(f"{name} stands above any plugin line, so it belongs to none.")
+    last = draft.plugins[-1]
+    key = name.removeprefix("plugin_opt_").removeprefix("auth_opt_")
+    known = PLUGINS[last.file]
+    if key not in known:
+        accepted = ", ".join(f"plugin_opt_{one}" for one in sorted(known)) or "no options"
+        raise BadValue(f"{name} is no option of {last.file}.", accepted)
+    if key in last.options:
+        raise BadValue(f"Duplicate {name} value in configuration.")
+    last.options[key] = value
+
+
+def default_listener(draft: Draft, name: str, value: str) -> None:
+    if name in draft.default_listener:
+        raise BadValue(f"Duplicate {name} value in configuration.")
+    draft.default_listener[name] = whole_number(1, 65535)("port", value) if name == "port" else value
+    draft.warnings.append(f"The '{name}' option is now deprecated, `listener PORT ADDRESS` takes its place.")
+
+
+def short_text(name: str, value: str) -> str:
+    if len(value) > 50:
+        raise BadValue(f"{name} length should be a maximum of 50 characters.")
+    return value
+
+
+def mount_point(name: str, value: str) -> str:
+    if "+" in value or "#" in value:
+        raise BadValue(f"Invalid {name} '{value}'. Does it contain a wildcard character?")
+    return value
+
+
+def words(name: str, value: str) -> tuple[str, ...]:
+    return tuple(value.split())
+
+
 LISTENER_VALUES = "PORT [ADDRESS], or 0 PATH for a Unix socket"
 
 
@@ -207,10 +340,12 @@ def enable_proxy_protocol(name: str, value: str) -> int:
     return whole_number(1, 2)(name, value)  # type: ignore[return-value]
 
 
-def protocol(name: str, value: str) -> bool:
-    if value in ("http_api", "mqttsn"):
-        raise BadValue(f"protocol {value} is known but not honoured yet.", "mqtt, websockets")
-    return bool(one_of(mqtt=False, websockets=True)(name, value))
+def protocol(draft: Draft, name: str, value: str) -> None:
+    if value == "mqttsn":
+        raise BadValue(f"{name} {value} is not supported: no broker of today speaks it.", "mqtt, websockets, http_api")
+    one_of(mqtt=0, websockets=1, http_api=2)(name, value)
+    draft.listener["websockets"] = value == "websockets"
+    draft.listener["http_api"] = value == "http_api"
 
 
 def protocol_versions(name: str, value: str) -> frozenset[int]:
@@ -229,19 +364,19 @@ def log_dest(draft: Draft, name: str, value: str) -> None:
     match kind:
         case "none":
             draft.destinations[:] = ["none"]
-        case "stdout" | "stderr" | "syslog" if not rest:
+        case "stdout" | "stderr" | "syslog" | "topic" if not rest:
             draft.destinations.append(kind)
         case "file" if rest.strip():
             draft.destinations.append(f"file {rest.strip()}")
         case "file":
             raise BadValue('Empty "log_dest file" value in configuration.', "log_dest file PATH")
-        case "topic" | "dlt" | "android":
-            raise BadValue(f"log_dest {kind} is known but not honoured yet.", LOG_DESTINATIONS)
+        case "dlt" | "android":
+            raise BadValue(f"log_dest {kind} is for other systems than this one.", LOG_DESTINATIONS)
         case _:
             raise BadValue(f"Invalid log_dest value ({value}).", LOG_DESTINATIONS)
 
 
-LOG_DESTINATIONS = "stdout, stderr, syslog, none, file PATH"
+LOG_DESTINATIONS = "stdout, stderr, syslog, topic, none, file PATH"
 
 
 def log_type(draft: Draft, name: str, value: str) -> None:
@@ -284,7 +419,81 @@ class Option:
 OPTIONS: dict[str, Option] = {
     "listener": Option(listener, LISTENER_VALUES, "–", "opens a listener; listener options below belong to it"),
     "allow_anonymous": Option(
-        to_broker(boolean), "true, false", "false; true without any listener", "let clients in that give no user name"
+        to_security(boolean), "true, false", "false; true without any listener", "let clients in that give no user name"
+    ),
+    "acl_file": Option(authority_file, "file", "–", "who may publish and receive what; empty: nobody anything"),
+    "password_file": Option(authority_file, "file", "–", "user names and hashed passwords (`lockgate passwd`)"),
+    "per_listener_settings": Option(
+        per_listener_settings, "true, false", "false", "security options belong to the listener above them"
+    ),
+    "plugin": Option(plugin, "path", "–", "one of Mosquitto's own plugins, which are built in: " + ", ".join(PLUGINS)),
+    "auth_plugin": Option(plugin, "path", "–", "another name of plugin"),
+    "global_plugin": Option(plugin, "path", "–", "the same for all listeners, even with per_listener_settings"),
+    "plugin_load": Option(plugin_load, "NAME PATH", "–", "a plugin that `plugin_use NAME` attaches to listeners"),
+    "plugin_use": Option(plugin_use, "NAME", "–", "use what plugin_load named, for the listener above"),
+    "auth_plugin_deny_special_chars": Option(
+        to_security(boolean, "deny_special_chars"),
+        "true, false",
+        "true",
+        "refuse user names and client ids with `+` or `#` where an acl_file has patterns",
+    ),
+    "allow_duplicate_messages": Option(
+        to_broker(boolean),
+        "true, false",
+        "true",
+        "false: overlapping subscriptions bring clients before MQTT 5 one copy",
+    ),
+    "allow_zero_length_clientid": Option(
+        to_security(boolean), "true, false", "true", "let clients in that leave their client id to the broker"
+    ),
+    "auto_id_prefix": Option(to_security(short_text), "text", "auto-", "start of the client ids that it invents"),
+    "listener_auto_id_prefix": Option(
+        to_listener(short_text, "auto_id_prefix"), "text", "auto_id_prefix", "the same for this listener alone"
+    ),
+    "clientid_prefixes": Option(
+        to_broker(words), "texts, parted by spaces", "any", "client ids must begin with one of them"
+    ),
+    "check_retain_source": Option(
+        to_broker(boolean),
+        "true, false",
+        "true",
+        "send a retained message only while who published it still may",
+    ),
+    "connection_messages": Option(to_broker(boolean), "true, false", "true", "log who connects and disconnects"),
+    "enable_control_api": Option(to_broker(boolean), "true, false", "false", "serve `$CONTROL/broker/v1`"),
+    "message_size_limit": Option(
+        to_broker(limit()), "bytes", "0", "larger payloads are acknowledged (MQTT 5: 0x83) and dropped; 0: no limit"
+    ),
+    "pid_file": Option(to_broker(a_path), "file", "–", "where to write the process id"),
+    "queue_qos0_messages": Option(
+        to_broker(boolean), "true, false", "false", "queue QoS 0 messages for durable sessions that are away"
+    ),
+    "retain_available": Option(to_broker(boolean), "true, false", "true", "take retained messages"),
+    "retain_expiry_interval": Option(
+        ignored("retained messages that expired leave memory within a minute"), "minutes", "–", "ignored with a warning"
+    ),
+    "retry_interval": Option(ignored("MQTT sends again after a reconnect"), "seconds", "–", "ignored with a warning"),
+    "upgrade_outgoing_qos": Option(
+        to_broker(boolean),
+        "true, false",
+        "false",
+        "deliver at the subscription's QoS, even what came with a lower",
+    ),
+    "user": Option(to_broker(text), "user name", "mosquitto, else nobody", "who to become when started as root"),
+    "use_username_as_clientid": Option(
+        to_listener(boolean), "true, false", "false", "the user name takes the client id's place; refused without one"
+    ),
+    "mount_point": Option(
+        to_listener(mount_point), "text", "–", "put before every topic of these clients, who do not see it"
+    ),
+    "port": Option(default_listener, "port", "–", "old way to say `listener PORT`"),
+    "bind_address": Option(default_listener, "address", "any", "address of that listener"),
+    "http_dir": Option(once(a_path), "folder", "–", "files for http_api and websockets listeners"),
+    "packet_buffer_size": Option(
+        to_broker(headers_size, "websockets_headers_size"),
+        "0 to 65535",
+        "4096",
+        "another name of websockets_headers_size",
     ),
     "global_max_clients": Option(
         to_broker(limit(none=-1)), "number", "-1", "sessions, connected or stored; below 0: no limit"
@@ -382,7 +591,7 @@ OPTIONS: dict[str, Option] = {
     "sys_interval": Option(
         to_broker(whole_number(0, 65535)), "0 to 65535", "10", "seconds between the figures below $SYS; 0: none"
     ),
-    "protocol": Option(to_listener(protocol, "websockets"), "mqtt, websockets", "mqtt", "what the listener speaks"),
+    "protocol": Option(protocol, "mqtt, websockets, http_api", "mqtt", "what the listener speaks"),
     "websockets_origin": Option(
         websockets_origin,
         "origin, as https://a.example",
@@ -433,36 +642,22 @@ OPTIONS: dict[str, Option] = {
 
 # What Mosquitto knows and this broker does not honour yet, by what a person can do about it meanwhile.
 _NOT_YET = (
-    (
-        "Without it every client that is let in may do everything; keep the listener on 127.0.0.1 until it is.",
-        """acl_file auth_plugin auth_plugin_deny_special_chars password_file per_listener_settings plugin global_plugin
-        plugin_load plugin_use clientid_prefixes check_retain_source enable_control_api""",
-    ),
     ("Python reaches no OpenSSL engine; give the key as a PEM file (keyfile).", "tls_engine tls_engine_kpass_sha1"),
     ("Python cannot set them; remove the line: OpenSSL's own list for TLS 1.3 is short and good.", "ciphers_tls1.3"),
     ("Python has no TLS-PSK before 3.13; use certificates (certfile, keyfile).", "psk_hint psk_file"),
-    ("Files are served by a web server, not by the broker; remove the line.", "http_dir"),
-    (
-        "Bridges are not there yet; a sink of type mqtt in lockgate.toml sends messages to another broker.",
-        """connection address addresses topic bridge_protocol_version clientid remote_clientid local_clientid username
-        remote_username password remote_password local_username local_password cleansession local_cleansession
-        keepalive_interval start_type threshold idle_timeout restart_timeout round_robin try_private notifications
-        notifications_local_only notification_topic bridge_attempt_unsubscribe bridge_outgoing_retain
-        bridge_max_packet_size bridge_max_topic_alias bridge_receive_maximum bridge_session_expiry_interval
-        bridge_bind_address bridge_tcp_keepalive bridge_tcp_user_timeout bridge_reload_type bridge_cafile
-        bridge_capath bridge_tls_use_os_certs bridge_certfile bridge_keyfile bridge_insecure bridge_alpn
-        bridge_tls_version bridge_ciphers bridge_ciphers_tls1.3 bridge_require_ocsp bridge_identity bridge_psk""",
-    ),
-    (
-        "Remove the line to run with this broker's behaviour.",
-        """allow_duplicate_messages allow_zero_length_clientid auto_id_prefix connection_messages
-        message_size_limit packet_buffer_size pid_file queue_qos0_messages
-        retain_available retain_expiry_interval retry_interval upgrade_outgoing_qos user
-        listener_auto_id_prefix mount_point
-        use_username_as_clientid""",
-    ),
-    ("Write `listener PORT ADDRESS` instead.", "port bind_address"),
 )
+# Options of a `connection`, which `bridge_options` reads; it is imported when the first of them is met.
+_BRIDGE = """
+connection address addresses topic bridge_protocol_version clientid remote_clientid local_clientid username
+remote_username password remote_password local_username local_password cleansession local_cleansession
+keepalive_interval start_type threshold idle_timeout restart_timeout round_robin try_private notifications
+notifications_local_only notification_topic bridge_attempt_unsubscribe bridge_outgoing_retain
+bridge_max_packet_size bridge_max_topic_alias bridge_receive_maximum bridge_session_expiry_interval
+bridge_bind_address bridge_tcp_keepalive bridge_tcp_user_timeout bridge_reload_type bridge_cafile
+bridge_capath bridge_tls_use_os_certs bridge_certfile bridge_keyfile bridge_insecure bridge_alpn
+bridge_tls_version bridge_ciphers bridge_ciphers_tls1.3 bridge_require_ocsp bridge_identity bridge_psk
+"""
+BRIDGE_OPTIONS = frozenset(_BRIDGE.split())
 NOT_YET: dict[str, str] = {name: advice for advice, names in _NOT_YET for name in names.split()}
 
 PLUGIN_OPTIONS = ("plugin_opt_", "auth_opt_")  # free names behind these
@@ -481,12 +676,18 @@ def read_mosquitto_conf(path: Path) -> BrokerConfig:
         except BadValue as bad:
             errors.append(MosquittoConfError(str(bad), path=file, line=line, key=name, accepted=bad.accepted))
         draft.seen.add(name)
-    if draft.listeners and draft.before_listeners_at and _listener(draft.before_listeners) != ListenerConfig():
+    above = draft.before_listeners_at if draft.listeners and not draft.default_listener else None
+    if above is not None and _listener(draft.before_listeners) != ListenerConfig():
         # Mosquitto would open one more listener for it, on port 1883 of every address, which nobody means.
-        name, file, line = draft.before_listeners_at
+        name, file, line = above
         problem = f"{name} stands above the first `listener`, so it belongs to none. Move it below its `listener` line."
         errors.append(MosquittoConfError(problem, path=file, line=line, key=name))
     errors += _unfit(draft)
+    errors += _use_plugins(draft)
+    if draft.bridges:
+        from lockgate.config import bridge_options
+
+        errors += bridge_options.unfit(draft.bridges)
     raise_all(errors)
     return _finish(draft, path)
 
@@ -529,22 +730,92 @@ def _lines(path: Path, errors: list[ConfigError], included: bool = False) -> Ite
 
 
 def _apply(draft: Draft, name: str, value: str, path: Path, line: int) -> None:
+    if name in BRIDGE_OPTIONS:
+        from lockgate.config import bridge_options
+
+        bridge_options.apply(draft.bridges, name, value, Place(path, line))
+        return
     option = OPTIONS.get(name)
     if option is None:
-        if name in NOT_YET or name.startswith(PLUGIN_OPTIONS):
-            advice = NOT_YET["plugin"] if name.startswith(PLUGIN_OPTIONS) else NOT_YET[name]
-            raise BadValue(f"{name} is an option of Mosquitto that is not honoured yet. {advice}")
-        suggestion = did_you_mean(name, (*OPTIONS, "include_dir", *NOT_YET))
+        if name.startswith(PLUGIN_OPTIONS):
+            draft.place = Place(path, line)
+            plugin_option(draft, name, value)
+            return
+        if name in NOT_YET:
+            raise BadValue(f"{name} is an option of Mosquitto that is not honoured yet. {NOT_YET[name]}")
+        suggestion = did_you_mean(name, (*OPTIONS, "include_dir", *BRIDGE_OPTIONS, *NOT_YET))
         if "\t" in name:
             suggestion = " Only spaces part an option from its value; there is a tab."
         raise BadValue(f'Unknown configuration variable "{name}".{suggestion}')
     if not value:
         raise BadValue(f"Empty {name} value in configuration.", option.values)
     before = dict(draft.before_listeners)
+    draft.place = Place(path, line)
     option.apply(draft, name, value)
     draft.places[-1].setdefault(name, Place(path, line))
     if draft.before_listeners != before and draft.before_listeners_at is None:
         draft.before_listeners_at = (name, path, line)
+
+
+# --- plugins ------------------------------------------------------------------------------------------------------
+
+
+def _use_plugins(draft: Draft) -> list[ConfigError]:
+    """Put what the plugins are for into the drafts that use them, before the files of options."""
+    errors: list[ConfigError] = []
+    found: list[tuple[dict[str, object], list[AuthorityConfig]]] = []  # by draft, which is no key
+    for one in draft.plugins:
+        try:
+            authority = _use_plugin(draft, one)
+        except BadValue as bad:
+            path, line = one.place
+            errors.append(MosquittoConfError(str(bad), path=path, line=line, key="plugin", accepted=bad.accepted))
+            continue
+        if authority is None:
+            continue
+        for holder in one.holders:
+            known = next((authorities for place, authorities in found if place is holder), None)
+            if known is None:
+                found.append((holder, [authority]))
+            else:
+                known.append(authority)
+    for holder, authorities in found:
+        holder["authorities"] = [*authorities, *cast(list[AuthorityConfig], holder.get("authorities", []))]
+    return errors
+
+
+def _use_plugin(draft: Draft, one: Plugin) -> AuthorityConfig | None:
+    options = one.options
+
+    def needed(key: str) -> Path:
+        if key not in options:
+            raise BadValue(f"{one.file} needs plugin_opt_{key}.", f"plugin_opt_{key} FILE below its line")
+        return Path(options[key])
+
+    match one.file:
+        case "mosquitto_acl_file.so":
+            return AuthorityConfig(kind="acl_file", path=needed("acl_file"), place=one.place)
+        case "mosquitto_password_file.so":
+            return AuthorityConfig(kind="password_file", path=needed("password_file"), place=one.place)
+        case "mosquitto_dynamic_security.so":
+            init = options.get("password_init_file")
+            return AuthorityConfig(
+                kind="dynamic_security",
+                path=needed("config_file"),
+                password_init_file=Path(init) if init is not None else None,
+                place=one.place,
+            )
+        case "mosquitto_persist_sqlite.so":
+            if draft.broker.get("persistence") is True:
+                raise BadValue("persistence true cannot be used together with mosquitto_persist_sqlite.so.")
+            draft.broker["persistence"] = True
+            if options:
+                draft.warnings.append(
+                    f"plugin_opt_{next(iter(options))} is ignored: what is acknowledged is always synced to disk."
+                )
+        case "mosquitto_sparkplug_aware.so":
+            draft.broker["sparkplug_aware"] = True
+    return None
 
 
 # --- what belongs together ----------------------------------------------------------------------------------------
@@ -639,6 +910,7 @@ def _listener(said: dict[str, object], places: dict[str, Place] | None = None) -
     identity, subject = (said.pop(f"use_{one}_as_username", False) for one in ("identity", "subject"))
     tls_said = {option: said.pop(option) for option in (*_TLS, *_TLS_NEEDED) if option in said}
     said.pop("tls_keyform", None)
+    authorities = _authorities(said)
     tls: TlsConfig | None = None
     if tls_said.keys() >= set(_TLS_NEEDED):
         shown = said.get("require_certificate", False)
@@ -647,8 +919,16 @@ def _listener(said: dict[str, object], places: dict[str, Place] | None = None) -
         tls=tls,
         username_from="subject" if subject else "identity" if identity else None,
         websockets_origins=said.pop("websockets_origin", ()),  # type: ignore[arg-type]
+        authorities=authorities,
         **said,  # type: ignore[arg-type]
     )
+
+
+def _authorities(said: dict[str, object]) -> tuple[AuthorityConfig, ...]:
+    """Take the authorities of a draft out of it."""
+    deny = said.pop("deny_special_chars", True)
+    authorities = cast(list[AuthorityConfig], said.pop("authorities", []))
+    return tuple(replace(one, deny_special_chars=bool(deny)) for one in authorities)
 
 
 def _finish(draft: Draft, path: Path) -> BrokerConfig:
@@ -657,12 +937,27 @@ def _finish(draft: Draft, path: Path) -> BrokerConfig:
     if draft.destinations:
         draft.log["destinations"] = tuple(dict.fromkeys(draft.destinations))
     log = LogConfig(**draft.log)  # type: ignore[arg-type]
-    if draft.listeners:
-        listeners = tuple(
-            _listener(said, places) for said, places in zip(draft.listeners, draft.places[1:], strict=True)
-        )
+    drafts = list(zip(draft.listeners, draft.places[1:], strict=True))
+    if draft.default_listener:
+        port, address = draft.default_listener.get("port", 1883), draft.default_listener.get("bind_address")
+        drafts.insert(0, (draft.before_listeners | {"port": port, "address": address}, draft.places[0]))
+    if drafts:
+        listeners = tuple(_listener(said, places) for said, places in drafts)
         draft.broker.setdefault("allow_anonymous", False)
+        draft.broker["listeners_said"] = True
     else:  # local-only mode
         said, places = draft.before_listeners, draft.places[0]
         listeners = tuple(_listener(said | {"address": address}, places) for address in LOCAL_ADDRESSES)
-    return BrokerConfig(path=path, listeners=listeners, log=log, warnings=tuple(draft.warnings), **draft.broker)  # type: ignore[arg-type]
+    if draft.bridges:
+        from lockgate.config import bridge_options
+
+        draft.broker["bridges"] = bridge_options.finish(draft.bridges)
+    authorities = _authorities(draft.broker)
+    return BrokerConfig(
+        path=path,
+        listeners=listeners,
+        log=log,
+        warnings=tuple(draft.warnings),
+        authorities=authorities,
+        **draft.broker,  # type: ignore[arg-type]
+    )

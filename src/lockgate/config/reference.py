@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from lockgate.config import bridge_options
 from lockgate.config.lockgate_toml import SECTIONS, Key, Section
 from lockgate.config.model import ConnectionConfig
 from lockgate.config.mosquitto_conf import NOT_YET, OPTIONS
@@ -39,6 +40,15 @@ place.
 |---|---|---|---|
 """
 
+_BRIDGES = """
+### Bridges
+
+`connection NAME` begins a bridge; the options below belong to the `connection` line above them.
+
+| option | values | default | meaning |
+|---|---|---|---|
+"""
+
 _NOT_YET = """
 Options that Mosquitto knows and this broker does not honour yet are errors that say so, rather than promises that are
 not kept:
@@ -60,6 +70,9 @@ def _page() -> Iterator[str]:
     yield _MOSQUITTO
     for option_name, option in OPTIONS.items():
         yield f"| `{option_name}` | {option.values} | {option.default} | {option.help} |\n"
+    yield _BRIDGES
+    for option_name, (_, values, default, help_) in bridge_options.OPTIONS.items():
+        yield f"| `{option_name}` | {values} | {default} | {help_} |\n"
     yield _NOT_YET + "\n" + ", ".join(f"`{name}`" for name in sorted(NOT_YET)) + ".\n"
 
 

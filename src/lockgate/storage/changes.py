@@ -341,5 +341,6 @@ def _add_message(batch: Batch, values: Values, message: Message, offset: float) 
     values.append(_moved(message.expires_at, offset))
     values.append(_moved(message.arrived_at, offset))
     values.append(message.publisher)
+    values.append(message.publisher_user)
     prefix = topic.partition("/")[0]
     batch.bytes_by_prefix[prefix] = batch.bytes_by_prefix.get(prefix, 0) + _size(message)

@@ -62,6 +62,7 @@ class ImportedMessage:
     properties: Properties | None
     expires_at: int
     publisher: str
+    publisher_user: str | None
     number: int
 
 
@@ -123,6 +124,7 @@ class Imported:
         properties: Properties | None,
         expires_at: int,
         publisher: str,
+        publisher_user: str | None = None,
     ) -> ImportedMessage | None:
         """Give a message, or None where no PUBLISH could carry it."""
         try:
@@ -138,7 +140,9 @@ class Imported:
             return None
         self.message_count += 1
         own = _of_message(properties)
-        return ImportedMessage(topic, payload, qos, retain, own, max(expires_at, 0), publisher, self.message_count)
+        return ImportedMessage(
+            topic, payload, qos, retain, own, max(expires_at, 0), publisher, publisher_user or None, self.message_count
+        )
 
     def will(self, client_id: str, message: ImportedMessage | None, properties: Properties | None, delay: int) -> None:
         """Add a Will, whose Message Expiry Interval counts from when it is published."""
@@ -328,6 +332,7 @@ class _Writer:
                 expires_at,
                 imported.publisher,
             )
+            message.publisher_user = imported.publisher_user
         return message
 
     def is_over(self, message: ImportedMessage) -> bool:

@@ -181,11 +181,11 @@ class _Reader:
             qos, retain,
         ) = _MESSAGE_PART.unpack(fields.take(_MESSAGE_PART.size, "a message"))  # fmt: skip
         publisher = fields.take(publisher_length, "a client id")
-        fields.take(username_length, "a user name")
+        user = fields.take(username_length, "a user name")
         topic = fields.take(topic_length, "a Topic Name")
         payload = fields.take(payload_length, "a payload")
         properties = self._read_properties(stop)
-        self._add_message(store_id, topic, payload, qos, retain, properties, _wall_time(expires_at), publisher)
+        self._add_message(store_id, topic, payload, qos, retain, properties, _wall_time(expires_at), publisher, user)
 
     def _read_client_message(self, stop: int) -> None:
         fields = self._fields
@@ -258,11 +258,19 @@ class _Reader:
         properties: Properties | None,
         expires_at: int,
         publisher: bytes,
+        user: bytes,
     ) -> None:
         name = self._text(topic)
         if name is not None:
             self._messages[store_id] = self._imported.message(
-                name, payload, qos, retain != 0, properties, expires_at, publisher.decode("utf-8", "replace")
+                name,
+                payload,
+                qos,
+                retain != 0,
+                properties,
+                expires_at,
+                publisher.decode("utf-8", "replace"),
+                user.decode("utf-8", "replace"),
             )
 
     def _add_client_message(
@@ -326,15 +334,16 @@ class _OldReader(_Reader):
         elif kind == _MESSAGE:
             store_id = fields.take(_ID_BYTES, "a message")
             publisher = fields.string("a client id")
+            user = b""
             if self.version == 4:
-                fields.string("a user name")
+                user = fields.string("a user name")
                 fields.take(2, "a port")
             fields.take(4, "packet identifiers")
             topic = fields.string("a Topic Name")
             qos = fields.number(1, "a QoS")
             retain = fields.number(1, "a retain flag")
             payload = fields.take(fields.number(4, "a payload"), "a payload")
-            self._add_message(store_id, topic, payload, qos, retain, None, 0, publisher)
+            self._add_message(store_id, topic, payload, qos, retain, None, 0, publisher, user)
         elif kind == _CLIENT_MESSAGE:
             client_id = fields.string("a client id")
             store_id = fields.take(_ID_BYTES, "a message of a client")

@@ -38,6 +38,7 @@ _MESSAGES: Final = {
     "properties": _TEXT,
     "expiry_time": _INTEGER,
     "source_id": _TEXT,
+    "source_username": _TEXT,
 }
 _SUBSCRIPTIONS: Final = {
     "client_id": _TEXT,
@@ -181,7 +182,7 @@ class _Reader:
     ) -> ImportedMessage | None:
         return self._imported.message(
             row["topic"] or "", row["payload"] or b"", row["qos"] or 0, bool(row["retain"]), properties, expires_at,
-            publisher,
+            publisher, row.get("source_username"),
         )  # fmt: skip
 
     def _rows(self, table: str, columns: dict[str, str]) -> Iterator[dict[str, Any]]:

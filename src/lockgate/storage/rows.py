@@ -84,7 +84,7 @@ def read_subscription(row: Sequence[Any]) -> tuple[int, str, StoredSubscription]
 
 def read_message(row: Sequence[Any], clock: StoreClock) -> Message:
     """Make a Message of the columns of one."""
-    topic, payload, encoded, qos, retain, expires_at, arrived_at, publisher = row
+    topic, payload, encoded, qos, retain, expires_at, arrived_at, publisher, publisher_user = row
     try:
         check_topic_name(_text(topic))
     except MqttError as error:
@@ -102,6 +102,7 @@ def read_message(row: Sequence[Any], clock: StoreClock) -> Message:
         _text(publisher),
     )
     message.arrived_at = clock.from_store(_time(arrived_at))
+    message.publisher_user = _text(publisher_user) if publisher_user is not None else None
     return message
 
 

@@ -13,13 +13,13 @@ from lockgate.sqlite import Schema
 from lockgate.storage.changes import PACKET_ID_BITS, POSITION_BITS
 
 # A message, in whatever table it lies
-MESSAGE_COLUMNS: Final = "topic, payload, properties, qos, retain, expires_at, arrived_at, publisher"
+MESSAGE_COLUMNS: Final = "topic, payload, properties, qos, retain, expires_at, arrived_at, publisher, publisher_user"
 _MESSAGE: Final = """
     topic TEXT NOT NULL, payload BLOB NOT NULL,
     properties BLOB,  -- as in a PUBLISH of version 5, with their length before them
     qos INTEGER NOT NULL, retain INTEGER NOT NULL,
     expires_at REAL NOT NULL,  -- of the store's clock; 0: never
-    arrived_at REAL NOT NULL, publisher TEXT NOT NULL
+    arrived_at REAL NOT NULL, publisher TEXT NOT NULL, publisher_user TEXT
 """
 
 SCHEMA: Final = Schema(

@@ -199,6 +199,7 @@ class View:
             "expires_in": self._left(message.expires_at),
             "arrived_at": self._since_1970(message.arrived_at),
             "publisher": message.publisher,
+            "publisher_user": message.publisher_user,
         }
 
     def _client(self, number: object) -> str:

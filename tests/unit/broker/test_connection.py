@@ -20,6 +20,7 @@ from lockgate.mqtt.packets import (
     Will,
 )
 from lockgate.mqtt.properties import Properties
+from tests.support.rules import Rules
 from tests.support.server import Server
 
 
@@ -202,7 +203,7 @@ def test_a_will_without_a_delay_is_published_at_once() -> None:
 
 
 def test_a_session_belongs_to_the_user_who_came_last() -> None:
-    server = Server()
+    server = Server(Limits(session_owner=False), Rules().listener())
     server.client("c", session_expiry_interval=100, username="first").lose()
     server.client("c", clean_start=False, session_expiry_interval=100, username="second").lose()
     assert server.broker.sessions["c"].username == "second"

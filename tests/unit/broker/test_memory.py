@@ -11,6 +11,7 @@ from lockgate.broker.memory import Memory
 from lockgate.mqtt import reason_codes as rc
 from lockgate.mqtt.packets import V3_1_1, V5, Connect, Disconnect, Publish, Subscribe, SubscriptionRequest, Will
 from lockgate.mqtt.properties import Properties
+from tests.support.rules import Rules
 from tests.support.server import Peer, Server
 
 BUDGET = 1_000_000
@@ -283,6 +284,14 @@ def test_who_does_not_read_is_closed_when_the_budget_is_spent() -> None:
 LONG = "x" * 40_000
 
 
+def test_the_name_of_an_owner_counts_and_is_given_back() -> None:
+    server = Server(listener=Rules().listener())
+    client = server.client("c", username=LONG)
+    assert server.broker.memory.used >= 40_000
+    client.lose()
+    assert server.broker.memory.used == 0
+
+
 @pytest.mark.parametrize(
     "name", [LONG, LONG + "\N{GRINNING FACE}", "/".join(["x"] * 200)], ids=["long", "wide", "deep"]
 )
@@ -296,8 +305,8 @@ def test_names_that_a_peer_chose_count_and_are_given_back(name: str) -> None:
         before, used = used, server.broker.memory.used
         return used - before
 
-    client = server.client(name, username=name)
-    assert grown() >= (2 * least if not name.count("/") else 0)
+    client = server.client(name)
+    assert grown() >= (least if not name.count("/") else 0)
     client.send(Subscribe(1, [SubscriptionRequest(name, 0)]))
     assert grown() >= least
     client.send(Publish(name, b"x", 0, properties=Properties(topic_alias=1)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lockgate.broker.limits import Limits
+from lockgate.broker.limits import Limits, ListenerLimits
 from lockgate.broker.ports import NEVER, Message, StoredQueue, StoredSession, StoredWill
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.packets import (
@@ -22,11 +22,12 @@ from lockgate.mqtt.packets import (
 )
 from lockgate.mqtt.properties import Properties
 from tests.support.disk import Disk
+from tests.support.rules import Rules
 from tests.support.server import Peer, Server
 
 
-def a_server(limits: Limits | None = None, slow_store: bool = False) -> Server:
-    return Server(limits, slow_store=slow_store, disk=Disk())
+def a_server(limits: Limits | None = None, slow_store: bool = False, listener: ListenerLimits | None = None) -> Server:
+    return Server(limits, listener, slow_store=slow_store, disk=Disk())
 
 
 def durable(server: Server, topic_filter: str = "t", qos: int = 2, client_id: str = "s") -> Peer:
@@ -37,8 +38,8 @@ def durable(server: Server, topic_filter: str = "t", qos: int = 2, client_id: st
     return peer
 
 
-def back(server: Server, client_id: str = "s") -> Peer:
-    peer = server.client(client_id, clean_start=False, session_expiry_interval=1000)
+def back(server: Server, client_id: str = "s", username: str | None = None) -> Peer:
+    peer = server.client(client_id, clean_start=False, session_expiry_interval=1000, username=username)
     server.settle()
     return peer
 
@@ -47,7 +48,7 @@ def back(server: Server, client_id: str = "s") -> Peer:
 
 
 def test_a_session_comes_back_with_its_subscriptions_and_their_options() -> None:
-    server = a_server()
+    server = a_server(listener=Rules().listener())
     peer = server.client("s", session_expiry_interval=1000, username="owner")
     request = SubscriptionRequest("a/+", 1, no_local=True, retain_as_published=True)
     peer.send(Subscribe(1, [request], Properties(subscription_identifiers=(7,))))
@@ -56,7 +57,7 @@ def test_a_session_comes_back_with_its_subscriptions_and_their_options() -> None
     session = server.broker.sessions["s"]
     assert (session.username, session.expiry_interval, session.durable) == ("owner", 1000, True)
     assert list(session.subscriptions) == ["a/+", "$share/g/b"]
-    peer = back(server)
+    peer = back(server, username="owner")
     assert peer.connack.session_present
     server.client("p").publish("a/1", b"x", 1, True)
     [message] = peer.publishes()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lockgate.broker.limits import Limits
+from lockgate.broker.limits import Limits, ListenerLimits
 from lockgate.broker.ports import (
     AWAITING_PUBACK,
     AWAITING_PUBCOMP,
@@ -38,6 +38,7 @@ from lockgate.mqtt.packets import (
     Will,
 )
 from lockgate.mqtt.properties import Properties
+from tests.support.rules import Rules as Authority
 from tests.support.server import Server
 
 IN_FLIGHT = "in flight"  # deliveries that were sent: client id, position → Packet Identifier, state
@@ -48,8 +49,10 @@ Key = tuple[str, tuple[str, ...]]
 class Rows:
     """A server, and beside its store the rows and queues that a disk would hold."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, limits: Limits | None = None) -> None:
-        self.server = Server(limits)
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, limits: Limits | None = None, listener: ListenerLimits | None = None
+    ) -> None:
+        self.server = Server(limits, listener)
         self.rows: dict[Key, object] = {}
         self.queues: dict[str, list[int]] = {}
         self.last = 0
@@ -103,7 +106,8 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Rows:
     return Rows(monkeypatch)
 
 
-def test_a_session_and_when_it_ends(rows: Rows) -> None:
+def test_a_session_and_when_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Rows(monkeypatch, Limits(session_owner=False), Authority().listener())
     peer = rows.server.client("a", session_expiry_interval=100, username="u")
     assert rows.session("a") == (100, NEVER, "u")
     rows.server.advance(5)

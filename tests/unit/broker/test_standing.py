@@ -26,6 +26,7 @@ from lockgate.mqtt.packets import (
     Will,
 )
 from tests.support.disk import Disk
+from tests.support.rules import Rules
 from tests.support.server import Peer, Server
 
 
@@ -392,7 +393,7 @@ def test_its_client_was_there_without_an_interval_when_the_broker_died() -> None
 
 
 def test_it_keeps_its_owner() -> None:
-    server = Server(standing(S), disk=Disk())
+    server = Server(standing(S), Rules().listener(), disk=Disk())
     server.client("s", V3_1_1, clean_start=False, username="owner").lose()
     assert server.crash().broker.sessions["s"].username == "owner"
 

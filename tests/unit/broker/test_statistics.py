@@ -20,7 +20,7 @@ def test_what_was_dropped_is_the_sum_of_the_reasons() -> None:
     statistics = Server().broker.statistics
     for place, name in enumerate(["lost", *sorted(name for name in dir(statistics) if name.startswith("dropped_"))]):
         setattr(statistics, name, 10**place)
-    assert statistics.dropped == 111111
+    assert statistics.dropped == 1111111
 
 
 def test_packets_and_bytes_both_ways() -> None:

@@ -137,6 +137,7 @@ def test_everything_is_exported_by_name(folder: Path, capsys: pytest.CaptureFixt
         "expires_in": None,
         "arrived_at": None,
         "publisher": "publisher",
+        "publisher_user": None,
     }
     assert 3500 < messages[mine[3]["message"]]["expires_in"] <= 3600
 
@@ -171,7 +172,7 @@ def test_an_export_goes_into_a_file(folder: Path, tmp_path: Path) -> None:
             "deliveries: in flight without",
         ),
         ("UPDATE deliveries SET message = -1 WHERE message = 2", "deliveries without message"),
-        ("INSERT INTO messages SELECT 9999, 't', x'', NULL, 0, 0, 0, 0, ''", "messages without delivery"),
+        ("INSERT INTO messages SELECT 9999, 't', x'', NULL, 0, 0, 0, 0, '', NULL", "messages without delivery"),
         ("UPDATE subscriptions SET session = 77 WHERE id = 1", "subscriptions: of a session that does not exist"),
         ("UPDATE subscriptions SET topic_filter = 'a/#/b' WHERE id = 1", "subscriptions: Topic Filter 'a/#/b'"),
         ("UPDATE sessions SET expiry_interval = -1 WHERE number = 6", "sessions: a number"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lockgate.config.errors import ConfigError, ConfigErrors
-from lockgate.config.model import BrokerConfig, ListenerConfig, LogConfig
+from lockgate.config.model import AuthorityConfig, BrokerConfig, ListenerConfig, LogConfig
 from lockgate.config.mosquitto_conf import NOT_YET, OPTIONS, read_mosquitto_conf
 
 
@@ -118,11 +118,19 @@ def test_log_options(tmp_path: Path) -> None:
         ("log_type foo", "Error: Invalid log_type value (foo)."),
         ("log_dest foo", "Error: Invalid log_dest value (foo)."),
         ("log_dest file", 'Error: Empty "log_dest file" value in configuration.'),
-        ("log_dest topic", "log_dest topic is known but not honoured yet."),
+        ("log_dest dlt", "log_dest dlt is for other systems than this one."),
         ("log_facility 8", "Error: Invalid log_facility value (8). Accepted: 0 to 7."),
-        ("password_file /etc/p", "Error: password_file is an option of Mosquitto that is not honoured yet. Without it"),
-        ("plugin_opt_config_file /x", "not honoured yet"),
-        ("connection cloud", "a sink of type mqtt in lockgate.toml sends messages to another broker"),
+        ("tls_engine x", "Error: tls_engine is an option of Mosquitto that is not honoured yet. Python reaches no"),
+        ("plugin_opt_config_file /x", "plugin_opt_config_file stands above any plugin line"),
+        (
+            "plugin /usr/lib/mosquitto_go_auth.so",
+            "Unable to load plugin /usr/lib/mosquitto_go_auth.so. A plugin is a C",
+        ),
+        ("plugin_load a", "Invalid plugin_load value (a). Accepted: NAME PATH."),
+        ("plugin_use a", "There is no plugin_load a above."),
+        ("mount_point a/+/", "Invalid mount_point 'a/+/'. Does it contain a wildcard character?"),
+        ("protocol mqttsn", "protocol mqttsn is not supported"),
+        (f"auto_id_prefix {'x' * 51}", "auto_id_prefix length should be a maximum of 50 characters."),
         (b"log_dest file /\xff", "The line is not valid UTF-8."),
     ],
 )
@@ -168,3 +176,76 @@ def test_include_dir_reads_its_files_in_order_and_in_place(tmp_path: Path) -> No
 
 def test_no_option_is_in_both_tables() -> None:
     assert not OPTIONS.keys() & NOT_YET.keys()
+
+
+# --- who may --------------------------------------------------------------------------------------------------------
+
+
+def kinds(authorities: tuple[AuthorityConfig, ...]) -> list[tuple[str, str]]:
+    return [(one.kind, str(one.path)) for one in authorities]
+
+
+def test_files_of_authorities_are_global(tmp_path: Path) -> None:
+    config = read(tmp_path, "listener 1884\npassword_file /p\nacl_file /a\nauth_plugin_deny_special_chars false\n")
+    assert kinds(config.authorities) == [("password_file", "/p"), ("acl_file", "/a")]
+    assert not any(one.deny_special_chars for one in config.authorities)
+    assert config.listeners[0].authorities == ()
+    assert "Duplicate acl_file value" in refused(tmp_path, "acl_file /a\nacl_file /b\n")
+
+
+def test_with_per_listener_settings_they_belong_to_the_listener_above(tmp_path: Path) -> None:
+    config = read(
+        tmp_path,
+        "per_listener_settings true\nlistener 1884\npassword_file /p\nallow_anonymous true\n"
+        "listener 1885\nacl_file /a\nauto_id_prefix x-\nallow_zero_length_clientid false\n",
+    )
+    first, second = config.listeners
+    assert config.authorities == ()
+    assert (kinds(first.authorities), first.allow_anonymous) == ([("password_file", "/p")], True)
+    assert (kinds(second.authorities), second.allow_anonymous) == ([("acl_file", "/a")], None)
+    assert (second.auto_id_prefix, second.allow_zero_length_clientid) == ("x-", False)
+    said = refused(tmp_path, "allow_anonymous true\nper_listener_settings true\n")
+    assert "must be set before any other security settings, and allow_anonymous was" in said
+
+
+def test_plugins_are_known_by_their_file_names_and_asked_first(tmp_path: Path) -> None:
+    config = read(
+        tmp_path,
+        "listener 1884\nacl_file /a\nplugin /usr/lib/x86_64-linux-gnu/mosquitto_dynamic_security.so\n"
+        "plugin_opt_config_file /d\nplugin_opt_password_init_file /i\n"
+        "global_plugin mosquitto_password_file.so\nplugin_opt_password_file /p\n",
+    )
+    assert kinds(config.authorities) == [("dynamic_security", "/d"), ("password_file", "/p"), ("acl_file", "/a")]
+    assert config.authorities[0].password_init_file == Path("/i")
+    assert "needs plugin_opt_config_file" in refused(tmp_path, "plugin mosquitto_dynamic_security.so\n")
+    said = refused(tmp_path, "plugin mosquitto_acl_file.so\nplugin_opt_file /x\n")
+    assert "plugin_opt_file is no option of mosquitto_acl_file.so. Accepted: plugin_opt_acl_file." in said
+
+
+def test_a_loaded_plugin_is_used_where_it_is_said(tmp_path: Path) -> None:
+    config = read(
+        tmp_path,
+        "plugin_load users mosquitto_password_file.so\nplugin_opt_password_file /p\n"
+        "listener 1884\nlistener 1885\nplugin_use users\n",
+    )
+    assert config.authorities == ()
+    assert [kinds(one.authorities) for one in config.listeners] == [[], [("password_file", "/p")]]
+
+
+def test_the_stores_plugin_is_persistence_and_sparkplug_is_built_in(tmp_path: Path) -> None:
+    text = "plugin mosquitto_persist_sqlite.so\nplugin_opt_sync full\nplugin mosquitto_sparkplug_aware.so\n"
+    config = read(tmp_path, text)
+    assert (config.persistence, config.sparkplug_aware) == (True, True)
+    assert "what is acknowledged is always synced" in config.warnings[0]
+    assert "cannot be used together" in refused(tmp_path, f"persistence true\n{text}")
+
+
+def test_port_and_bind_address_are_a_listener(tmp_path: Path) -> None:
+    config = read(tmp_path, "port 1884\nbind_address 127.0.0.1\nmax_connections 5\nlistener 1885\n")
+    assert config.listeners == (
+        ListenerConfig(port=1884, address="127.0.0.1", max_connections=5),
+        ListenerConfig(port=1885),
+    )
+    assert config.allow_anonymous is False
+    assert all("deprecated" in warning for warning in config.warnings)
+    assert "Invalid port value (0)" in refused(tmp_path, "port 0\n")

@@ -1,0 +1,107 @@
+"""`mosquitto_rr`: publish a request and print the response."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+
+from lockgate.cli.mosquitto_format import NotPrintable, Printer
+from lockgate.cli.mosquitto_options import RR, Done, Options, UsageError, parse, report
+from lockgate.cli.mosquitto_wire import (
+    NOT_CONNECTED,
+    TIMED_OUT,
+    Failure,
+    Stopped,
+    Wire,
+    complain,
+    end_quietly_on_a_closed_pipe,
+    stop_on_signals,
+)
+from lockgate.mqtt.packets import V5, Publish, SubAck, SubscriptionRequest
+from lockgate.mqtt.properties import Properties
+
+
+def main(words: list[str]) -> int:
+    """Exit status 0 with a response, 27 without one in time, the CONNACK's code when refused, else the error's."""
+    end_quietly_on_a_closed_pipe()
+    try:
+        options = parse(RR, words)
+        if options.version == V5 and (given := options.of("publish")) is not None and given.response_topic is not None:
+            raise UsageError("Error in PUBLISH properties: Duplicate response topic.", hint=False)
+        program = _Requester(options)
+    except Done:
+        return 1
+    except UsageError as error:
+        return report(RR, error)
+    try:
+        stop_on_signals()
+        program.open()
+        if options.timeout:
+            program.deadline = time.monotonic() + options.timeout
+        program.run()
+    except Stopped as stopped:
+        program.leave()
+        if not stopped.timed_out:
+            return 0
+        if not options.quiet:
+            complain("Timed out")
+        return TIMED_OUT
+    except Failure as failure:
+        if program.status or failure.status == NOT_CONNECTED:
+            return program.status
+        if not options.quiet:
+            complain(str(failure) if str(failure).startswith("Unable") else f"Error: {failure}")
+        return failure.status
+    return 0
+
+
+class _Requester(Wire):
+    def __init__(self, options: Options) -> None:
+        super().__init__(
+            options.endpoint(),
+            options.connect_packet(),
+            debug=options.debug,
+            quiet=options.quiet,
+            in_flight=options.max_inflight,
+            disconnect_properties=options.of("disconnect"),
+        )
+        self._options = options
+        self._printer = Printer(options.format, verbose=options.verbose, eol=options.eol, pretty=options.pretty)
+        self._asked_at: float | None = None
+
+    def connected(self) -> None:
+        options = self._options
+        request = SubscriptionRequest(
+            options.response_topic or "", options.qos, False, options.retain_as_published, options.retain_handling
+        )
+        self.subscribe([request], options.of("subscribe"))
+
+    def subscribed(self, packet: SubAck) -> None:
+        if packet.reason_codes[0] >= 0x80:
+            if not self._options.quiet:
+                complain("All subscription requests were denied.")
+            self.disconnect()
+            return
+        options = self._options
+        given: Properties | None = options.of("publish")
+        properties = copy.copy(given) if given is not None else Properties()
+        properties.response_topic = options.response_topic
+        self._asked_at = time.monotonic()
+        self.publish(options.topic or "", options.message or b"", options.qos, options.retain, properties)
+
+    def received(self, message: Publish) -> None:
+        if self._asked_at is None or (self._options.no_retain and message.retain):
+            return
+        if self._options.latency:
+            print(f"Latency: {(time.monotonic() - self._asked_at) * 1000:.3f} ms", flush=True)
+        try:
+            text = self._printer.render(message)
+        except NotPrintable as error:
+            if not self._options.quiet:
+                complain(str(error))
+            text = error.printed
+        sys.stdout.buffer.write(text)
+        sys.stdout.buffer.flush()
+        self._asked_at = None
+        self.disconnect()

@@ -1,0 +1,136 @@
+"""The broker's authority: rules that are asked at once, and passwords that a thread looks at."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from lockgate.broker.ports import DENIED, LATER, PERMITTED, Authenticator
+from lockgate.config.model import BrokerConfig, ListenerConfig
+from lockgate.net.control import Endpoint
+
+log = logging.getLogger(__name__)
+
+
+class Rules(Protocol):
+    """Who may come in and what each may do, as `access.authority.Chain` knows it."""
+
+    def login(
+        self, client_id: str, username: str | None, password: bytes | None, by_certificate: bool = False
+    ) -> bool: ...
+
+    def may_publish(self, client_id: str, username: str | None, topic: str) -> bool: ...
+
+    def may_receive(self, client_id: str, username: str | None, topic: str) -> bool: ...
+
+    def may_subscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool: ...
+
+    def may_unsubscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool: ...
+
+    def readmits(self, client_id: str, username: str | None, by_certificate: bool, before: Any) -> bool:
+        """Whether a client that the rules `before`, of the same kind, let in may stay under these."""
+
+
+class Access(Protocol):
+    """The authorities of a configuration, as `access.authorities.Authorities` has them."""
+
+    def rules(self, listener: ListenerConfig) -> Rules | None:
+        """Whom a listener asks; None where there is nobody to ask."""
+
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """What clients may ask of the authorities themselves, by topics below `$CONTROL/`."""
+
+
+# Makes what a configuration names, and keeps of what was there what belongs to the running broker; raises ConfigError.
+MakeAccess = Callable[[BrokerConfig, Access | None], tuple[Authenticator | None, Access]]
+
+
+class _Nobody:
+    def rules(self, listener: ListenerConfig) -> None:
+        return None
+
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        return {}
+
+
+def no_access(config: BrokerConfig, before: Access | None) -> tuple[None, Access]:
+    """Give what there is where no authority is wanted."""
+    return None, _Nobody()
+
+
+class Logins:
+    """An `Authority` of the core over Rules; a password is looked at in a thread.
+
+    One thread, for all listeners: a hash takes a core, and the broker needs one too. Whoever waits for it is bounded by
+    `Limits.pending_logins`, and its connection is closed with `connect_timeout`.
+    """
+
+    def __init__(self, rules: Rules, hashing: Hashing) -> None:
+        self.rules = rules
+        self._hashing = hashing
+
+    def ask_login(
+        self, number: int, client_id: str, username: str | None, password: bytes | None, certified: bool
+    ) -> int:
+        """Say whether a client is let in, at once where there is no password to look at."""
+        if password is None or username is None:
+            return PERMITTED if self.rules.login(client_id, username, password, certified) else DENIED
+        self._hashing.begin(self, number, client_id, username, password)
+        return LATER
+
+    def may_publish(self, client_id: str, username: str | None, topic: str) -> bool:
+        """Whether a client may publish to a topic."""
+        return self.rules.may_publish(client_id, username, topic)
+
+    def may_receive(self, client_id: str, username: str | None, topic: str) -> bool:
+        """Whether a client may be sent a message of a topic."""
+        return self.rules.may_receive(client_id, username, topic)
+
+    def may_subscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool:
+        """Whether a client may subscribe to a filter."""
+        return self.rules.may_subscribe(client_id, username, topic_filter)
+
+    def may_unsubscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool:
+        """Whether a client may end a Subscription."""
+        return self.rules.may_unsubscribe(client_id, username, topic_filter)
+
+
+class Hashing:
+    """The thread that looks at passwords; `answer` is called on the loop with a connection's number."""
+
+    def __init__(self, is_there: Callable[[int], bool], answer: Callable[[int, bool], None]) -> None:
+        self._is_there = is_there  # asked in the thread
+        self._answer = answer
+        self._executor: ThreadPoolExecutor | None = None  # made for the first password
+
+    def begin(self, logins: Logins, number: int, client_id: str, username: str, password: bytes) -> None:
+        """Look at a password; the answer comes to the running event loop."""
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            if not self._is_there(number):  # it has given up
+                return
+            try:
+                permitted = logins.rules.login(client_id, username, password)
+            except Exception:
+                log.exception("a login could not be looked at")
+                permitted = False
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._answer, number, permitted)
+
+        self.submit(look)
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Have the thread do something that may take long, after what it has to do already."""
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, "passwords")
+        self._executor.submit(work)
+
+    def close(self) -> None:
+        """End the thread, without waiting for the hash it is at."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)

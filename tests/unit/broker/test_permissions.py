@@ -1,0 +1,487 @@
+"""What an authority forbids happens on no path; who owns a Session keeps it (DESIGN §3.4)."""
+
+from __future__ import annotations
+
+import pytest
+
+from lockgate.broker.limits import Limits, ListenerLimits
+from lockgate.broker.session import NEVER_EXPIRES
+from lockgate.mqtt import reason_codes
+from lockgate.mqtt.packets import (
+    V3_1,
+    V3_1_1,
+    V5,
+    ConnAck,
+    Connect,
+    Disconnect,
+    PubAck,
+    PubComp,
+    Publish,
+    PubRec,
+    PubRel,
+    SubAck,
+    Subscribe,
+    SubscriptionRequest,
+    UnsubAck,
+    Unsubscribe,
+    Will,
+)
+from lockgate.mqtt.properties import Properties
+from tests.support.disk import Disk
+from tests.support.rules import Rules
+from tests.support.server import Peer, Server
+
+BOTH = pytest.mark.parametrize("version", [V3_1_1, V5])
+
+
+@pytest.fixture
+def rules() -> Rules:
+    return Rules()
+
+
+@pytest.fixture
+def server(rules: Rules) -> Server:
+    return Server(listener=rules.listener())
+
+
+def subscribed(server: Server, client_id: str, topic_filter: str, qos: int = 0, **options: int | str | bool) -> Peer:
+    peer = server.client(client_id, **options)  # type: ignore[arg-type]
+    peer.send(Subscribe(1, [SubscriptionRequest(topic_filter, qos)]))
+    peer.expect(SubAck)
+    return peer
+
+
+# --- who comes in -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("version", "code"), [(V3_1, 5), (V3_1_1, 5), (V5, reason_codes.NOT_AUTHORIZED)])
+def test_a_wrong_password_is_refused_in_the_words_of_each_version(
+    server: Server, rules: Rules, version: int, code: int
+) -> None:
+    rules.passwords["u"] = b"right"
+    peer = server.peer(version)
+    peer.send(Connect("c", version, username="u", password=b"wrong"))
+    assert peer.one() == ConnAck(code)
+    assert peer.closed
+    assert "'c' with user 'u' is not let in" in server.log.lines[-1]
+    assert "wrong" not in "".join(server.log.lines)
+    assert server.broker.sessions == {}
+
+
+@BOTH
+def test_what_follows_connect_waits_until_the_login_is_answered(server: Server, rules: Rules, version: int) -> None:
+    watcher = subscribed(server, "w", "#")
+    rules.later = True
+    peer = server.peer(version)
+    peer.send(Connect("c", version, username="u", password=b"p"), Publish("t", b"early", 0))
+    peer.send(Publish("t", b"later", 0))
+    assert peer.received() == []
+    assert not peer.connection.wants_input
+    assert watcher.messages() == []
+    server.broker.login_answered(peer.connection.number, True, server.now)
+    server.flush()
+    peer.expect(ConnAck)
+    assert watcher.messages() == [("t", b"early"), ("t", b"later")]
+    assert peer.connection.wants_input
+
+
+def test_a_login_answered_with_no_leaves_nothing(server: Server, rules: Rules) -> None:
+    rules.later = True
+    peer = server.peer(V5)
+    peer.send(Connect("c", V5, username="u", password=b"p"), Publish("t", b"", 0))
+    server.broker.login_answered(peer.connection.number, False, server.now)
+    server.flush()
+    assert peer.one() == ConnAck(reason_codes.NOT_AUTHORIZED)
+    assert peer.closed
+    assert server.broker.sessions == {}
+    assert server.broker.memory.used == 0
+    server.broker.login_answered(peer.connection.number, True, server.now)  # too late
+    assert server.broker.sessions == {}
+
+
+def test_a_login_nobody_answers_ends_with_the_connect_timeout(rules: Rules) -> None:
+    server = Server(Limits(connect_timeout=10), rules.listener())
+    rules.later = True
+    peer = server.peer(V3_1_1)
+    peer.send(Connect("c", V3_1_1, username="u", password=b"p"))
+    server.advance(10)
+    assert peer.closed
+    assert server.broker.memory.used == 0
+
+
+def test_the_old_connection_lasts_until_the_new_one_is_let_in(server: Server, rules: Rules) -> None:
+    first = server.client("c")
+    rules.later = True
+    second = server.peer(V5)
+    second.send(Connect("c", V5, username="u", password=b"p"))
+    assert not first.closed
+    server.broker.login_answered(second.connection.number, False, server.now)
+    server.flush()
+    assert not first.closed
+
+
+def test_a_certificate_asks_without_a_password(rules: Rules) -> None:
+    server = Server(listener=rules.listener(username_from_certificate=True))
+    peer = server.peer(V5)
+    peer.connection.identity = "device"
+    peer.send(Connect("c", V5, username="other", password=b"p"))
+    assert rules.logins == [(peer.connection.number, "c", "device", None, True)]
+    assert server.broker.sessions["c"].username == "device"
+
+
+# --- what may be done -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("version", "code"), [(V3_1_1, 0), (V5, reason_codes.NOT_AUTHORIZED)])
+def test_a_refused_publish_goes_nowhere(server: Server, rules: Rules, version: int, code: int) -> None:
+    rules.deny("publish", "secret/#")
+    watcher = subscribed(server, "w", "#", 2)
+    peer = server.client("p", version)
+    peer.send(Publish("secret/0", b"", 0), Publish("secret/1", b"", 1, retain=True, packet_id=1))
+    assert peer.one() == PubAck(1, code)
+    peer.send(Publish("secret/2", b"", 2, packet_id=2))
+    answer = peer.one()
+    assert isinstance(answer, PubRec)
+    assert answer.reason_code == code
+    if version != V5:
+        peer.send(PubRel(2))
+        assert peer.one() == PubComp(2)
+    assert not peer.closed
+    assert watcher.received() == []
+    assert server.broker.retained.count == 0
+
+
+def test_the_will_is_asked_about_when_it_is_sent(server: Server, rules: Rules) -> None:
+    watcher = subscribed(server, "w", "#")
+    peer = server.client("c", will=Will("will", b"x"))
+    rules.deny("publish", "will")
+    server.broker.rules_changed()
+    peer.lose()
+    assert watcher.messages() == []
+
+
+def test_a_stored_will_is_asked_about_after_a_crash(rules: Rules) -> None:
+    server = Server(listener=rules.listener(), disk=Disk())
+    server.client("c", will=Will("will", b"x", properties=Properties(will_delay_interval=5)), session_expiry_interval=9)
+    server.settle()
+    rules.deny("publish", "will")
+    server = server.crash()
+    watcher = subscribed(server, "w", "#")
+    server.advance(100)
+    assert watcher.messages() == []
+    assert ("publish", "c", None, "will") in rules.asked
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_a_live_message_reaches_only_who_may_receive_it(server: Server, rules: Rules, qos: int) -> None:
+    rules.deny("receive", "secret")
+    peer = subscribed(server, "c", "#", 2)
+    server.client("p").publish("secret", b"x", qos)
+    server.client("p").publish("open", b"y", qos)
+    assert peer.messages() == [("open", b"y")]
+
+
+def test_a_remembered_route_is_asked_about_again_when_the_rules_change(server: Server, rules: Rules) -> None:
+    peer = subscribed(server, "c", "t")
+    publisher = server.client("p")
+    publisher.publish("t", b"1")
+    rules.deny("receive", "t")
+    server.broker.rules_changed()
+    publisher.publish("t", b"2")
+    rules.denied.clear()
+    server.broker.rules_changed()
+    publisher.publish("t", b"3")
+    assert peer.messages() == [("t", b"1"), ("t", b"3")]
+
+
+def test_what_is_retained_or_shared_is_asked_about(server: Server, rules: Rules) -> None:
+    rules.deny("receive", "secret")
+    publisher = server.client("p")
+    publisher.publish("secret", b"x", retain=True)
+    publisher.publish("open", b"y", retain=True)
+    assert subscribed(server, "c", "+").messages() == [("open", b"y")]
+    member = subscribed(server, "m", "$share/g/secret", 1)
+    publisher.publish("secret", b"z", 1)
+    assert member.messages() == []
+
+
+def test_what_waits_is_asked_about_when_it_is_sent(server: Server, rules: Rules) -> None:
+    subscribed(server, "c", "#", 1, session_expiry_interval=100).lose()
+    publisher = server.client("p")
+    for topic in ("a", "b", "c"):
+        publisher.publish(topic, b"x", 1)
+    rules.deny("receive", "b")
+    server.broker.rules_changed()
+    peer = server.client("c", clean_start=False, session_expiry_interval=100)
+    assert [topic for topic, _payload in peer.messages()] == ["a", "c"]
+    assert server.broker.statistics.dropped_not_permitted == 1
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_what_was_sent_already_is_asked_about_when_it_is_sent_again(server: Server, rules: Rules, qos: int) -> None:
+    first = subscribed(server, "c", "t", qos, session_expiry_interval=100)
+    server.client("p").publish("t", b"x", qos)
+    packet_id = first.publishes()[0].packet_id
+    first.lose()
+    rules.deny("receive", "t")
+    server.broker.rules_changed()
+    again = server.client("c", clean_start=False, session_expiry_interval=100)
+    if qos == 2:  # it holds the identifier, and has to be told that it is free
+        assert again.one() == PubRel(packet_id)
+        again.send(PubComp(packet_id))
+    assert again.received() == []
+    assert server.broker.sessions["c"].in_flight == {}
+
+
+def test_a_retained_message_whose_author_may_not_write_it_any_more_stays_here(server: Server, rules: Rules) -> None:
+    author = server.client("author", username="alice")
+    author.publish("t", b"x", retain=True)
+    assert subscribed(server, "one", "t").messages() == [("t", b"x")]
+    rules.deny("publish", "t")
+    server.broker.rules_changed()
+    rules.asked.clear()
+    assert subscribed(server, "two", "t").messages() == []
+    assert ("publish", "author", "alice", "t") in rules.asked
+
+
+def test_check_retain_source_may_be_turned_off(rules: Rules) -> None:
+    server = Server(Limits(check_retain_source=False), rules.listener())
+    server.client("author").publish("t", b"x", retain=True)
+    rules.deny("publish", "t")
+    assert subscribed(server, "c", "t").messages() == [("t", b"x")]
+
+
+@pytest.mark.parametrize(("version", "code"), [(V3_1, 1), (V3_1_1, 0x80), (V5, reason_codes.NOT_AUTHORIZED)])
+def test_a_refused_subscribe_is_told_in_the_words_of_each_version(
+    server: Server, rules: Rules, version: int, code: int
+) -> None:
+    rules.deny("subscribe", "no")
+    peer = server.client("c", version)
+    peer.send(Subscribe(1, [SubscriptionRequest("no", 1), SubscriptionRequest("yes", 1)]))
+    assert peer.one() == SubAck(1, [code, 1])
+    assert list(server.broker.sessions["c"].subscriptions) == ["yes"]
+    if version == V5:
+        peer.send(Subscribe(2, [SubscriptionRequest("$share/g/no", 0)]))
+        assert peer.one() == SubAck(2, [code])
+
+
+def test_a_refused_unsubscribe_keeps_the_subscription(server: Server, rules: Rules) -> None:
+    peer = subscribed(server, "c", "t")
+    rules.deny("unsubscribe", "t")
+    peer.send(Unsubscribe(2, ["t"]))
+    assert peer.one() == UnsubAck(2, [reason_codes.NOT_AUTHORIZED])
+    server.client("p").publish("t", b"still")
+    assert peer.messages() == [("t", b"still")]
+
+
+def test_answers_are_remembered_and_counted(server: Server, rules: Rules) -> None:
+    peer = server.client("p")
+    before = server.broker.memory.used
+    for number in range(200):
+        peer.publish(f"t/{number % 50}", b"")
+    assert 0 < server.broker.memory.used - before < 20_000
+    rules.asked.clear()
+    peer.publish("t/49", b"")
+    assert rules.asked == []
+    peer.publish("x" * 300, b"")
+    peer.publish("x" * 300, b"")
+    assert len(rules.asked) == 2
+    peer.lose()
+    assert server.broker.memory.used == 0
+
+
+# --- owners -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("version", "code"), [(V3_1_1, 5), (V5, reason_codes.NOT_AUTHORIZED)])
+@pytest.mark.parametrize("other", ["mallory", None])
+@pytest.mark.parametrize("connected", [True, False])
+def test_another_user_gets_neither_session_nor_connection(
+    server: Server, version: int, code: int, other: str | None, connected: bool
+) -> None:
+    owner = subscribed(server, "c", "t", 1, username="alice", session_expiry_interval=100)
+    if not connected:
+        owner.lose()
+    thief = server.peer(version)
+    thief.send(Connect("c", version, True, username=other))
+    assert thief.one() == ConnAck(code)
+    session = server.broker.sessions["c"]
+    assert (session.username, list(session.subscriptions)) == ("alice", ["t"])
+    if connected:
+        assert not owner.closed
+    back = server.client("c", clean_start=False, username="alice", session_expiry_interval=100)
+    assert back.connack.session_present
+
+
+def test_a_session_of_nobody_is_adopted_by_the_first_user(server: Server) -> None:
+    server.client("c", session_expiry_interval=100).lose()
+    server.client("c", clean_start=False, session_expiry_interval=100).lose()
+    server.client("c", clean_start=False, session_expiry_interval=100, username="alice").lose()
+    assert server.broker.sessions["c"].username == "alice"
+    peer = server.peer(V5)
+    peer.send(Connect("c", V5, False, username="bob"))
+    assert peer.one() == ConnAck(reason_codes.NOT_AUTHORIZED)
+
+
+def test_a_name_that_nobody_looked_at_owns_nothing() -> None:
+    server = Server(listener=ListenerLimits(allow_anonymous=True))
+    server.client("c", session_expiry_interval=100, username="alice").lose()
+    assert server.broker.sessions["c"].username is None
+    server.client("c", clean_start=False, username="bob")
+
+
+def test_where_nobody_looks_at_names_an_owner_is_believed() -> None:
+    server = Server(listener=Rules().listener())
+    server.client("c", session_expiry_interval=100, username="alice").lose()
+    server.listener = ListenerLimits(allow_anonymous=True)
+    server.client("c", clean_start=False, session_expiry_interval=100, username="alice").lose()
+    assert server.broker.sessions["c"].username == "alice"
+    peer = server.peer(V5)
+    peer.send(Connect("c", V5, False))
+    assert peer.one() == ConnAck(reason_codes.NOT_AUTHORIZED)
+
+
+def test_the_owner_rule_may_be_turned_off(rules: Rules) -> None:
+    server = Server(Limits(session_owner=False), rules.listener())
+    first = server.client("c", username="alice", session_expiry_interval=100)
+    server.client("c", clean_start=False, username="bob", session_expiry_interval=100)
+    assert first.received()[-1] == Disconnect(reason_codes.SESSION_TAKEN_OVER)
+    assert server.broker.sessions["c"].username == "bob"
+
+
+def test_who_takes_a_session_over_gets_it_by_their_own_rules(rules: Rules) -> None:
+    server = Server(Limits(session_owner=False), rules.listener())
+    subscribed(server, "c", "t", username="alice", session_expiry_interval=100)
+    publisher = server.client("p")
+    publisher.publish("t", b"1")
+    rules.asked.clear()
+    server.client("c", clean_start=False, username="bob", session_expiry_interval=100)
+    publisher.publish("t", b"2")
+    assert ("receive", "c", "bob", "t") in rules.asked
+
+
+# --- what a listener or the broker demands ----------------------------------------------------------------------------
+
+
+def test_a_mount_point_is_seen_by_nobody_behind_it() -> None:
+    server = Server()
+    outside = subscribed(server, "out", "#", 2)
+    mounted = ListenerLimits(allow_anonymous=True, mount_point="house/")
+    server.listener = mounted
+    for version in (V3_1_1, V5):
+        peer = server.client(f"in{version}", version, will=Will("will", b"w"))
+        peer.send(Subscribe(1, [SubscriptionRequest("t/#", 2)]))
+        peer.expect(SubAck)
+        peer.publish("t/1", b"0")
+        peer.publish("t/2", b"1", 1)
+        assert peer.messages() == [("t/1", b"0"), ("t/2", b"1")]
+        assert [topic for topic, _payload in outside.messages()] == ["house/t/1", "house/t/2"]
+        peer.send(Unsubscribe(2, ["t/#"]))
+        peer.expect(UnsubAck)
+        peer.publish("t/1", b"0")
+        assert peer.messages() == []
+        peer.lose()
+        assert outside.messages() == [("house/t/1", b"0"), ("house/will", b"w")]
+
+
+def test_a_mount_point_stands_behind_the_name_of_a_share() -> None:
+    server = Server(listener=ListenerLimits(allow_anonymous=True, mount_point="house/"))
+    peer = subscribed(server, "c", "$share/g/t", 1)
+    assert list(server.broker.sessions["c"].subscriptions) == ["$share/g/house/t"]
+    peer.publish("t", b"x", 1)
+    assert peer.messages() == [("t", b"x")]
+
+
+def test_the_user_name_may_be_the_client_id() -> None:
+    server = Server(listener=ListenerLimits(allow_anonymous=True, username_as_client_id=True))
+    server.client("ignored", username="alice")
+    assert list(server.broker.sessions) == ["alice"]
+    peer = server.peer(V5)
+    peer.send(Connect("c", V5))
+    assert peer.one() == ConnAck(reason_codes.NOT_AUTHORIZED)
+
+
+@pytest.mark.parametrize(("version", "code"), [(V3_1_1, 2), (V5, reason_codes.UNSPECIFIED_ERROR)])
+def test_an_empty_client_id_may_be_forbidden(version: int, code: int) -> None:
+    server = Server(listener=ListenerLimits(allow_anonymous=True, allow_zero_length_clientid=False))
+    peer = server.peer(version)
+    peer.send(Connect("", version))
+    assert peer.one() == ConnAck(code)
+
+
+def test_a_client_id_may_have_to_begin_with_one_of_some_prefixes() -> None:
+    server = Server(Limits(clientid_prefixes=("dev-", "app-")))
+    server.client("dev-1")
+    server.client("")
+    peer = server.peer(V3_1_1)
+    peer.send(Connect("other", V3_1_1))
+    assert peer.one() == ConnAck(5)
+
+
+@BOTH
+def test_retained_messages_may_be_forbidden(version: int) -> None:
+    server = Server(Limits(retain_available=False))
+    peer = server.client("c", version)
+    if version == V5:
+        assert peer.connack.properties is not None
+        assert peer.connack.properties.retain_available == 0
+    peer.publish("t", b"x", 0, True)
+    assert peer.closed
+    if version == V5:
+        assert peer.received() == [Disconnect(reason_codes.RETAIN_NOT_SUPPORTED)]
+    other = server.peer(version)
+    other.send(Connect("w", version, will=Will("t", b"x", retain=True)))
+    assert other.received() == ([ConnAck(reason_codes.RETAIN_NOT_SUPPORTED)] if version == V5 else [])
+    assert other.closed
+
+
+@pytest.mark.parametrize(("version", "code"), [(V3_1_1, 0), (V5, reason_codes.IMPLEMENTATION_SPECIFIC_ERROR)])
+def test_a_payload_above_message_size_limit_goes_nowhere(version: int, code: int) -> None:
+    server = Server(Limits(message_size=3))
+    watcher = subscribed(server, "w", "#")
+    peer = server.client("c", version)
+    peer.send(Publish("t", b"1234", 1, packet_id=1))
+    assert peer.one() == PubAck(1, code)
+    peer.publish("t", b"123")
+    assert watcher.messages() == [("t", b"123")]
+
+
+def test_the_qos_of_the_subscription_may_count() -> None:
+    server = Server(Limits(upgrade_outgoing_qos=True))
+    peer = subscribed(server, "c", "t", 2)
+    server.client("p").publish("t", b"x", 0)
+    assert [one.qos for one in peer.publishes()] == [2]
+
+
+def test_qos_0_may_be_queued() -> None:
+    server = Server(Limits(queue_qos_0=True))
+    subscribed(server, "c", "t", 0, version=V3_1_1, clean_start=False).lose()
+    publisher = server.client("p")
+    publisher.publish("t", b"0")
+    publisher.publish("t", b"1", 1)
+    peer = server.client("c", V3_1_1, clean_start=False)
+    assert [(one.payload, one.qos) for one in peer.publishes()] == [(b"0", 0), (b"1", 0)]
+    assert server.broker.sessions["c"].queued_count == 0
+    assert server.broker.sessions["c"].expiry_interval == NEVER_EXPIRES
+
+
+@pytest.mark.parametrize(("version", "copies"), [(V3_1_1, 1), (V5, 2)])
+def test_overlapping_subscriptions_may_bring_one_copy(version: int, copies: int) -> None:
+    server = Server(Limits(allow_duplicate_messages=False))
+    peer = server.client("c", version)
+    peer.send(Subscribe(1, [SubscriptionRequest("t/+", 0), SubscriptionRequest("t/#", 1)]))
+    peer.expect(SubAck)
+    server.client("p").publish("t/1", b"x", 1)
+    found = [one.qos for one in peer.publishes()]
+    assert len(found) == copies
+    assert max(found) == 1
+
+
+def test_a_bridge_elsewhere_may_tell_its_state_below_sys() -> None:
+    server = Server()
+    watcher = subscribed(server, "w", "$SYS/broker/connection/#")
+    peer = server.client("p")
+    peer.publish("$SYS/broker/connection/there/state", b"1")
+    peer.publish("$SYS/broker/connection/there/other", b"2")
+    peer.publish("$SYS/broker/uptime", b"3")
+    assert watcher.messages() == [("$SYS/broker/connection/there/state", b"1")]
