@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "storage": LEAVES | {"mqtt", "broker.ports", "sqlite"},
     "cluster": LEAVES | {"mqtt", "broker.ports"},
     "client": LEAVES | {"mqtt", "transport"},
-    "bridge": LEAVES | {"client", "broker"},
+    "bridge": LEAVES | {"mqtt", "transport", "client", "broker"},
     "buffer": LEAVES | {"sqlite"},
     "processor": LEAVES | {"client", "buffer", "sqlite"},
     "forwarder": LEAVES | {"client", "buffer"},

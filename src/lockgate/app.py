@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import importlib
 import logging
 import os
 import queue
@@ -19,16 +20,20 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lockgate import __version__
 from lockgate.config.errors import ConfigError
-from lockgate.config.model import BrokerConfig, Config, HttpSinkConfig
+from lockgate.config.model import BridgeConfig, BrokerConfig, Config, HttpSinkConfig
+from lockgate.telemetry import logs
 from lockgate.telemetry.health import Answer, StatusServer
 
 if TYPE_CHECKING:
     from lockgate.access.scram import ScramAuthenticator
-    from lockgate.broker.ports import StoreAnswers
-    from lockgate.net.service import OpenStore
+    from lockgate.broker.ports import Authenticator, StoreAnswers
+    from lockgate.net.logins import Access
+    from lockgate.net.service import Bridging, BrokerService, OpenStore
 
 log = logging.getLogger(__name__)
 
+# Read the configuration again, write what could wait, print the subscriptions, open the log files anew
+SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN)
 STOP_SECONDS = 2.5  # for all services of a process together; whoever started it waits 3 s
 FAILED, MISCONFIGURED = 1, 3  # exit codes, Mosquitto's
 
@@ -50,8 +55,8 @@ class Service(Protocol):
 class Reloads(Protocol):
     """A service that SIGHUP means something to."""
 
-    def reload(self) -> None:
-        """Read again what may change while it serves. Called on the loop it runs on."""
+    async def reload(self, config: Config) -> None:
+        """Go on with another configuration; raises ConfigError or OSError, and goes on as before, where it cannot."""
 
 
 @runtime_checkable
@@ -60,6 +65,14 @@ class Saves(Protocol):
 
     def save(self) -> None:
         """Write what could wait. Called on the loop it runs on."""
+
+
+@runtime_checkable
+class PrintsTree(Protocol):
+    """A service that SIGUSR2 means something to."""
+
+    def tree(self) -> str:
+        """Give who subscribed to what, for people. Called on the loop it runs on."""
 
 
 @runtime_checkable
@@ -73,13 +86,38 @@ class Explains(Protocol):
 Build = Callable[[Config], Service]
 
 
+def preload(config: Config) -> None:
+    """Import what the broker will need: another user may not be able to read this installation."""
+    broker = config.broker
+    kinds = {one.kind for one in broker.authorities}
+    kinds.update(one.kind for listener in broker.listeners for one in listener.authorities)
+    wanted = ["access.authorities", "net.service", *(f"access.{kind}" for kind in kinds)]
+    wanted.append("storage.memory" if broker.persistence is False else "storage.store")
+    wanted += ["transport.mistakes", "net.layered", "transport.tls", "transport.websocket", "transport.proxy_protocol"]
+    if broker.bridges:
+        wanted.append("bridge.bridges")
+    for name in wanted:
+        importlib.import_module(f"lockgate.{name}")
+    _new_loop().close()
+
+
 def _broker(config: Config) -> Service:
     from lockgate.net.service import BrokerService
 
-    authenticator = scram_authenticator(config.broker)
-    return BrokerService(
-        config.broker, store_opener(config), authenticator, lambda: reload_users(authenticator, config.broker)
-    )
+    return BrokerService(config.broker, store_opener(config), make_access, _bridges)
+
+
+def _bridges(service: BrokerService, configs: Sequence[BridgeConfig]) -> Bridging:
+    from lockgate.bridge.bridges import Bridges
+
+    return Bridges(service, configs)
+
+
+def make_access(config: BrokerConfig, before: Access | None) -> tuple[Authenticator | None, Access]:
+    """Load the authorities that the broker's configuration names. Raises ConfigError for a file that cannot be used."""
+    from lockgate.access.authorities import Authorities
+
+    return scram_authenticator(config), Authorities(config, before if isinstance(before, Authorities) else None)
 
 
 def store_opener(config: Config) -> OpenStore:
@@ -127,20 +165,6 @@ def persistence_folder(config: Config) -> Path:
     if from_environment:
         return Path(from_environment)
     return Path() if broker.persistence else config.gateway.broker_dir
-
-
-def reload_users(authenticator: ScramAuthenticator | None, config: BrokerConfig) -> None:
-    """Read the users of enhanced authentication again; a file that cannot be used changes nothing."""
-    if authenticator is None:
-        return
-    try:
-        fresh = scram_authenticator(config)
-    except ConfigError as error:
-        log.error("The users of SCRAM stay as they were. %s", error)
-        return
-    if fresh is not None:
-        authenticator.users = fresh.users
-        log.info("The users of SCRAM were read again.")
 
 
 def scram_authenticator(config: BrokerConfig) -> ScramAuthenticator | None:
@@ -193,20 +217,26 @@ DEMO_SERVICES: dict[str, Build] = {"demo-cloud": _demo_cloud, "demo-device": _de
 STAGES = (("broker",), ("processor", "forwarder"))
 
 
-def run(config: Config, names: Sequence[str], registry: Mapping[str, Build]) -> int:
+Reread = Callable[[], Config]
+
+
+def run(config: Config, names: Sequence[str], registry: Mapping[str, Build], reread: Reread) -> int:
     """Host the named services in this process until SIGTERM or SIGINT; gives the exit code. Main thread only.
 
-    One alone runs on the main thread, several on a thread each, so that none holds up another's loop.
+    One alone runs on the main thread, several on a thread each, so that none holds up another's loop. `reread` reads
+    the configuration again, at SIGHUP, and raises ConfigError if it cannot be used.
     """
-    hosts = [_Host(name, registry[name], config) for name in registry if name in names]
+    hosts = [_Host(name, registry[name], config, reread) for name in registry if name in names]
     return _run_one(hosts[0]) if len(hosts) == 1 else _run_many(hosts)
 
 
 class _Host:
     """One service with its loop and its status socket. `exit_code` tells how it went."""
 
-    def __init__(self, name: str, build: Build, config: Config) -> None:
+    def __init__(self, name: str, build: Build, config: Config, reread: Reread) -> None:
         self.name = name
+        self._reread = reread
+        self._reloading: asyncio.Task[None] | None = None
         self.exit_code = 0
         self._build = build
         self._config = config
@@ -223,7 +253,7 @@ class _Host:
                 runner.run(self._serve(on_ready, on_signal))
         except ConfigError as error:
             error.path = error.path or self._config.path  # a service knows the line of its rule, not the file
-            self._fail(str(error), MISCONFIGURED)
+            self._fail(str(error), error.exit_code)
         except OSError as error:
             self._fail(_explain(error), FAILED)
         except Exception:
@@ -236,29 +266,54 @@ class _Host:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop_by, deadline)
 
-    def request_reload(self) -> None:
-        """Have the service read again what it can. Any thread may ask."""
+    def request(self, number: signal.Signals) -> None:
+        """Do what one of SIGNALS asks for. Any thread may ask."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._reload)
+            self._loop.call_soon_threadsafe(self._heed, number)
+
+    def _heed(self, number: signal.Signals) -> None:
+        service = self._service
+        if number == signal.SIGHUP:
+            self._reload()
+        elif number == signal.SIGUSR1 and isinstance(service, Saves):
+            service.save()
+        elif number == signal.SIGUSR2 and isinstance(service, PrintsTree):
+            print(service.tree(), end="", flush=True)
+        elif number == signal.SIGRTMIN:
+            self._reopen_logs()
+
+    def _reopen_logs(self) -> None:
+        try:
+            logs.configure(self._config.broker.log)
+        except ConfigError as error:
+            log.error("The log files stay as they were. %s", error)
 
     def _reload(self) -> None:
         if not isinstance(self._service, Reloads):
             log.warning("SIGHUP ignored by %s: nothing of it can be read again yet; restart instead", self.name)
             return
-        log.info("SIGHUP: %s reads certificates and users again; anything else takes a restart", self.name)
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.get_running_loop().create_task(self._reload_service(self._service))
+        else:  # what changed since it read is not missed
+            self._reloading.add_done_callback(lambda _: self._reload())
+
+    async def _reload_service(self, service: Reloads) -> None:
+        log.info("Reloading config.")
         try:
-            self._service.reload()
+            config = self._reread()
+            logs.configure(config.broker.log)
+            await service.reload(config)
+            self._config = config
+            log.info("The new configuration is in use.")
+        except (ConfigError, OSError) as error:
+            text = str(error) if isinstance(error, ConfigError) else _explain(error)
+            log.error("The configuration stays as it was. %s", text)
+            if isinstance(error, ConfigError) and error.exit_code != MISCONFIGURED:
+                if self._config.broker.on_bad_reload == "exit":
+                    self.exit_code = MISCONFIGURED
+                    self._stop_by(time.monotonic() + STOP_SECONDS)
         except Exception:
             log.exception("%s could not reload", self.name)
-
-    def request_save(self) -> None:
-        """Have the service write what could wait. Any thread may ask."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._save)
-
-    def _save(self) -> None:
-        if isinstance(self._service, Saves):
-            self._service.save()
 
     def _stop_by(self, deadline: float) -> None:
         self._deadline = deadline
@@ -271,8 +326,8 @@ class _Host:
         if on_signal:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, lambda: self._stop_by(time.monotonic() + STOP_SECONDS))
-            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
-            self._loop.add_signal_handler(signal.SIGUSR1, self._save)
+            for number in SIGNALS:
+                self._loop.add_signal_handler(number, self._heed, number)
         service = self._service = self._build(self._config)
         ready = asyncio.Event()
         path = self._config.gateway.sockets_dir / f"{self.name}.sock"
@@ -330,8 +385,8 @@ def _run_many(hosts: Sequence[_Host]) -> int:
     )  # a host that is ready; None: a signal, or one has ended
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: events.put(None))
-    signal.signal(signal.SIGHUP, lambda *_: _reload_all(hosts))
-    signal.signal(signal.SIGUSR1, lambda *_: _save_all(hosts))
+    for number in SIGNALS:
+        signal.signal(number, lambda given, _frame: _request_all(hosts, signal.Signals(given)))
     threads: list[threading.Thread] = []
     try:
         for host in hosts:
@@ -352,14 +407,9 @@ def _run_many(hosts: Sequence[_Host]) -> int:
     return next((host.exit_code for host in hosts if host.exit_code), 0)
 
 
-def _reload_all(hosts: Sequence[_Host]) -> None:
+def _request_all(hosts: Sequence[_Host], number: signal.Signals) -> None:
     for host in hosts:
-        host.request_reload()
-
-
-def _save_all(hosts: Sequence[_Host]) -> None:
-    for host in hosts:
-        host.request_save()
+        host.request(number)
 
 
 def _run_thread(host: _Host, events: queue.SimpleQueue[_Host | None]) -> None:

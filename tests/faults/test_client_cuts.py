@@ -13,10 +13,10 @@ import pytest
 
 from lockgate.client import Client, Message
 from lockgate.config.model import ConnectionConfig
-from lockgate.mqtt.decoder import Decoder
-from lockgate.mqtt.packets import V3_1_1, V5, Publish, PubRel
+from lockgate.mqtt.packets import V3_1_1, V5
 from tests.support.peers import Mosquitto
 from tests.support.proxy import Proxy
+from tests.support.sent_again import SentAgain
 
 pytestmark = pytest.mark.peers
 BOTH = pytest.mark.parametrize("version", ["3.1.1", "5"])
@@ -41,31 +41,6 @@ def client_of(url: str, version: Version, *, keep_alive: int = 30, manual_ack: b
         retry_max_seconds=0.05,
         connect_timeout_seconds=2.0,
     )
-
-
-class SentAgain:
-    """Notes the QoS 2 messages that a Server sends again after their PUBREL, which makes new messages of them (§4.3.3).
-
-    Mosquitto 2.0.11 does that when a connection ends before the PUBREL that it had to send again has left.
-    """
-
-    def __init__(self, version: Version) -> None:
-        self._version = version
-        self.payloads: set[bytes] = set()
-        self._released: dict[int, bytes] = {}
-        self._sent: dict[int, bytes] = {}
-        self._decoders: dict[int, Decoder] = {}
-
-    def hear(self, connection: int, data: bytes) -> None:
-        decoder = self._decoders.setdefault(connection, Decoder(V5 if self._version == "5" else V3_1_1))
-        decoder.feed(data)
-        while (packet := decoder.next_packet()) is not None:
-            if isinstance(packet, PubRel):
-                self._released[packet.packet_id] = self._sent.get(packet.packet_id, b"")
-            elif isinstance(packet, Publish) and packet.packet_id:
-                self._sent[packet.packet_id] = packet.payload
-                if packet.dup and self._released.get(packet.packet_id) == packet.payload:
-                    self.payloads.add(packet.payload)
 
 
 async def cutting(proxy: Proxy, cuts: int, up: int, down: int, done: asyncio.Event) -> None:
@@ -112,7 +87,7 @@ async def test_a_subscriber_hears_everything_over_cuts(mosquitto: Mosquitto, ver
     topic = uuid.uuid4().hex
     done = asyncio.Event()
     got: Counter[bytes] = Counter()
-    sent_again = SentAgain(version)
+    sent_again = SentAgain(V5 if version == "5" else V3_1_1)
     async with Proxy(mosquitto.port, sent_again.hear) as proxy, client_of(mosquitto.url, version) as sender:  # noqa: SIM117
         async with client_of(proxy.url, version, manual_ack=True) as receiver, asyncio.timeout(30):
             await receiver.subscribe([(topic, qos)])

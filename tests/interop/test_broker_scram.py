@@ -62,8 +62,8 @@ def test_users_are_read_again_on_sighup(broker: Gateway) -> None:
     users = broker.folder / "users"
     good = users.read_text()
     for text, told in (
-        ("ann:secret\n", "stay as they were. "),
-        (good.replace("ann:", "bob:"), "were read again"),
+        ("ann:secret\n", "The configuration stays as it was. "),
+        (good.replace("ann:", "bob:"), "The new configuration is in use."),
     ):
         users.write_text(text)
         broker.signal("broker", signal.SIGHUP)

@@ -28,15 +28,25 @@ class Dialog:
     """A connection with a Session that outlives it, unless `clean`."""
 
     def __init__(
-        self, port: int, client_id: str, version: int = V5, *, clean: bool = False, expiry: int = 3600
+        self,
+        port: int,
+        client_id: str,
+        version: int = V5,
+        *,
+        clean: bool = False,
+        expiry: int = 3600,
+        username: str | None = None,
+        password: bytes | None = None,
+        answer: int = 0,
     ) -> None:
+        """Connect; `answer` is the code that CONNACK is to have."""
         self.version = version
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
         self._decoder = Decoder(version)
         properties = Properties(session_expiry_interval=expiry) if version == V5 and not clean else None
-        self.send(Connect(client_id, version, clean, 0, properties=properties))
+        self.send(Connect(client_id, version, clean, 0, username, password, properties=properties))
         self.connack = self.expect(ConnAck)
-        assert self.connack.reason_code == 0, self.connack
+        assert self.connack.reason_code == answer, self.connack
 
     def __enter__(self) -> Self:
         return self

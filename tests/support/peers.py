@@ -49,8 +49,16 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path, second
 class Mosquitto:
     """One mosquitto; `extra` are further lines of its configuration."""
 
-    def __init__(self, folder: Path, extra: Sequence[str] = (), *, anonymous: bool = True) -> None:
-        self.port = free_port()
+    def __init__(
+        self,
+        folder: Path,
+        extra: Sequence[str] = (),
+        *,
+        anonymous: bool = True,
+        port: int = 0,
+        started: bool = True,
+    ) -> None:
+        self.port = port or free_port()
         self.folder = folder
         self.url = f"mqtt://127.0.0.1:{self.port}"
         self.log = folder / f"mosquitto-{self.port}.log"  # everything it says
@@ -65,7 +73,8 @@ class Mosquitto:
         ]
         self._conf.write_text("\n".join(lines) + "\n")
         self._process: subprocess.Popen[bytes] | None = None
-        self.start()
+        if started:
+            self.start()
 
     def start(self) -> None:
         """Start it, on the same port as before."""

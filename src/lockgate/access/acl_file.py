@@ -65,24 +65,31 @@ class AclFile:
     Subscribing and unsubscribing are not its matter: it is asked for every delivery instead.
     """
 
-    def __init__(self, users: dict[str | None, list[Entry]], patterns: Iterable[Entry]) -> None:
+    def __init__(
+        self, users: dict[str | None, list[Entry]], patterns: Iterable[Entry], deny_special_chars: bool = True
+    ) -> None:
         """`users` has the rules of each user; None stands for clients without a user name."""
         self._users = {user: Entries(entries) for user, entries in users.items()}
         patterns = list(patterns)
         self._has_patterns = bool(patterns)
+        self._deny_special_chars = deny_special_chars  # user names and client ids that a pattern would take for more
         self._patterns = Entries(entry for entry in patterns if not _is_template(entry))
         self._templates = [(entry.access, entry.topic_filter) for entry in patterns if _is_template(entry)]
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, deny_special_chars: bool = True) -> Self:
         """Read a file; raises ConfigError with every mistake in it. A file without a rule allows nothing."""
-        return cls(*parse(secret_file.read_text(path), path))
+        return cls(*parse(secret_file.read_text(path), path), deny_special_chars)
 
     def login(
         self, client_id: str, username: str | None, password: bytes | None, by_certificate: bool = False
     ) -> Verdict:
         """Have no opinion."""
         return Verdict.IGNORE
+
+    def credential(self, username: str) -> object:
+        """Know nobody."""
+        return None
 
     def may_publish(self, client_id: str, username: str | None, topic: str) -> Verdict:
         """Say whether a rule lets this client write; below `$SYS` only a bridge's state can be allowed."""
@@ -111,7 +118,8 @@ class AclFile:
                 return Verdict.ALLOW
         if not self._has_patterns:
             return Verdict.DEFER
-        if _has_wildcard(client_id) or (username is not None and _has_wildcard(username)):
+        special = _has_wildcard(client_id) or (username is not None and _has_wildcard(username))
+        if special and self._deny_special_chars:
             return Verdict.DENY  # in a pattern it would stand for others
         access = self._patterns.access(topic)
         for says, template in self._templates:

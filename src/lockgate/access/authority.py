@@ -36,6 +36,9 @@ class Authority(Protocol):
 
     def may_unsubscribe(self, client_id: str, username: str | None, topic_filter: str) -> Verdict: ...
 
+    def credential(self, username: str) -> object:
+        """Give what a user is known by, which is equal as long as nothing about the login changes; None: not known."""
+
 
 class Chain:
     """Several authorities, asked in their order: the first that allows or denies decides."""
@@ -58,6 +61,22 @@ class Chain:
         if by_certificate:
             return True
         return self.allow_anonymous and (username is None or verdict is Verdict.IGNORE)
+
+    def readmits(self, client_id: str, username: str | None, by_certificate: bool, before: Chain) -> bool:
+        """Say whether a client whom the authorities `before` let in may stay: nobody keeps its password to ask again.
+
+        Who is known by something else now has to log in anew.
+        """
+        if username is None or by_certificate:
+            return self.login(client_id, username, None, by_certificate)
+        known = self._credential(username)
+        if known != before._credential(username):
+            return False
+        return known is not None or self.login(client_id, username, None)
+
+    def _credential(self, username: str) -> object:
+        found = (authority.credential(username) for authority in self.authorities)
+        return next((one for one in found if one is not None), None)
 
     def may_publish(self, client_id: str, username: str | None, topic: str) -> bool:
         """Say whether this client may write to a Topic Name: live, as a will, or as a retained message's author."""

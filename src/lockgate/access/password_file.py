@@ -44,6 +44,11 @@ class PasswordFile:
             return Verdict.DEFER
         return Verdict.ALLOW if fits else Verdict.DENY
 
+    def credential(self, username: str) -> object:
+        """Give the hash of a user's password."""
+        known = self.users.get(username)
+        return str(known) if known is not None else None
+
     def may_publish(self, client_id: str, username: str | None, topic: str) -> Verdict:
         """Have no opinion, as the next three."""
         return Verdict.IGNORE
@@ -104,7 +109,8 @@ def set_user(text: str, username: str, hashed: PasswordHash | None) -> tuple[str
     check_username(username)
     lines: list[str] = []
     known = False
-    for line in text.splitlines():
+    # Not splitlines: a name may hold what Python takes for the end of a line, and Mosquitto does not.
+    for line in text.removesuffix("\n").split("\n") if text else ():
         name, colon, _hash = line.partition(":")
         if line.startswith("#") or not colon or name.strip() != username:
             lines.append(line)

@@ -86,6 +86,7 @@ class Broker:
         "new_client_id",
         "no_subscribers_code",
         "overfull",
+        "own_sessions",
         "packet_rules",
         "pending",
         "qos_0_is_special",
@@ -100,7 +101,6 @@ class Broker:
         "store_problem",
         "tells_connections",
         "touched",
-        "trusted",
         "waiting",
         "wills",
         "withheld",
@@ -124,28 +124,21 @@ class Broker:
         self.store = store
         self.log = log
         self.tells_connections = True  # connection_messages
-        self.trusted: set[str] = set()  # client ids of parts of this program, which no authority is asked about
         self.new_client_id = new_client_id
         self.statistics = Statistics()
         self.sessions: dict[str, Session] = {}
+        self.own_sessions: set[str] = set()  # client ids of bridges: they do not expire, and nobody else gets them
         self.connections: dict[int, Connection] = {}
         self.pending: dict[int, Connection] = {}  # connections whose client is not let in yet, the oldest first
         self.memory = Memory(limits.memory_budget)
         self.decisions = Decisions(limits.decisions)
-        self.connect_rate = Rate(limits.connect_rate)
-        self.flapping = Flapping(limits.flapping_connects, limits.flapping_window, limits.flapping_hold_off)
         self.work = 0  # done for one connection since it was read: deliveries, and more for what costs more
         self.queued_count = 0  # deliveries that wait, of all Sessions
         self.router = Router(limits.routes, limits.ack_after)
         self.router.one_copy = not limits.allow_duplicate_messages
-        # It does not simply go to whoever is connected.
-        self.qos_0_is_special = limits.upgrade_outgoing_qos or limits.queue_qos_0
         self.retained = Retained()
         self.wills: dict[str, tuple[Message, float]] = {}  # of Sessions without a connection, and when they are due
         self.deadlines = Deadlines(self._is_live)
-        # A SUBSCRIBE somewhat beyond what a client may have is told so for each filter, one far beyond is no mistake.
-        filters = limits.subscriptions + _FILTERS_BEYOND if limits.subscriptions else 0
-        self.packet_rules = PacketRules(limits.topic_bytes, limits.topic_levels, limits.user_properties, filters)
         self.touched: list[Connection] = []
         self.waiting: list[Connection] = []  # connections that hold packets back until a commit
         self.last_change = 0  # commit number of the youngest change
@@ -156,13 +149,10 @@ class Broker:
         self.withheld: dict[str, dict[int, Connection]] = {}  # who waits for a standing Session, by client id
         self.spent_position = 0  # of deliveries in queues that were dropped; a new Session begins behind it
         self.no_subscribers_code = 0  # of the message routed last
-        # QoS 2 messages of one client between PUBREC and PUBREL
-        window = limits.max_inflight_messages or 65535
-        self.received_limit = min(65535, window + (limits.max_queued_messages or 65535))
+        self._derive(limits)
         self._connections_made = 0
         self._retained_sweep_at = NEVER
         self._store_deadline = NEVER
-        self._address_rate = Rate(limits.connect_rate_per_address)
         self._addresses: dict[str, int] = {}  # connections of each address, where they are limited
 
     # --- connections ---------------------------------------------------------------------------------------------
@@ -205,11 +195,46 @@ class Broker:
             connection.answer_login(permitted, now)
 
     def rules_changed(self) -> None:
-        """Say that an authority's rules are others now: what was remembered of the old ones is forgotten."""
+        """Say that rules are others now, or other authorities asked: what was remembered of the old is forgotten."""
         self.router.forget_all()
         for session in self.sessions.values():
-            if session.permissions is not None:
-                session.permissions.forget()
+            connection, permissions = session.connection, session.permissions
+            if connection is not None:
+                authority = connection.limits.authority
+            else:
+                authority = self.default_authority
+                if authority is None and permissions is not None:
+                    authority = permissions.authority
+            if permissions is not None:
+                permissions.forget()
+            if authority is None:
+                session.permissions = None
+            elif permissions is None or permissions.authority is not authority:
+                session.permissions = Permissions(authority, session.client_id, session.username, self.memory)
+
+    def reload(self, limits: Limits, information: ServerInformation) -> None:
+        """Go on with other limits. What is there and goes beyond them stays until it is used up."""
+        self.limits = limits
+        self.information = information
+        self.memory.set_budget(limits.memory_budget)
+        self.router.ack_after = limits.ack_after
+        self.router.one_copy = not limits.allow_duplicate_messages
+        self._derive(limits)
+        self.rules_changed()
+
+    def _derive(self, limits: Limits) -> None:
+        """Set what follows from the limits."""
+        self.connect_rate = Rate(limits.connect_rate)
+        self.flapping = Flapping(limits.flapping_connects, limits.flapping_window, limits.flapping_hold_off)
+        self._address_rate = Rate(limits.connect_rate_per_address)
+        # It does not simply go to whoever is connected.
+        self.qos_0_is_special = limits.upgrade_outgoing_qos or limits.queue_qos_0
+        # A SUBSCRIBE somewhat beyond what a client may have is told so for each filter, one far beyond is no mistake.
+        filters = limits.subscriptions + _FILTERS_BEYOND if limits.subscriptions else 0
+        self.packet_rules = PacketRules(limits.topic_bytes, limits.topic_levels, limits.user_properties, filters)
+        # QoS 2 messages of one client between PUBREC and PUBREL
+        window = limits.max_inflight_messages or 65535
+        self.received_limit = min(65535, window + (limits.max_queued_messages or 65535))
 
     def tell(self, text: str) -> None:
         """Log who comes and goes, where that is wanted (connection_messages)."""
@@ -265,7 +290,7 @@ class Broker:
         """Have the expiry of a Session begin now; say whether it ever comes."""
         interval = session.expiry_interval
         if interval == NEVER_EXPIRES:
-            if session.standing_bytes >= 0:
+            if session.standing_bytes >= 0 or session.client_id in self.own_sessions:
                 return False
             interval = self.limits.persistent_client_expiration
             if not interval:
@@ -297,6 +322,9 @@ class Broker:
         elif reason == SHED:
             statistics.dropped_shed += 1
         self.decisions.record(reason, client_id, topic, now)
+        session = self.sessions.get(client_id)
+        if session is not None:
+            session.dropped += 1
 
     def take_touched(self) -> list[Connection]:
         """Give the connections that have output or are to be closed since the last call."""

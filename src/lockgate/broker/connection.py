@@ -93,6 +93,7 @@ class Connection:
         "aliases_out",
         "authentication",
         "backlog",
+        "bridge",
         "broker",
         "client_name",
         "closing_reason",
@@ -109,6 +110,7 @@ class Connection:
         "number",
         "output",
         "output_bytes",
+        "own",
         "peer",
         "permitted",
         "publish_rate",
@@ -135,6 +137,8 @@ class Connection:
         self.client_name = ""  # client id as it is logged, once it is let in
         self.limits = limits
         self.identity: str | None = None  # who the client is by its certificate; known before CONNECT
+        self.own = False  # this program itself is the client: the local side of a bridge
+        self.bridge = False  # the client is another broker's bridge and said so
         self.login: Connect | None = None  # the CONNECT whose user is being looked at
         self.permitted = False  # what that came to
         self.state = AWAITING_CONNECT

@@ -80,6 +80,20 @@ def explain(broker: Broker, client_id: str, topic: str) -> list[Finding]:
     return findings
 
 
+def subscription_tree(broker: Broker) -> str:
+    """Give a line for each level of the filters there are, with client id and QoS of those who subscribed to it."""
+    nodes: dict[tuple[str, ...], list[str]] = {}
+    for session in broker.sessions.values():
+        for one in session.subscriptions.values():
+            levels = tuple(one.topic_filter.split("/"))
+            for depth in range(1, len(levels)):
+                nodes.setdefault(levels[:depth], [])
+            nodes.setdefault(levels, []).append(f" ({printable(session.client_id)}, {one.qos})")
+    return "".join(
+        f"{'  ' * (len(levels) + 1)}{printable(levels[-1])}{''.join(nodes[levels])}\n" for levels in sorted(nodes)
+    )
+
+
 def _finding(decision: decisions.Decision, text: str) -> Finding:
     return Finding(decisions.NAMES[decision.reason], text, decision.count, decision.first_at, decision.last_at)
 

@@ -36,6 +36,7 @@ def handle_connect(broker: Broker, connection: Connection, packet: Connect, now:
     """Let a client in, refuse it with the CONNACK of its version, or begin the exchange that it asks for (§4.12)."""
     version = packet.version
     connection.version = version
+    connection.bridge = packet.bridge
     connection.decoder.version = version
     if packet.properties is not None:
         connection.maximum_packet_size = packet.properties.maximum_packet_size or 0
@@ -127,11 +128,16 @@ def let_in(
         answer.assigned_client_identifier = client_id
     # A user name that nobody has looked at owns nothing.
     owner = username if connection.proves_users else None
-    if _is_too_much(broker, connection, client_id, now) or _is_anothers(broker, connection, client_id, username):
+    if connection.own:
+        broker.own_sessions.add(client_id)
+    elif client_id in broker.own_sessions:
+        refuse(connection, reason_codes.NOT_AUTHORIZED, f"{printable(client_id)} is a bridge of ours")
+        return
+    elif _is_too_much(broker, connection, client_id, now) or _is_anothers(broker, connection, client_id, username):
         return
     keep_alive = packet.keep_alive
     longest = broker.limits.max_keepalive
-    if longest and (keep_alive == 0 or keep_alive > longest):
+    if longest and not connection.own and (keep_alive == 0 or keep_alive > longest):
         if version != V5:
             refuse(connection, reason_codes.CLIENT_IDENTIFIER_NOT_VALID, "the Keep Alive is too long")
             return
@@ -251,8 +257,6 @@ def _set_permissions(broker: Broker, connection: Connection, session: Session, u
     """Have the rules for this user apply to a Session."""
     authority = connection.limits.authority
     old = session.permissions
-    if connection.limits.trusted:
-        broker.trusted.add(session.client_id)
     if old is not None:
         if old.authority is authority and old.username == username:
             return

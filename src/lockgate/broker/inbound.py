@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from lockgate.broker.connection import Connection
     from lockgate.broker.session import Session
 
-
 CONTROL: Final = "$CONTROL/"
 
 

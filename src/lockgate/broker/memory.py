@@ -46,11 +46,15 @@ class Memory:
     __slots__ = ("_aim", "_short", "budget", "exhausted", "unfinished", "unfinished_limit", "used")
 
     def __init__(self, budget: int) -> None:
-        self.budget = budget
         self.used = 0
         self.unfinished = 0  # the part of `used` that lies in packets still arriving
-        self.unfinished_limit = budget // 4
         self.exhausted = False  # as it was found last: ask `is_exhausted`
+        self.set_budget(budget)
+
+    def set_budget(self, budget: int) -> None:
+        """Go on with another budget."""
+        self.budget = budget
+        self.unfinished_limit = budget // 4
         self._short = budget - budget // 4
         self._aim = budget - budget // 16
 

@@ -177,6 +177,15 @@ def drop_late(broker: Broker, connection: Connection, delivery: Delivery, reason
     broker.drop(reason, _client_id(connection), delivery.message.topic, now)
 
 
+def take_all_late(broker: Broker, connection: Connection) -> list[Delivery]:
+    """Take the QoS 0 messages that were kept for a connection, for whoever carries them on."""
+    late = list(connection.late) if connection.late is not None else []
+    connection.late = None
+    for delivery in late:
+        _take_late(broker, connection, delivery)
+    return late
+
+
 def _pump_late(broker: Broker, connection: Connection, now: float) -> None:
     """Send the QoS 0 messages that were kept, in pieces like the retained ones."""
     late = connection.late
@@ -339,10 +348,7 @@ def _send(broker: Broker, connection: Connection, session: Session, delivery: De
         head, tail = message.parts(version, qos, delivery.retain)
     if connection.maximum_packet_size and len(head) + 2 + len(tail) > connection.maximum_packet_size:
         broker.drop(TOO_LARGE, session.client_id, message.topic, now)  # [MQTT-3.1.2-25]
-        if delivery.packet_id and qos == 2:
-            _release(broker, connection, session, delivery)
-        else:
-            done(broker, session, delivery)
+        _give_up(broker, connection, session, delivery)
         return
     packet_id = delivery.packet_id
     if packet_id:  # it was sent on an earlier connection [MQTT-4.4.0-1]
@@ -360,6 +366,14 @@ def _send(broker: Broker, connection: Connection, session: Session, delivery: De
     broker.store.update(commit, session.client_id, delivery)
     # A QoS 2 PUBLISH waits until its identifier is safe: a second one under another identifier would be a repetition.
     connection.deliver_parts(head, encode_packet_id(packet_id), tail, commit if qos == 2 else 0)
+
+
+def _give_up(broker: Broker, connection: Connection, session: Session, delivery: Delivery) -> None:
+    """Let go of a delivery that is not sent, or not sent again."""
+    if delivery.packet_id and delivery.qos == 2:
+        _release(broker, connection, session, delivery)
+    else:
+        done(broker, session, delivery)
 
 
 def _release(broker: Broker, connection: Connection, session: Session, delivery: Delivery) -> None:
@@ -459,9 +473,9 @@ def _send_queued(broker: Broker, connection: Connection, session: Session, deliv
     """Send what waited, if the client may still have it: rules may have changed meanwhile, or its user."""
     message = delivery.message
     permissions = session.permissions
-    if permissions is not None and not delivery.packet_id and not permissions.may_receive(message.topic):
+    if permissions is not None and not permissions.may_receive(message.topic):
         broker.drop(NOT_PERMITTED, session.client_id, message.topic, now)
-        done(broker, session, delivery)
+        _give_up(broker, connection, session, delivery)
     elif delivery.qos == 0:
         done(broker, session, delivery)
         _send_qos_0(broker, connection, message, delivery.retain, delivery.identifier, now)
@@ -565,7 +579,7 @@ def _is_wanted(broker: Broker, subscription: Subscription, message: Message, sin
 def _is_backed(broker: Broker, permissions: Permissions, message: Message) -> bool:
     """Whether who published a retained message might still do so (check_retain_source)."""
     author = message.publisher
-    if not author or author in broker.trusted:
+    if not author or author in broker.own_sessions:
         return True
     return permissions.authority.may_publish(author, message.publisher_user, message.topic)
 
@@ -624,6 +638,18 @@ def let_go(broker: Broker, session: Session) -> None:
     for message in session.received.values():
         if message is not None:
             memory.release(message)
+
+
+def begin_anew(broker: Broker, session: Session) -> None:
+    """Have the next `resume` send everything in flight as new messages: the other end has lost its Session.
+
+    A QoS 2 message that waited for PUBCOMP may have been passed on there. Rather twice than never.
+    """
+    for delivery in session.in_flight.values():
+        delivery.packet_id = 0
+        delivery.state = QUEUED
+        if session.durable:
+            broker.store.update(broker.change(), session.client_id, delivery)
 
 
 def resume(broker: Broker, connection: Connection, session: Session, now: float) -> None:

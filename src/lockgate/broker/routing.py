@@ -34,13 +34,13 @@ class Router:
     """
 
     __slots__ = (
-        "_ack_after",
         "_by_first_level",
         "_limit",
         "_receivers",
         "_receivers_limit",
         "_remembered",
         "_routes",
+        "ack_after",
         "one_copy",
         "tree",
         "visits",
@@ -48,7 +48,7 @@ class Router:
 
     def __init__(self, limit: int, ack_after: tuple[tuple[str, bool], ...] = ()) -> None:
         self.tree = TopicTree()
-        self._ack_after = ack_after
+        self.ack_after = ack_after
         self._limit = limit
         self._routes: dict[str, Route] = {}
         self._by_first_level: dict[str, list[str]] = {}
@@ -86,7 +86,7 @@ class Router:
 
     def acknowledges_on_disk(self, topic: str) -> bool:
         """Whether what a topic's messages change has to be on disk before they are acknowledged."""
-        for topic_filter, on_disk in self._ack_after:
+        for topic_filter, on_disk in self.ack_after:
             if matches(topic_filter, topic):
                 return on_disk
         return True

@@ -62,6 +62,7 @@ class Session:
         "client_id",
         "connection",
         "disconnected_at",
+        "dropped",
         "dropping",
         "durable",
         "exceeding",
@@ -109,6 +110,7 @@ class Session:
         self.queued_count = 0  # waiting in all, in the head and in the store
         self.queued_bytes = 0
         self.standing_bytes = -1  # of a standing Session: how much may wait before publishers have to (0: any)
+        self.dropped = 0  # messages that were not delivered, since the start
         self.dropping = False  # the queue has been full since the client last kept up
         self.last_position = 0  # of the youngest delivery
         self.head_position = 0  # of the youngest delivery that was ever in the head

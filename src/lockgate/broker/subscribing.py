@@ -53,7 +53,11 @@ def handle_subscribe(broker: Broker, connection: Connection, session: Session, p
         codes.append(qos)
         if is_new:
             broker.memory.used += subscription_bytes(request.topic_filter)
-        options = StoredSubscription(qos, request.no_local, request.retain_as_published, identifier)
+        no_local, retain_as_published = request.no_local, request.retain_as_published
+        if connection.bridge:  # a version before 5 has no words for what Mosquitto gives every bridge
+            retain_as_published = True
+            no_local = not request.topic_filter.startswith(SHARE_PREFIX)
+        options = StoredSubscription(qos, no_local, retain_as_published, identifier)
         subscription = subscribe(broker, session, request.topic_filter, options)
         if session.durable:
             commit = broker.change()

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 # Each in the module of its name.
-PROGRAMS = frozenset({"mosquitto_passwd", "mosquitto_pub", "mosquitto_rr", "mosquitto_signal", "mosquitto_sub"})
+PROGRAMS = frozenset(
+    {"mosquitto", "mosquitto_passwd", "mosquitto_pub", "mosquitto_rr", "mosquitto_signal", "mosquitto_sub"}
+)
 
 COMMANDS = {
     "run": "host services in this process",
@@ -65,7 +67,7 @@ def _command(words: list[str]) -> int:
         return int(module.main(arguments))
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return 3
+        return error.exit_code
     except BrokenPipeError:  # `lockgate status | head`
         sys.stderr.close()
         return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lockgate import app
+from lockgate.cli import process
 from lockgate.cli.common import add_config_argument, load_config
 from lockgate.telemetry import logs
 
@@ -22,5 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
-    logs.configure(config.broker.log)
-    return app.run(config, arguments.services, app.SERVICES | app.DEMO_SERVICES)
+    is_broker = "broker" in arguments.services
+    user = process.service_user(config.broker, default=False) if is_broker else None
+    with process.pid_file(config.broker.pid_file if is_broker else None):
+        if user is not None:
+            app.preload(config)
+            process.become(user)
+        logs.configure(config.broker.log)
+        services = app.SERVICES | app.DEMO_SERVICES
+        return app.run(config, arguments.services, services, lambda: load_config(arguments))

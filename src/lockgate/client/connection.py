@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from lockgate.client.errors import ConnectionLost, ConnectionRefused
-from lockgate.client.session import Session
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import PINGREQ_FRAME, encode
@@ -26,6 +25,23 @@ def now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+class Conversation(Protocol):
+    """What the packets of a connection mean: the client's Session, or whoever stands in its place."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the Server has accepted us."""
+
+    def connected(self, connack: ConnAck) -> None:
+        """Begin: the Server accepts us."""
+
+    def receive(self, packet: Packet) -> None:
+        """Take any packet but those of the connection itself; raises MqttError for one that must not come."""
+
+    def take_output(self) -> bytes:
+        """Give the bytes to write now."""
+
+
 class Connection(asyncio.Protocol):
     """Handles every packet of a read, then writes once.
 
@@ -35,7 +51,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(
         self,
-        session: Session,
+        session: Conversation,
         connect: Connect,
         maximum_packet_size: int,
         on_accepted: Callable[[ConnAck], None],
@@ -59,6 +75,7 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._writable = asyncio.Event()
         self._writable.set()
+        self.disconnect_code = 0  # of the Server's DISCONNECT
         self.accepted: asyncio.Future[None] = loop.create_future()
         self.accepted.add_done_callback(lambda future: future.cancelled() or future.exception())  # may be nobody waits
         self.closed: asyncio.Future[str] = loop.create_future()
@@ -152,6 +169,7 @@ class Connection(asyncio.Protocol):
         if isinstance(packet, PingResp):
             return
         if isinstance(packet, Disconnect) and self._connect.version == V5:
+            self.disconnect_code = packet.reason_code
             reason_string = packet.properties.reason_string if packet.properties is not None else None
             self._why = f"the server disconnected: {reason_codes.describe(packet.reason_code)}" + (
                 f" ({reason_string})" if reason_string else ""

@@ -113,15 +113,7 @@ def topic(bridge: Bridge, name: str, value: str) -> None:
         local_prefix=local_prefix,
         remote_prefix=remote_prefix,
     )
-    known = cast(tuple[BridgeTopic, ...], bridge.get("topics", ()))
-    for other in known:
-        both_out = "in" not in (made.direction, other.direction) and made.local_filter == other.local_filter
-        both_in = "out" not in (made.direction, other.direction) and made.remote_filter == other.remote_filter
-        if made != other and (both_out or both_in):
-            shared = made.local_filter if both_out else made.remote_filter
-            raise BadValue(f"Invalid bridge remapping: '{shared}' has another topic line of this bridge already.")
-    if made not in known:
-        bridge["topics"] = (*known, made)
+    bridge["topics"] = (*cast(tuple[BridgeTopic, ...], bridge.get("topics", ())), made)
 
 
 _WORD = re.compile(r'("([^"]*)"(?=\s|$)|\S+)')

@@ -11,8 +11,10 @@ class ConfigError(Exception):
     """One mistake in a configuration: where it stands, what it says, and what would be accepted.
 
     `line` counts from 1 and is None where the mistake is the absence of a line; `key` is the dotted
-    name of the key (lockgate.toml) or the option (mosquitto.conf).
+    name of the key (lockgate.toml) or the option (mosquitto.conf). `exit_code` is Mosquitto's for such a mistake.
     """
+
+    exit_code = 3
 
     def __init__(
         self,

@@ -365,12 +365,13 @@ def find() -> Path | None:
     return next((path for path in PLACES if path.exists()), None)
 
 
-def load(path: Path | None, environment: Mapping[str, str]) -> Config:
+def load(path: Path | None, environment: Mapping[str, str], mosquitto_conf: Path | None = None) -> Config:
     """The configuration in `path` (None: only defaults) with what `environment` overrides.
 
+    `mosquitto_conf` takes the place of the file that `path` names.
     Raises ConfigError, for all mistakes together, if it cannot be used.
     """
-    return _Reading(path, environment).config()
+    return _Reading(path, environment, mosquitto_conf).config()
 
 
 _T = TypeVar("_T")
@@ -381,6 +382,7 @@ Said = dict[str, object]  # what one table said: keyword arguments of its class 
 class _Reading:
     path: Path | None
     environment: Mapping[str, str]
+    mosquitto_conf: Path | None
     errors: list[ConfigError] = field(default_factory=list)
     lines: dict[tuple[str, ...], int] = field(default_factory=dict)
     variables: dict[tuple[str, ...], str] = field(default_factory=dict)  # keys that the environment has overridden
@@ -544,6 +546,7 @@ class _Reading:
 
     def _broker(self, said: Said) -> BrokerConfig:
         path = said.pop("mosquitto_conf", None)
+        path = self.mosquitto_conf or path
         try:
             broker = read_mosquitto_conf(path) if isinstance(path, Path) else BrokerConfig()
             return dataclasses.replace(broker, **said)  # type: ignore[arg-type]

@@ -60,6 +60,7 @@ class TlsConfig:
     ciphers: str | None = None
     tls_version: Literal["tlsv1.2", "tlsv1.3"] = "tlsv1.2"  # the lowest
     certificates: tuple[CertificateConfig, ...] = ()
+    keylog: Path | None = None  # where to write the keys of connections, to debug
     places: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -242,6 +243,7 @@ class BrokerConfig:
         ListenerConfig(address="127.0.0.1"),
         ListenerConfig(address="::1"),
     )
+    listeners_said: bool = False  # else it is local-only mode
     allow_anonymous: bool = True  # True in local-only mode; the parser says False once a listener is configured
     authorities: tuple[AuthorityConfig, ...] = ()  # asked in this order, for every listener
     per_listener_settings: bool = False

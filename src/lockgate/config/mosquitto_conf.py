@@ -944,6 +944,7 @@ def _finish(draft: Draft, path: Path) -> BrokerConfig:
     if drafts:
         listeners = tuple(_listener(said, places) for said, places in drafts)
         draft.broker.setdefault("allow_anonymous", False)
+        draft.broker["listeners_said"] = True
     else:  # local-only mode
         said, places = draft.before_listeners, draft.places[0]
         listeners = tuple(_listener(said | {"address": address}, places) for address in LOCAL_ADDRESSES)

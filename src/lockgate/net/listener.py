@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lockgate.broker.limits import ListenerLimits
-from lockgate.config.errors import ConfigError
+from lockgate.broker.ports import Authority
 from lockgate.config.model import BrokerConfig, ListenerConfig
 from lockgate.net.stream import Stream
 
 if TYPE_CHECKING:
     from lockgate.net.service import BrokerService
     from lockgate.transport.layer import Layer
-    from lockgate.transport.tls import TlsServer
 
 log = logging.getLogger(__name__)
 
@@ -36,30 +35,29 @@ class PortInUse(OSError):
         self.port = port
 
 
-class Listener:
-    """Accepts connections on one port, on one address or on all of IPv4 and IPv6, or on a Unix socket."""
+class ListenerSettings:
+    """What a configuration says of one listener, ready for use: a reload makes all of them before it uses any."""
 
-    def __init__(self, config: ListenerConfig, common: BrokerConfig, broker: BrokerService) -> None:
-        """Prepare; raises ConfigError for a certificate or key that cannot be used."""
+    def __init__(self, config: ListenerConfig, common: BrokerConfig, authority: Authority | None) -> None:
+        """Raises ConfigError for a certificate or key that cannot be used."""
         self.config = config
-        self.broker = broker
         self.nodelay = common.set_tcp_nodelay
-        self.streams: set[Stream] = set()
-        self.is_closed = False
-        self._servers: list[asyncio.AbstractServer] = []
-        self._bound: list[socket.socket] = []
-        self._inode = 0  # of our Unix socket
-        self._layers: list[Callable[[], Layer]] = []
-        self._tls: TlsServer | None = None
-        anonymous = config.allow_anonymous if config.allow_anonymous is not None else common.allow_anonymous
+        self.layers: list[Callable[[], Layer]] = []
+        anonymous = config.allow_anonymous
+        prefix, empty = config.auto_id_prefix, config.allow_zero_length_clientid
         self.limits = ListenerLimits(
             port=config.port,
-            allow_anonymous=anonymous,
+            allow_anonymous=anonymous if anonymous is not None else common.allow_anonymous,
             max_qos=config.max_qos,
             max_topic_alias=config.max_topic_alias,
             max_topic_alias_broker=config.max_topic_alias_broker,
             protocol_versions=config.protocol_versions,
             username_from_certificate=config.username_from is not None,
+            authority=authority,
+            allow_zero_length_clientid=empty if empty is not None else common.allow_zero_length_clientid,
+            auto_id_prefix=prefix if prefix is not None else common.auto_id_prefix,
+            username_as_client_id=config.use_username_as_clientid,
+            mount_point=config.mount_point,
         )
         self._prepare_layers(common.websockets_headers_size)
 
@@ -70,20 +68,49 @@ class Listener:
             from lockgate.transport.proxy_protocol import ProxyProtocol
 
             version, tls, certificate = config.proxy_protocol, config.proxy_require_tls, config.require_certificate
-            self._layers.append(lambda: ProxyProtocol(version, tls, certificate and version == 2))
+            self.layers.append(lambda: ProxyProtocol(version, tls, certificate and version == 2))
         if config.tls is not None:
             from lockgate.transport.tls import TlsServer
 
-            self._tls = TlsServer(config.tls, config.username_from)
-            self._layers.append(self._tls.layer)
+            self.layers.append(TlsServer(config.tls, config.username_from).layer)
         if config.websockets:
             from lockgate.transport.websocket import WebSocket
 
-            self._layers.append(lambda: WebSocket(config.websockets_origins, headers_size))
+            self.layers.append(lambda: WebSocket(config.websockets_origins, headers_size))
+
+
+Door = tuple[object, ...]
+
+
+def door(config: ListenerConfig) -> Door:
+    """Give what a listener opens: as long as that stays the same, its sockets do."""
+    return (config.http_api, config.port, config.address, config.path, config.domain, config.interface)
+
+
+class Listener:
+    """Accepts connections on one port, on one address or on all of IPv4 and IPv6, or on a Unix socket."""
+
+    def __init__(self, settings: ListenerSettings, broker: BrokerService) -> None:
+        self.broker = broker
+        self.streams: set[Stream] = set()
+        self.is_closed = False
+        self._servers: list[asyncio.AbstractServer] = []
+        self._bound: list[socket.socket] = []
+        self._inode = 0  # of our Unix socket
+        self.use(settings)
+
+    def use(self, settings: ListenerSettings) -> None:
+        """Go on with other settings: limits count at once, what lies under MQTT for the connections that come."""
+        self.config = settings.config
+        self.nodelay = settings.nodelay
+        self.limits = settings.limits
+        self._layers = settings.layers
         if self._layers:
             from lockgate.net.layered import LayeredStream
 
             self._layered = LayeredStream
+        for stream in self.streams:
+            stream.connection.limits = settings.limits
 
     async def open(self) -> None:
         """Begin to accept; raises PortInUse, or OSError with the address in its text."""
@@ -119,17 +146,6 @@ class Listener:
 
     def _accept(self) -> Stream:
         return self._layered(self, [make() for make in self._layers]) if self._layers else Stream(self)
-
-    def reload(self) -> None:
-        """Read certificates, keys and revocation lists again, for the connections that come."""
-        if self._tls is None:
-            return
-        try:
-            self._tls.reload()
-        except ConfigError as error:
-            log.error("The certificates of port %d stay as they were. %s", self.config.port, error)
-        else:
-            log.info("The certificates of port %d were read again.", self.config.port)
 
     def close(self) -> None:
         """Accept nothing more and close what was accepted."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
-from lockgate.broker.ports import DENIED, LATER, PERMITTED
+from lockgate.broker.ports import DENIED, LATER, PERMITTED, Authenticator
 from lockgate.config.model import BrokerConfig, ListenerConfig
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,8 @@ class Rules(Protocol):
 
     def may_unsubscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool: ...
 
-    def readmits(self, client_id: str, username: str | None, by_certificate: bool, before: Rules) -> bool:
-        """Whether a client that the rules `before` let in may stay under these."""
+    def readmits(self, client_id: str, username: str | None, by_certificate: bool, before: Any) -> bool:
+        """Whether a client that the rules `before`, of the same kind, let in may stay under these."""
 
 
 class Access(Protocol):
@@ -40,11 +41,22 @@ class Access(Protocol):
         """Whom a listener asks; None where there is nobody to ask."""
 
 
-MakeAccess = Callable[[BrokerConfig], Access]  # raises ConfigError
+# Makes what a configuration names, and keeps of what was there what belongs to the running broker; raises ConfigError.
+MakeAccess = Callable[[BrokerConfig, Access | None], tuple[Authenticator | None, Access]]
+
+
+class _Nobody:
+    def rules(self, listener: ListenerConfig) -> None:
+        return None
+
+
+def no_access(config: BrokerConfig, before: Access | None) -> tuple[None, Access]:
+    """Give what there is where no authority is wanted."""
+    return None, _Nobody()
 
 
 class Logins:
-    """An `Authority` of the core over Rules, which may be replaced; a password is looked at in a thread.
+    """An `Authority` of the core over Rules; a password is looked at in a thread.
 
     One thread, for all listeners: a hash takes a core, and the broker needs one too. Whoever waits for it is bounded by
     `Limits.pending_logins`, and its connection is closed with `connect_timeout`.
@@ -83,8 +95,8 @@ class Logins:
 class Hashing:
     """The thread that looks at passwords; `answer` is called on the loop with a connection's number."""
 
-    def __init__(self, is_waiting: Callable[[int], bool], answer: Callable[[int, bool], None]) -> None:
-        self._is_waiting = is_waiting
+    def __init__(self, is_there: Callable[[int], bool], answer: Callable[[int, bool], None]) -> None:
+        self._is_there = is_there  # asked in the thread
         self._answer = answer
         self._executor: ThreadPoolExecutor | None = None  # made for the first password
 
@@ -95,21 +107,15 @@ class Hashing:
         loop = asyncio.get_running_loop()
 
         def look() -> None:
-            if not self._is_waiting(number):  # it has given up
+            if not self._is_there(number):  # it has given up
                 return
-            rules = logins.rules
             try:
-                permitted = rules.login(client_id, username, password)
+                permitted = logins.rules.login(client_id, username, password)
             except Exception:
                 log.exception("a login could not be looked at")
                 permitted = False
-            loop.call_soon_threadsafe(end, rules, permitted)
-
-        def end(rules: Rules, permitted: bool) -> None:
-            if rules is not logins.rules:  # replaced meanwhile
-                self.begin(logins, number, client_id, username, password)
-            else:
-                self._answer(number, permitted)
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._answer, number, permitted)
 
         self._executor.submit(look)
 

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,10 +22,9 @@ from lockgate import __version__
 from lockgate.broker import restoring
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
-from lockgate.broker.explain import explain
+from lockgate.broker.explain import explain, subscription_tree
 from lockgate.broker.limits import QUEUE_HEAD, Limits, ListenerLimits, ServerInformation, StandingSession
 from lockgate.broker.ports import (
-    Authenticator,
     Delivery,
     Keeper,
     Message,
@@ -37,12 +36,16 @@ from lockgate.broker.ports import (
     StoredWill,
 )
 from lockgate.broker.sys_topics import publish_figures
-from lockgate.config.model import BrokerConfig
+from lockgate.config.model import BridgeConfig, BrokerConfig, Config, ListenerConfig
+from lockgate.mqtt.reason_codes import NOT_AUTHORIZED
 from lockgate.net.complaints import Complaints
-from lockgate.net.listener import Listener
+from lockgate.net.listener import Listener, ListenerSettings, door
+from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Rules, no_access
 from lockgate.net.stream import Stream
 
 log = logging.getLogger(__name__)
+
+VERSION = f"2.1.2 (lockgate {__version__})"  # for programs that look for Mosquitto's
 
 # While the machine sleeps this clock goes on, and no one can set it.
 _BOOTTIME = time.CLOCK_BOOTTIME
@@ -85,6 +88,32 @@ class ServedStore(Store, Protocol):
         """Give the store's figures, for JSON."""
 
 
+class Served(Protocol):
+    """The other end of a Connection: a socket, or a part of this program."""
+
+    connection: Connection
+
+    def write(self) -> None:
+        """Take what the connection has to say, and notice when it closes."""
+
+
+class Bridging(Protocol):
+    """The bridges to other brokers, on the loop of this one."""
+
+    def start(self) -> None:
+        """Begin, once the store is restored."""
+
+    async def stop(self) -> None:
+        """Disconnect in order."""
+
+    def reload(self, configs: Sequence[BridgeConfig]) -> None:
+        """Go on with other configurations."""
+
+    def status(self) -> Mapping[str, object]:
+        """Give the figures of each by its name, for JSON."""
+
+
+MakeBridges = Callable[["BrokerService", Sequence[BridgeConfig]], Bridging]
 OpenStore = Callable[[StoreAnswers], ServedStore]
 
 
@@ -113,6 +142,14 @@ def broker_limits(config: BrokerConfig) -> Limits:
         max_queued_bytes=config.max_queued_bytes,
         max_packet_size=config.max_packet_size,
         max_keepalive=config.max_keepalive,
+        message_size=config.message_size_limit,
+        clientid_prefixes=config.clientid_prefixes,
+        upgrade_outgoing_qos=config.upgrade_outgoing_qos,
+        allow_duplicate_messages=config.allow_duplicate_messages,
+        queue_qos_0=config.queue_qos0_messages,
+        check_retain_source=config.check_retain_source,
+        session_owner=config.session_owner == "user",
+        retain_available=config.retain_available,
         subscriptions=ours.subscriptions,
         # Where the store is in memory, too, nothing is gained by holding less of it.
         queue_head=0 if config.persistence is False else QUEUE_HEAD,
@@ -154,6 +191,30 @@ def machine_memory() -> int:
     return min(found)
 
 
+def server_information(config: BrokerConfig) -> ServerInformation:
+    """Give what the core tells version 5 clients, for a configuration."""
+    return ServerInformation(config.server_reference, config.server_moved, config.response_information)
+
+
+class Doors:
+    """The settings of every listener of a configuration, with whom each asks; nothing is opened.
+
+    Raises ConfigError for what cannot be used.
+    """
+
+    def __init__(self, config: BrokerConfig, access: Access, hashing: Hashing) -> None:
+        found: dict[int, tuple[Rules, Logins]] = {}  # those who ask the same share it, and with it what it remembers
+
+        def authority(listener: ListenerConfig) -> Logins | None:
+            rules = access.rules(listener)
+            if rules is None:
+                return None
+            return found.setdefault(id(rules), (rules, Logins(rules, hashing)))[1]
+
+        self.settings = [ListenerSettings(one, config, authority(one)) for one in config.listeners]
+        self.default = authority(ListenerConfig())
+
+
 def _spare_collector() -> None:
     """Keep the garbage collector from looking through all that stays: each full look is a delay for every client.
 
@@ -173,13 +234,16 @@ class BrokerService:
         self,
         config: BrokerConfig,
         open_store: OpenStore,
-        authenticator: Authenticator | None = None,
-        reload_users: Callable[[], None] | None = None,
+        make_access: MakeAccess | None = None,
+        make_bridges: MakeBridges | None = None,
     ) -> None:
+        self._make_access = make_access if make_access is not None else no_access
+        authenticator, self._access = self._make_access(config, None)
         self._store = open_store(self)
-        information = ServerInformation(config.server_reference, config.server_moved, config.response_information)
-        self.broker = Broker(broker_limits(config), self._store, _Log(), _new_client_id, authenticator, information)
-        self._reload_users = reload_users
+        limits, information = broker_limits(config), server_information(config)
+        self.broker = Broker(limits, self._store, _Log(), _new_client_id, authenticator, information)
+        self.broker.tells_connections = config.connection_messages
+        self.hashing = Hashing(self._is_there, self._login_answered)
         self._sys_interval = config.sys_interval
         self._figures_timer: asyncio.TimerHandle | None = None
         self._started_at = 0.0
@@ -187,9 +251,13 @@ class BrokerService:
         self.complaints = Complaints()
         self.handshakes_failed = 0  # of TLS, WebSocket and the PROXY protocol
         self._warnings = config.warnings
-        self.listeners = [Listener(listener, config, self) for listener in config.listeners]
+        doors = Doors(config, self._access, self.hashing)
+        self.broker.default_authority = doors.default
+        self.listeners = [Listener(settings, self) for settings in doors.settings]
+        self._make_bridges = make_bridges
+        self.bridges = self._bridges(config)
         self._deadlines = self.broker.deadlines
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, Served] = {}
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._continuing: list[Connection] = []  # that have more output to make
@@ -213,26 +281,116 @@ class BrokerService:
             log.warning("%s", warning)
         self._end = asyncio.get_running_loop().create_future()
         try:
+            log.info("mosquitto version %s starting", VERSION)
             self._store.start()
             self._store.restore(self)
             restoring.stand(self.broker, self.clock())
             self._started_at = self.clock()
             self._tell()
+            if self.bridges is not None:
+                self.bridges.start()
             self.flush()  # also to wait for what was restored with a time
             for listener in self.listeners:
                 await listener.open()
             _spare_collector()
+            log.info("mosquitto version %s running", VERSION)
             ready()
             await self._end
         finally:
             await self._stop()
 
-    def reload(self) -> None:
-        """Read the files of the listeners and of users again; whoever is connected stays so."""
-        if self._reload_users is not None:
-            self._reload_users()
+    def _bridges(self, config: BrokerConfig) -> Bridging | None:
+        if not config.bridges or self._make_bridges is None:
+            return None
+        return self._make_bridges(self, config.bridges)
+
+    async def reload(self, whole: Config) -> None:
+        """Go on with another configuration, or raise ConfigError or OSError and go on as before.
+
+        Whoever is connected stays so, unless its listener is gone or the new rules would not let it in.
+        """
+        config = whole.broker
+        authenticator, access = self._make_access(config, self._access)
+        doors = Doors(config, access, self.hashing)
+        known = {door(listener.config): listener for listener in self.listeners}
+        opened: list[Listener] = []
+        listeners: list[Listener] = []
+        try:
+            for settings in doors.settings:
+                listener = known.get(door(settings.config))
+                if listener is None:
+                    listener = Listener(settings, self)
+                    await listener.open()
+                    opened.append(listener)
+                listeners.append(listener)
+        except OSError:
+            for listener in opened:
+                listener.close()
+            raise
+        # Nothing fails from here on.
+        for connection in list(self.broker.pending.values()):
+            if connection.login is not None:  # by the rules that were
+                connection.close("the rules have changed while it was let in; it may come again")
+        before = {listener: listener.limits for listener in self.listeners}
+        for listener, settings in zip(listeners, doors.settings, strict=True):
+            listener.use(settings)
         for listener in self.listeners:
-            listener.reload()
+            if listener not in listeners:
+                listener.close()
+        self.listeners = listeners
+        self._access = access
+        self.broker.authenticator = authenticator
+        self.broker.default_authority = doors.default
+        self.broker.tells_connections = config.connection_messages
+        self._trusted_proxies = config.trusted_proxies
+        self.broker.reload(broker_limits(config), server_information(config))
+        for listener, limits in before.items():
+            self._readmit(listener, limits)
+        if config.sys_interval != self._sys_interval:
+            self._sys_interval = config.sys_interval
+            if self._figures_timer is not None:
+                self._figures_timer.cancel()
+            self._tell()
+        if self.bridges is not None:
+            self.bridges.reload(config.bridges)
+        else:
+            self.bridges = self._bridges(config)
+            if self.bridges is not None:
+                self.bridges.start()
+        for warning in config.warnings:
+            log.warning("%s", warning)
+        self.flush()
+
+    def _readmit(self, listener: Listener, before: ListenerLimits) -> None:
+        """Disconnect the clients of a listener that its new rules would not let in."""
+        limits, now = listener.limits, self.clock()
+        old = before.authority.rules if isinstance(before.authority, Logins) else None
+        new = limits.authority.rules if isinstance(limits.authority, Logins) else None
+        for stream in list(listener.streams):
+            connection = stream.connection
+            session = connection.session
+            if session is None or connection.authentication is not None:
+                continue
+            certified = limits.username_from_certificate
+            if new is None:
+                stays = limits.allow_anonymous or connection.identity is not None
+            elif old is None:  # nobody had looked at its name
+                stays = new.login(session.client_id, session.username if certified else None, None, certified)
+            else:
+                stays = new.readmits(session.client_id, session.username, certified, old)
+            if not stays:
+                self.broker.disconnect(session.client_id, NOT_AUTHORIZED, "the new rules would not let it in", now)
+
+    def _is_there(self, number: int) -> bool:
+        return number in self.broker.connections
+
+    def _login_answered(self, number: int, permitted: bool) -> None:
+        self.broker.login_answered(number, permitted, self.clock())
+        self.flush()
+
+    def tree(self) -> str:
+        """Give who subscribed to what, level by level, as Mosquitto prints it at SIGUSR2."""
+        return subscription_tree(self.broker)
 
     def save(self) -> None:
         """Write what nobody waits for now."""
@@ -240,6 +398,9 @@ class BrokerService:
         self.flush()
 
     async def _stop(self) -> None:
+        log.info("mosquitto version %s terminating", VERSION)
+        if self.bridges is not None:
+            await self.bridges.stop()
         self.broker.stop(self.clock())
         self.flush()
         for listener in self.listeners:
@@ -250,12 +411,13 @@ class BrokerService:
         deadline = self.clock() + _STOP_SECONDS
         while self._streams and self.clock() < deadline:
             await asyncio.sleep(0.01)
+        self.hashing.close()
         self.complaints.close()
         self._store.close()
 
     # --- the turn ------------------------------------------------------------------------------------------------
 
-    def admit(self, stream: Stream, peer: str, limits: ListenerLimits, address: str) -> Connection:
+    def admit(self, stream: Served, peer: str, limits: ListenerLimits, address: str) -> Connection:
         """Give a new socket its connection; `address` is that of the peer, empty where nothing counts it."""
         connection = self.broker.connect(peer, limits, self.clock(), self._counted(address))
         self._streams[connection.number] = stream
@@ -282,7 +444,7 @@ class BrokerService:
                 return ""
         return address
 
-    def dismiss(self, stream: Stream, now: float) -> None:
+    def dismiss(self, stream: Served, now: float) -> None:
         """Take back the connection of a closed socket."""
         connection = stream.connection
         self._streams.pop(connection.number, None)
@@ -453,7 +615,7 @@ class BrokerService:
         self._most_connected = max(self._most_connected, connected)
         away = sum(1 for session in broker.sessions.values() if session.connection is None)
         figures: dict[str, object] = {
-            "version": f"mosquitto version 2.1.2 (lockgate {__version__})",
+            "version": f"mosquitto version {VERSION}",
             "uptime": f"{self.clock() - self._started_at:.0f} seconds",
             "clients/total": len(broker.sessions),
             "clients/connected": connected,
@@ -509,6 +671,7 @@ class BrokerService:
             "not_retained": totals.not_retained,
             "store": self._store.status(),
             "memory": {"used": broker.memory.used, "budget": broker.memory.budget},
+            **({"bridges": dict(self.bridges.status())} if self.bridges is not None else {}),
         }
 
     def explain(self, arguments: Mapping[str, object]) -> Mapping[str, object]:

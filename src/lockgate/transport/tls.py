@@ -28,17 +28,12 @@ Certificate = Mapping[str, Any]  # as `ssl.SSLObject.getpeercert` gives it
 
 
 class TlsServer:
-    """The certificates of one listener; `reload` renews them for the connections that come."""
+    """The certificates of one listener, as their files were when it was made."""
 
     def __init__(self, config: TlsConfig, username_from: Literal["identity", "subject"] | None = None) -> None:
         """Read the files. Raises ConfigError, with option and line, for one that cannot be used."""
-        self._config = config
         self._name = {None: None, "identity": common_name, "subject": subject}[username_from]
         self._context = _context(config)
-
-    def reload(self) -> None:
-        """Read the files again. Raises ConfigError and keeps what there was if one of them cannot be used."""
-        self._context = _context(self._config)
 
     def layer(self) -> Tls:
         """Give a layer for one connection."""
@@ -111,6 +106,8 @@ def _with_certificate(
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[config.tls_version]
+    if config.keylog is not None:
+        context.keylog_filename = str(config.keylog)
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     encrypted = []
 

@@ -29,6 +29,9 @@ class Says:
 
     may_receive = may_subscribe = may_unsubscribe = may_publish
 
+    def credential(self, username: str) -> object:
+        return None
+
 
 @pytest.mark.parametrize("verdicts", list(itertools.product(Verdict, repeat=3)))
 def test_the_first_that_allows_or_denies_decides_and_all_deferred_is_refused(verdicts: tuple[Verdict, ...]) -> None:

@@ -217,6 +217,22 @@ def test_what_waits_is_asked_about_when_it_is_sent(server: Server, rules: Rules)
     assert server.broker.statistics.dropped_not_permitted == 1
 
 
+@pytest.mark.parametrize("qos", [1, 2])
+def test_what_was_sent_already_is_asked_about_when_it_is_sent_again(server: Server, rules: Rules, qos: int) -> None:
+    first = subscribed(server, "c", "t", qos, session_expiry_interval=100)
+    server.client("p").publish("t", b"x", qos)
+    packet_id = first.publishes()[0].packet_id
+    first.lose()
+    rules.deny("receive", "t")
+    server.broker.rules_changed()
+    again = server.client("c", clean_start=False, session_expiry_interval=100)
+    if qos == 2:  # it holds the identifier, and has to be told that it is free
+        assert again.one() == PubRel(packet_id)
+        again.send(PubComp(packet_id))
+    assert again.received() == []
+    assert server.broker.sessions["c"].in_flight == {}
+
+
 def test_a_retained_message_whose_author_may_not_write_it_any_more_stays_here(server: Server, rules: Rules) -> None:
     author = server.client("author", username="alice")
     author.publish("t", b"x", retain=True)

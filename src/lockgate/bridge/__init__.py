@@ -1,0 +1,1 @@
+"""Broker ↔ broker: the `connection` blocks of mosquitto.conf."""

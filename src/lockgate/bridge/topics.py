@@ -1,0 +1,66 @@
+"""What a bridge carries, and how each topic is called on the other side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, final
+
+from lockgate.config.model import BridgeTopic
+from lockgate.mqtt.topics import matches
+
+_REMEMBERED: Final = 4096  # topics each way
+
+
+@final
+class Direction:
+    """The `topic` lines of one direction; where several match a topic, the first counts."""
+
+    def __init__(self, lines: Iterable[tuple[str, int, str, str]]) -> None:
+        """`lines` are Topic Filter, QoS, the prefix that is taken off, the one that is put before what is left."""
+        self.filters: dict[str, int] = {}  # and the QoS of each
+        self._lines = list(lines)
+        for topic_filter, qos, _off, _on in self._lines:
+            self.filters.setdefault(topic_filter, qos)
+        self._known: dict[str, str | None] = {}
+
+    def map(self, topic: str) -> str | None:
+        """Give a topic's name on the other side; None when no line carries it."""
+        try:
+            return self._known[topic]
+        except KeyError:
+            pass
+        mapped = self._map(topic)
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[topic] = mapped
+        return mapped
+
+    def _map(self, topic: str) -> str | None:
+        for topic_filter, _qos, off, on in self._lines:
+            if matches(topic_filter, topic):
+                return on + topic[len(off) :]
+        return None
+
+
+@final
+class TopicMap:
+    """Both directions of one bridge."""
+
+    def __init__(self, topics: Iterable[BridgeTopic]) -> None:
+        topics = list(topics)
+        self.out = Direction(
+            (one.local_filter, one.qos, one.local_prefix, one.remote_prefix)
+            for one in topics
+            if one.direction in ("out", "both")
+        )
+        self.inwards = Direction(
+            (one.remote_filter, one.qos, one.remote_prefix, one.local_prefix)
+            for one in topics
+            if one.direction in ("in", "both")
+        )
+        # remote filters that we do not want, and may have wanted in an earlier configuration
+        self.unwanted = [
+            one.remote_filter
+            for one in topics
+            if one.direction == "out" and one.remote_filter not in self.inwards.filters
+        ]

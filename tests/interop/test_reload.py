@@ -1,0 +1,204 @@
+"""SIGHUP: what the files say counts at once, for who is connected too; what cannot be used changes nothing."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lockgate.access import hashes
+from lockgate.mqtt import reason_codes
+from lockgate.mqtt.packets import V3_1_1, Disconnect
+from tests.support.dialog import Dialog
+from tests.support.gateway import Gateway
+from tests.support.peers import free_port, wait_for_port
+
+WAIT = 10.0
+
+
+class Files:
+    """A broker with a password file and an ACL file, and what a test writes into them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.passwords = folder / "passwords"
+        self.acl = folder / "acl"
+        self.conf = folder / "mosquitto.conf"
+        self.users(alice="a", bob="b")
+        self.rules("topic readwrite open", "user alice", "topic readwrite #", "user bob", "topic readwrite open")
+        options = [f"password_file {self.passwords}", f"acl_file {self.acl}", "persistence false"]
+        self.gateway = Gateway(folder, mosquitto_conf=options)
+
+    def users(self, **passwords: str) -> None:
+        self.passwords.write_text(
+            "".join(f"{name}:{hashes.make(word.encode(), 'sha512-pbkdf2', 10)}\n" for name, word in passwords.items())
+        )
+        self.passwords.chmod(0o600)
+
+    def rules(self, *lines: str) -> None:
+        self.acl.write_text("".join(f"{line}\n" for line in lines))
+        self.acl.chmod(0o600)
+
+    def hang_up(self, expected: str = "The new configuration is in use.") -> str:
+        """Send SIGHUP and give what is logged, up to a line."""
+        seen = len(self.gateway.log.read_text())
+        self.gateway.signal("broker", signal.SIGHUP)
+        deadline = time.monotonic() + WAIT
+        while expected not in (said := self.gateway.log.read_text()[seen:]):
+            assert time.monotonic() < deadline, said
+            time.sleep(0.01)
+        return said
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Files]:
+    files = Files(tmp_path)
+    with files.gateway.running("broker"):
+        yield files
+
+
+REFUSED = reason_codes.NOT_AUTHORIZED
+
+
+def let_in(files: Files, name: str | None, password: bytes | None = None, answer: int = 0, port: int = 0) -> Dialog:
+    return Dialog(port or files.gateway.port, f"c-{name}", username=name, password=password, answer=answer)
+
+
+def is_disconnected(client: Dialog) -> bool:
+    """Whether the client was told that it may not be here any more."""
+    last = client.receive()
+    return isinstance(last, Disconnect) and last.reason_code == REFUSED and client.receive() is None
+
+
+def test_the_files_decide_who_comes_in_and_what_they_do(files: Files) -> None:
+    let_in(files, "alice", b"wrong", REFUSED)
+    let_in(files, "nobody", b"a", REFUSED)
+    let_in(files, "alice", None, REFUSED)
+    Dialog(files.gateway.port, "c", V3_1_1, username="alice", password=b"wrong", answer=5)
+    alice, bob, anonymous = let_in(files, "alice", b"a"), let_in(files, "bob", b"b"), let_in(files, None)
+    listening = Dialog(files.gateway.port, "listening", username="alice", password=b"a")
+    for one in (listening, anonymous):
+        one.subscribe("#")
+    assert bob.publish("closed", b"1") == REFUSED
+    assert alice.publish("closed", b"2") == 0
+    assert bob.publish("open", b"3") == 0
+    assert [one.payload for one in listening.messages(2)] == [b"2", b"3"]
+    assert [one.payload for one in anonymous.messages(2)] == [b"3"]
+
+
+def test_a_removed_or_changed_user_is_disconnected_and_others_stay(files: Files) -> None:
+    alice, bob, anonymous = let_in(files, "alice", b"a"), let_in(files, "bob", b"b"), let_in(files, None)
+    kept = files.passwords.read_text().splitlines()[0]
+    files.passwords.write_text(f"{kept}\nbob:{hashes.make(b'new', 'sha512-pbkdf2', 10)}\n")
+    files.hang_up()
+    assert is_disconnected(bob)
+    anonymous.subscribe("open")
+    let_in(files, "bob", b"b", REFUSED)
+    let_in(files, "bob", b"new")
+    files.conf.write_text(files.conf.read_text().replace("allow_anonymous true", "allow_anonymous false"))
+    files.hang_up()
+    assert is_disconnected(anonymous)
+    let_in(files, None, None, REFUSED)
+    assert alice.publish("open", b"") in (0, reason_codes.NO_MATCHING_SUBSCRIBERS)
+
+
+def test_new_rules_count_for_who_is_connected_and_for_what_waits(files: Files) -> None:
+    alice, bob = let_in(files, "alice", b"a"), let_in(files, "bob", b"b")
+    bob.subscribe("#")
+    with Dialog(files.gateway.port, "sleeper", username="bob", password=b"b") as sleeper:
+        sleeper.subscribe("#")
+    assert alice.publish("open", b"1") == 0
+    assert bob.messages(1)[0].payload == b"1"
+    files.rules("user alice", "topic readwrite #", "user bob", "topic readwrite other")
+    files.hang_up()
+    assert bob.publish("open", b"x") == REFUSED
+    alice.publish("open", b"2")
+    alice.publish("other", b"3")
+    assert [one.payload for one in bob.messages(1)] == [b"3"]
+    with Dialog(files.gateway.port, "sleeper", username="bob", password=b"b") as sleeper:
+        assert [one.payload for one in sleeper.messages(3)] == [b"3"]
+    files.rules()
+    files.hang_up()
+    assert alice.publish("open", b"") == REFUSED  # an empty file denies all
+
+
+@pytest.mark.parametrize("file", ["passwords", "acl", "conf"])
+def test_what_cannot_be_used_changes_nothing(files: Files, file: str) -> None:
+    alice = let_in(files, "alice", b"a")
+    path: Path = getattr(files, file)
+    good = path.read_text()
+    for bad in (good + "user\nnonsense:\n", None):
+        if bad is None:
+            path.unlink()
+        else:
+            path.write_text(bad)
+        said = files.hang_up("The configuration stays as it was.")
+        assert str(path) in said
+        assert alice.publish("closed", b"") in (0, reason_codes.NO_MATCHING_SUBSCRIBERS)
+        let_in(files, "bob", b"wrong", REFUSED)
+        assert let_in(files, "bob", b"b").publish("closed", b"") == REFUSED
+    path.write_text(good)
+    path.chmod(0o600)
+    files.hang_up()
+
+
+def test_a_bad_file_may_end_the_broker_as_it_ends_mosquitto(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.gateway.toml.write_text(
+        files.gateway.toml.read_text().replace("[broker]\n", '[broker]\non_bad_reload = "exit"\n')
+    )
+    with files.gateway.running():
+        process = files.gateway.launch("broker")
+        wait_for_port(files.gateway.port, process, files.gateway.log)
+        files.acl.write_text("nonsense\n")
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(WAIT) == 3
+
+
+@pytest.mark.parametrize("file", ["passwords", "acl"])
+@pytest.mark.parametrize("damage", ["gone", "nonsense"])
+def test_a_file_that_cannot_be_used_at_start_is_mosquittos_exit(tmp_path: Path, file: str, damage: str) -> None:
+    files = Files(tmp_path)
+    path: Path = getattr(files, file)
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_text("nonsense:x\n")
+    with files.gateway.running():
+        assert files.gateway.launch("broker").wait(WAIT) == 13
+    assert str(path) in files.gateway.log.read_text()
+
+
+def test_listeners_come_and_go_and_the_others_notice_nothing(files: Files) -> None:
+    alice = let_in(files, "alice", b"a")
+    good = files.conf.read_text()
+    port = free_port()
+    files.conf.write_text(f"{good}listener {port} 127.0.0.1\n")
+    files.hang_up()
+    on_the_new_one = let_in(files, "bob", b"b", port=port)
+    assert alice.publish("open", b"") in (0, reason_codes.NO_MATCHING_SUBSCRIBERS)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        files.conf.write_text(f"{good}listener {free_port()} 127.0.0.1\nlistener {number} 127.0.0.1\n")
+        said = files.hang_up("The configuration stays as it was.")
+        assert f"port {number} on 127.0.0.1 is in use" in said or "held by" in said
+    assert on_the_new_one.publish("open", b"") in (0, reason_codes.NO_MATCHING_SUBSCRIBERS)
+    files.conf.write_text(good)
+    files.hang_up()
+    assert on_the_new_one.receive() is None
+    with pytest.raises(ConnectionRefusedError):
+        let_in(files, "bob", b"b", port=port)
+    assert alice.publish("open", b"") in (0, reason_codes.NO_MATCHING_SUBSCRIBERS)
+
+
+def test_limits_are_read_again(files: Files) -> None:
+    alice = let_in(files, "alice", b"a")
+    files.conf.write_text(files.conf.read_text() + "message_size_limit 3\nmax_inflight_messages 7\nmax_qos 1\n")
+    files.hang_up()
+    assert alice.publish("open", b"1234") == reason_codes.IMPLEMENTATION_SPECIFIC_ERROR
+    bob = let_in(files, "bob", b"b")
+    assert bob.connack.properties is not None
+    assert (bob.connack.properties.receive_maximum, bob.connack.properties.maximum_qos) == (7, 1)
