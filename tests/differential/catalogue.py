@@ -126,6 +126,12 @@ _WIRE = {
     "connect-unknown-property": "a open v=5 10 10 00 04 4d 51 54 54 05 02 00 00 02 7e 00 00 01 61",
     "auth-method-unknown": "a open v=5 10 12 00 04 4d 51 54 54 05 02 00 00 04 15 00 01 78 00 01 61",
     "ping": "a connect\na raw c0 00",
+}
+
+_LOG = {
+    "log-start": "broker log 'Opening ipv4 listen socket'",
+    "log-running": "broker log 'running$'",
+    "log-new-connection": "a connect\nbroker log 'New connection from'",
     "log-connect": """
         a connect id=logged
         broker log 'New client connected from .* as logged'
@@ -133,14 +139,10 @@ _WIRE = {
         broker log 'Client logged.*disconnected'
     """,
     "log-connect-user": "a connect id=loguser user=somebody\nbroker log 'New client connected from .* as loguser'",
-    "log-new-connection": "a connect\nbroker log 'New connection from'",
     "log-lost": "a connect id=loglost\na lose\nbroker log 'loglost.*(disconnected|closed)'",
     "log-takeover": "a connect id=logtk\nb connect id=logtk\nbroker log 'logtk.*already connected'",
     "log-v5": "a connect v=5 id=logv5\nbroker log 'New client connected from .* as logv5'",
     "log-bad-name": "a open 10 0c 00 04 4d 51 58 58 04 02 00 3c 00 00\nbroker log '[Pp]rotocol'",
-    "log-start": "broker log 'Opening ipv4 listen socket'",
-    "log-running": "broker log 'running|ready'",
-    "sigusr2-is-survived": "a connect\na raw c0 00",
     "stop-log": "broker stop\nbroker log 'terminating'",
 }
 
@@ -351,7 +353,7 @@ _LISTENERS = {
     "second-is-closed-to-anonymous": "a connect port={p2}",
     "second-has-a-qos": "a connect v=5 port={p3}",
     "messages-pass-between": "a connect\na subscribe t 2\nb connect port={p3}\nb publish t x 1",
-    "log-port": "a connect id=second port={p3}\nbroker log 'New connection from .* on port {p3}'",
+    "log-port": "a connect id=second port={p3}\nbroker log 'New connection from .* on port .p3.'",
     "log-as": "a connect id=third port={p3}\nbroker log 'as third'",
 }
 _MOUNT = {
@@ -367,11 +369,6 @@ _MOUNT = {
     "shared": "a connect\nb connect v=5 port={p2}\nb subscribe $share/g/t 1\na publish mounted/t x 1",
     "retained": "b connect port={p2}\nb publish r x 1 retain\nb subscribe r 1\na connect\na subscribe mounted/r 1",
     "response-topic": "a connect v=5\na subscribe mounted/q 1\nb connect v=5 port={p2}\nb publish q x 1 response=r",
-}
-_VERSIONS = {
-    "v31": "a connect v=3",
-    "v311": "a connect v=4",
-    "v5": "a connect v=5",
 }
 _PREFIX = {
     "right": "a connect id=ok-1",
@@ -505,6 +502,7 @@ _SYS = {
 
 SETUPS = (
     Setup("wire", OPEN, _WIRE),
+    Setup("log", OPEN, _LOG),
     Setup("max_packet_size", OPEN + "max_packet_size 500\n", _PACKETS),
     Setup("message_size_limit", OPEN + "message_size_limit 100\n", _MESSAGES),
     Setup("max_keepalive", OPEN + "max_keepalive 100\n", _KEEPALIVE),
@@ -523,12 +521,12 @@ SETUPS = (
         "anonymous": "a connect", "anonymous-v5": "a connect v=5", "user": "a connect user=x password=y"}),
     Setup("acl_file", OPEN + "password_file {dir}/passwords\nacl_file {dir}/acl\n", _ACL,
           {"passwords": PASSWORDS, "acl": _ACL_FILE}),
-    Setup("listeners", OPEN.replace("allow_anonymous true\n", "listener_allow_anonymous true\n")
-          + "listener {p2} 127.0.0.1\nlistener {p3} 127.0.0.1\nlistener_allow_anonymous true\nmax_qos 1\n", _LISTENERS),
+    Setup("listeners",
+          "per_listener_settings true\nlistener {p} 127.0.0.1\nallow_anonymous true\nlistener {p2} 127.0.0.1\n"
+          "listener {p3} 127.0.0.1\nallow_anonymous true\nmax_qos 1\n", _LISTENERS),
     Setup("mount_point",
           "allow_anonymous true\nlistener {p} 127.0.0.1\nlistener {p2} 127.0.0.1\nmount_point mounted/\n",
           _MOUNT),
-    Setup("accept_protocol_versions", OPEN + "accept_protocol_versions 4\n", _VERSIONS),
     Setup("clientid_prefixes", OPEN + "clientid_prefixes ok-\n", _PREFIX),
     Setup("allow_zero_length_clientid", OPEN + "allow_zero_length_clientid false\n", _ZERO),
     Setup("auto_id_prefix", OPEN + "auto_id_prefix made-\n", _INVENTED),
@@ -600,13 +598,11 @@ STARTS = {
     "bridge keepalive too short": BASE + "connection b\naddress 127.0.0.1:1\ntopic #\nkeepalive_interval 2\n",
     "bridge start_type manual": BASE + "connection b\naddress 127.0.0.1:1\ntopic #\nstart_type manual\n",
     "bridge protocol version wrong": BASE + "connection b\naddress 127.0.0.1:1\ntopic #\nbridge_protocol_version 9\n",
-    "an empty file": "",
     "carriage returns": BASE.replace("\n", "\r\n"),
     "blanks before a name": "  listener {p} 127.0.0.1\nallow_anonymous true\n",
     "blanks around a value": "listener   {p} 127.0.0.1\nallow_anonymous   true  \n",
     "queue limits off": BASE + "max_queued_messages 0\nmax_inflight_messages 0\n",
     "retry_interval": BASE + "retry_interval 20\n",
-    "user that does not exist": BASE + "user nobody-of-that-name\n",
     "port and bind_address": "port {p}\nbind_address 127.0.0.1\nallow_anonymous true\n",
 }
 START_FILES = {"broken-passwords": "ann\nbob:\n", "broken-acl": "topic sometimes a\n"}

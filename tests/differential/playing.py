@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 from collections.abc import Collection
@@ -39,18 +40,19 @@ def play(maker: Maker, setup: Setup, folder: Path) -> Transcripts:
         refusal = broker.normalised(str(error)).splitlines()[-1:]
         transcripts = {name: [f"does not start: {refusal}"] for name in setup.scenarios}
     finally:
-        broker.end()
+        broker.end(signal.SIGKILL)
     return transcripts
 
 
 def start(maker: Maker, name: str, folder: Path) -> list[str]:
-    """Give how a start ended, and with what errors."""
+    """Give how a start ended, and its first error; we go on to the next ones."""
     broker = Broker(maker, folder, STARTS[name], START_FILES)
     status = broker.wait(broker.launch())
     if status is None:
-        broker.end()
+        broker.end(signal.SIGKILL)  # 2.0 does not hear SIGTERM under some of these
         return ["runs"]
-    return [f"status {status}", *(line for line in broker.lines() if "rror" in line)]
+    errors = [line for line in broker.lines() if line.startswith("Error")]
+    return [f"status {status}", *errors[: 2 if errors[1:] and errors[1].startswith("Error found at") else 1]]
 
 
 def play_all(wanted: Collection[str], folder: Path) -> dict[Maker, Transcripts]:

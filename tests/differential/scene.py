@@ -123,7 +123,7 @@ class Scene:
                 continue
             mine = seen.get(who, [])
             missing = answer is not None and not any(answer.match(line) or line == "closed" for line in mine)
-            if not missing or time.monotonic() > deadline or self._clients[who].closed:
+            if not missing or time.monotonic() > deadline or who not in self._clients:
                 break
         for name, lines in sorted(seen.items()):
             self.lines += [f"  {name}: {line.rstrip()}" for line in normalised(lines)]
@@ -180,6 +180,8 @@ class Scene:
             client = self._clients[who] = _Connection(int(told.get("port", self._broker.ports["p"])))
             self._versions[who] = int(told.get("v", 4))
             return client.open(bytes.fromhex("".join(words)), self._versions[who])
+        if who not in self._clients:
+            return ["is not there"]
         client, version = self._clients[who], self._versions[who]
         if client.closed and verb != "gone":
             return ["is closed"]
