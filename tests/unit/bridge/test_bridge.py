@@ -157,6 +157,21 @@ async def test_a_broker_with_less_qos_gets_less(tmp_path: Path) -> None:
         link.send(ConnAck(reason_codes.QOS_NOT_SUPPORTED))
 
 
+async def test_a_broker_that_disconnects_for_what_it_does_not_take_gets_it_otherwise(tmp_path: Path) -> None:
+    async with Remote() as remote, bridged(tmp_path, *bridge_to(remote, "topic # out 2", V5_LINE, QUIET)) as bridge:
+        link = await remote.accept()
+        async with client_of(bridge) as client:
+            await client.publish("t", b"x", 2, retain=True)
+        for code in (reason_codes.RETAIN_NOT_SUPPORTED, reason_codes.QOS_NOT_SUPPORTED):
+            packet = await link.expect(Publish)
+            link.send(Disconnect(code))
+            link = await remote.accept(ConnAck(session_present=True))
+        packet = await link.expect(Publish)
+        assert (packet.payload, packet.qos, packet.retain) == (b"x", 1, False)
+        link.send(PubAck(packet.packet_id))
+        await bridge.until(lambda status: status["queued"] == 0)
+
+
 @pytest.mark.parametrize("maximum", [0, 1])
 @pytest.mark.parametrize("qos", [1, 2])
 async def test_messages_are_sent_at_the_qos_there_is(tmp_path: Path, maximum: int, qos: int) -> None:
