@@ -288,6 +288,30 @@ async def test_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
             assert [(await link.expect(Publish)).payload for _ in range(5)] == [b"%d" % number for number in range(5)]
 
 
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_a_remote_broker_that_does_not_read_fills_no_memory(tmp_path: Path, qos: int) -> None:
+    count, payload = 400, b"x" * 100_000
+    lines = ["max_queued_messages 0", *bridge_to(Remote(), "topic # out 1", QUIET, V5_LINE)]
+    async with Remote() as remote:
+        lines[2] = f"address 127.0.0.1:{remote.port}"
+        async with bridged(tmp_path, *lines) as bridge, client_of(bridge) as client:
+            link = await remote.accept()
+            await bridge.until(lambda status: status["state"] == "connected")
+            for _ in range(count):
+                await client.publish("t", payload, qos)
+            if not qos:
+                await client.publish("u", b"behind them", 1)
+            sent = bridge.status()["sent"]
+            assert isinstance(sent, int)
+            assert sent * len(payload) < 20_000_000  # of 40 MB; most of it lies in the buffers of the sockets
+            if qos:
+                for _ in range(count):
+                    link.send(PubAck((await link.expect(Publish)).packet_id))
+                await bridge.until(lambda status: status["queued"] == 0)
+            else:
+                assert bridge.broker.statistics.dropped_slow
+
+
 # --- what outlives a connection ---------------------------------------------------------------------------------------
 
 
