@@ -362,7 +362,7 @@ def _ask(options: Options, topic: str, request: bytes) -> bytes:
     except Stopped as stopped:
         asker.leave()
         raise _End(*((TIMED_OUT, "Error: no answer came.") if stopped.timed_out else (FAILED, ""))) from None
-    except Failure as failure:
+    except Failure:
         if asker.status:
             raise _End(asker.status, f"Connection error: {reason_text(asker.status, options.version)}") from None
         raise

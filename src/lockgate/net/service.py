@@ -22,7 +22,7 @@ from lockgate import __version__
 from lockgate.broker import restoring
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
-from lockgate.broker.explain import explain, subscription_tree
+from lockgate.broker.explain import explain, session_list, subscription_tree
 from lockgate.broker.limits import QUEUE_HEAD, Limits, ListenerLimits, ServerInformation, StandingSession
 from lockgate.broker.ports import (
     Delivery,
@@ -44,6 +44,7 @@ from lockgate.net.figures import Figures
 from lockgate.net.listener import Listener, ListenerSettings, door
 from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Rules, no_access
 from lockgate.net.stream import Stream
+from lockgate.telemetry import logs
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ def broker_limits(config: BrokerConfig) -> Limits:
         check_retain_source=config.check_retain_source,
         session_owner=config.session_owner == "user",
         retain_available=config.retain_available,
+        sparkplug=config.sparkplug_aware,
         subscriptions=ours.subscriptions,
         # Where the store is in memory, too, nothing is gained by holding less of it.
         queue_head=0 if config.persistence is False else QUEUE_HEAD,
@@ -247,6 +249,7 @@ class BrokerService:
         self.broker = Broker(limits, self._store, _Log(), _new_client_id, authenticator, information)
         self.broker.tells_connections = config.connection_messages
         self.hashing = Hashing(self._is_there, self._login_answered)
+        self._log_config = config.log
         self._sys_interval = config.sys_interval
         self._figures_timer: asyncio.TimerHandle | None = None
         self.figures = Figures(self, self.clock())
@@ -292,6 +295,7 @@ class BrokerService:
             self._store.restore(self)
             restoring.stand(self.broker, self.clock())
             self._tell()
+            self._log_to_topics()
             if self.bridges is not None:
                 self.bridges.start()
             self.flush()  # also to wait for what was restored with a time
@@ -358,6 +362,8 @@ class BrokerService:
             if self._figures_timer is not None:
                 self._figures_timer.cancel()
             self._tell()
+        self._log_config = config.log
+        self._log_to_topics()
         if self.bridges is not None:
             self.bridges.reload(config.bridges)
         else:
@@ -405,6 +411,12 @@ class BrokerService:
     def listener_configs(self) -> list[ListenerConfig]:
         """Give what is open."""
         return [listener.config for listener in self.listeners]
+
+    def _log_to_topics(self) -> None:
+        if "topic" in self._log_config.destinations:
+            from lockgate.net.topic_log import TopicLog
+
+            logs.add(TopicLog(self), self._log_config)
 
     def lets_anonymous_in(self, config: ListenerConfig) -> bool:
         """Whether a listener lets clients in that give no user name."""
@@ -665,6 +677,25 @@ class BrokerService:
             "memory": {"used": broker.memory.used, "budget": broker.memory.budget},
             **({"bridges": dict(self.bridges.status())} if self.bridges is not None else {}),
         }
+
+    def answers(self) -> Mapping[str, Callable[[Mapping[str, object]], Mapping[str, object]]]:
+        """Give what answers the questions of the command line."""
+        return {"explain": self.explain, "sessions": self.sessions}
+
+    def sessions(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        """Answer `lockgate session`: tell of all Sessions, give one to a user, or end it."""
+        action, client_id, now = str(arguments.get("action", "")), str(arguments.get("client", "")), self.clock()
+        if action == "list":
+            return {"sessions": session_list(self.broker, now)}
+        user = arguments.get("user")
+        if client_id in self.broker.own_sessions:
+            return {"problem": "it is that of a bridge, which the configuration rules"}
+        if action == "give":
+            done = self.broker.give_session(client_id, user if isinstance(user, str) else None, now)
+        else:
+            done = action == "drop" and self.broker.drop_session(client_id, now)
+        self.save()  # nobody waits for it, and whoever asked wants to rely on it
+        return {} if done else {"problem": "there is no session of this client id"}
 
     def explain(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
         """Answer `lockgate explain`: why did a `client` get nothing on a `topic`? Times are seconds since 1970."""

@@ -53,7 +53,8 @@ def configure(config: LogConfig) -> None:
 
     Raises ConfigError for a destination that cannot be opened. Called again, it replaces what was there.
     """
-    handlers = [_handler(destination, config) for destination in config.destinations if destination != "none"]
+    places = [one for one in config.destinations if one not in ("none", "topic")]  # the broker sees to its topics
+    handlers = [_handler(destination, config) for destination in places]
     formatter, types = MosquittoFormatter(config), _TypeFilter(config)
     for handler in handlers:
         if not isinstance(handler, SysLogHandler):  # syslog has a time of its own
@@ -69,6 +70,13 @@ def configure(config: LogConfig) -> None:
     root.setLevel(types.lowest)
     logging.getLogger("asyncio").setLevel(logging.INFO)
     logging.captureWarnings(True)
+
+
+def add(handler: logging.Handler, config: LogConfig) -> None:
+    """Send log lines to one more place, until `configure` is called again."""
+    handler.setFormatter(MosquittoFormatter(config))
+    handler.addFilter(_TypeFilter(config))
+    logging.getLogger().addHandler(handler)
 
 
 def _handler(destination: str, config: LogConfig) -> logging.Handler:
