@@ -252,7 +252,7 @@ class Side:
                 if one is not None and (more := one.round_trip()):
                     quiet = 0
                     seen[number] += more
-        return [_normalised(lines) for lines in seen]
+        return [normalised(lines) for lines in seen]
 
     def _settle_broker(self) -> None:
         """Two round trips of another client: whatever had reached the broker's sockets before is handled."""
@@ -285,7 +285,7 @@ class Side:
         self._settle_broker()
 
 
-def _normalised(lines: Seen) -> Seen:
+def normalised(lines: Seen) -> Seen:
     """Order within a topic and QoS is kept, other messages are sorted; PUBREL has no order among other packets."""
     answers = [line for line in lines if not line.startswith(("PUBLISH", "PUBREL", "closed"))]
     messages = sorted((line for line in lines if line.startswith("PUBLISH")), key=_stream)

@@ -138,7 +138,7 @@ def restart_timeout(name: str, value: str) -> RestartTimeout:
 
 def start_type(name: str, value: str) -> object:
     if value == "manual":
-        raise BadValue("Manual start type is not supported.", "automatic, lazy, once")
+        raise BadValue("Manual start_type not supported.", "automatic, lazy, once")
     return one_of(automatic="automatic", lazy="lazy", once="once")(name, value)
 
 

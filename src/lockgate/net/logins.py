@@ -124,11 +124,18 @@ class Hashing:
 
         self.submit(look)
 
+    def run(self, work: Callable[[], bool]) -> asyncio.Future[bool]:
+        """Have the thread find something out."""
+        return asyncio.get_running_loop().run_in_executor(self._thread(), work)
+
     def submit(self, work: Callable[[], None]) -> None:
         """Have the thread do something that may take long, after what it has to do already."""
+        self._thread().submit(work)
+
+    def _thread(self) -> ThreadPoolExecutor:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, "passwords")
-        self._executor.submit(work)
+        return self._executor
 
     def close(self) -> None:
         """End the thread, without waiting for the hash it is at."""

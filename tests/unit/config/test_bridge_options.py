@@ -152,7 +152,7 @@ def test_topics(tmp_path: Path, line: str, topic: BridgeTopic) -> None:
         (f"{LEAST}address h:0\n", "Error: Invalid port value (0).\\4"),
         (f"{LEAST}address h:x\n", "Error: Invalid port value (x).\\4"),
         (f"{LEAST}address [h\n", "Error: Invalid address value ([h).\\4"),
-        (f"{LEAST}start_type manual\n", "Error: Manual start type is not supported.\\4"),
+        (f"{LEAST}start_type manual\n", "Error: Manual start_type not supported.\\4"),
         (f"{LEAST}restart_timeout 0\n", "Error: Invalid restart_timeout value (0).\\4"),
         (f"{LEAST}restart_timeout 10 5\n", "Error: backoff cap is lower than the base in restart_timeout.\\4"),
         (f"{LEAST}keepalive_interval 4\n", "Error: Invalid keepalive_interval value (4).\\4"),
