@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.interop.test_dynamic_security import PLUGIN
-from tests.support.peers import Mosquitto, free_port, program
+from tests.support.peers import Mosquitto, free_port, program, wait_for_port
 
 pytestmark = pytest.mark.peers
 
@@ -99,15 +99,20 @@ def transcript(command: Sequence[str], folder: Path) -> list[tuple[tuple[str, ..
     state = folder / "security.json"
     subprocess.run([program("mosquitto_ctrl"), "dynsec", "init", str(state), "admin", "pw"], check=True, stdout=-3)
     peer = Mosquitto(folder, [f"plugin {PLUGIN}", f"plugin_opt_config_file {state}"], anonymous=False)
-    login = ["-h", "127.0.0.1", "-p", str(peer.port), "-u", "admin", "-P", "pw", "dynsec"]
-    said = []
     try:
-        for words in DIALOGUE:
-            before, typed = (words[: words.index("<")], words[-1]) if "<" in words else (words, "")
-            status, text = run(command, [*login, *before], typed)
-            said.append((words, 0 if f"{words[0]}: Error: " in text else status, text))
+        return converse(command, peer.port)
     finally:
         peer.stop()
+
+
+def converse(command: Sequence[str], port: int) -> list[tuple[tuple[str, ...], int, str]]:
+    """Hold the dialogue; gives words, exit status and what was said."""
+    login = ["-h", "127.0.0.1", "-p", str(port), "-u", "admin", "-P", "pw", "dynsec"]
+    said = []
+    for words in DIALOGUE:
+        before, typed = (words[: words.index("<")], words[-1]) if "<" in words else (words, "")
+        status, text = run(command, [*login, *before], typed)
+        said.append((words, 0 if f"{words[0]}: Error: " in text else status, text))
     return said
 
 
@@ -118,6 +123,28 @@ def test_every_command_says_the_same(tmp_path: Path) -> None:
     theirs = transcript([program("mosquitto_ctrl")], tmp_path / "theirs")
     for own, expected in zip(ours, theirs, strict=True):
         assert own == expected
+
+
+def test_debians_program_drives_our_broker(tmp_path: Path) -> None:
+    if not PLUGIN.exists():
+        pytest.skip(f"no {PLUGIN}")
+    expected = transcript([program("mosquitto_ctrl")], tmp_path / "theirs")
+    state, conf, log, port = tmp_path / "security.json", tmp_path / "conf", tmp_path / "log", free_port()
+    subprocess.run([program("mosquitto_ctrl"), "dynsec", "init", str(state), "admin", "pw"], check=True, stdout=-3)
+    conf.write_text(
+        f"listener {port} 127.0.0.1\nplugin {PLUGIN}\nplugin_opt_config_file {state}\n"
+        + ("user root\n" if os.geteuid() == 0 else "")
+    )
+    with log.open("wb") as stream:
+        broker = subprocess.Popen(
+            [sys.executable, "-m", "lockgate", "mosquitto", "-c", str(conf)], stdout=stream, stderr=stream, cwd=tmp_path
+        )
+    try:
+        wait_for_port(port, broker, log)
+        assert converse([program("mosquitto_ctrl")], port) == expected
+    finally:
+        broker.terminate()
+        broker.wait(10)
 
 
 def test_refusals_have_an_exit_status(tmp_path: Path) -> None:
