@@ -29,6 +29,7 @@ from lockgate.mqtt.packets import (
 from lockgate.mqtt.properties import Properties
 from lockgate.mqtt.wire import read_variable_byte_integer
 from tests.support import raw
+from tests.support.rules import Rules
 from tests.support.server import Peer, Server
 
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -367,7 +368,8 @@ def silence_ends_the_connection(version: int) -> None:
 
 def fields_keep_their_order(version: int) -> None:
     """Client Identifier, Will, User Name, Password: each is found where it stands."""
-    server = Server()
+    rules = Rules()
+    server = Server(listener=rules.listener())
     watcher = server.client("w", version)
     watcher.subscribe("#")
     peer = server.peer(version)
@@ -375,7 +377,7 @@ def fields_keep_their_order(version: int) -> None:
     payload = raw.string(b"id") + will_payload(version) + raw.string(b"user") + raw.string(b"secret")
     peer.send_bytes(raw.connect(version, payload, flags))
     let_in(peer)
-    assert server.broker.sessions["id"].username == "user"
+    assert rules.logins[-1][1:4] == ("id", "user", b"secret")
     peer.lose()
     assert watcher.messages() == [("will", b"gone")]
 

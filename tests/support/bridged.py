@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Self, TypeVar
 
+from lockgate.app import make_access
 from lockgate.bridge.bridges import Bridges
 from lockgate.config.model import BridgeConfig, BrokerConfig, ListenerConfig
 from lockgate.config.mosquitto_conf import read_mosquitto_conf
@@ -63,9 +64,10 @@ async def bridged(folder: Path, *lines: str, port: int = 0) -> AsyncIterator[Bri
     """Serve with a configuration of bridges; what is durable lasts as long as this."""
     config = read_config(folder, *lines)
     listener = ListenerConfig(port=port, address="127.0.0.1")
-    service = BrokerService(dataclasses.replace(config, listeners=(listener,), sys_interval=0), MemoryStore)
-    bridges = Bridges(service, config.bridges)
-    service.bridges = bridges
+    config = dataclasses.replace(config, listeners=(listener,), sys_interval=0)
+    service = BrokerService(config, MemoryStore, make_access, Bridges)
+    bridges = service.bridges
+    assert isinstance(bridges, Bridges)
     ready = asyncio.Event()
     running = asyncio.create_task(service.run(ready.set))
     starting = asyncio.create_task(ready.wait())

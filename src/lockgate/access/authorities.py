@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from lockgate.access.authority import Authority, Chain
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import AuthorityConfig, BrokerConfig, ListenerConfig
+
+if TYPE_CHECKING:
+    from lockgate.access.dynamic_security import ControlAnswer
 
 MISSING = 13  # exit status of Mosquitto's where a file of an authority cannot be used at start
 
@@ -47,8 +51,15 @@ class Authorities:
             chain = self._chains[key] = Chain([self._loaded[one] for one in named], allow_anonymous=anonymous)
         return chain
 
-    def __iter__(self) -> Iterator[Authority]:
-        return iter(self._loaded.values())
+    def endpoints(self) -> Mapping[str, Callable[[bytes, str, Callable[[str], list[str]]], ControlAnswer]]:
+        """Give what clients may ask of authorities, by topic; dynamic security has one."""
+        for config, authority in self._loaded.items():
+            if config.kind == "dynamic_security":
+                from lockgate.access.dynamic_security.security import TOPIC, DynamicSecurity
+
+                assert isinstance(authority, DynamicSecurity)
+                return {TOPIC: authority.handle}
+        return {}
 
 
 def _load(config: AuthorityConfig) -> Authority:
@@ -74,7 +85,7 @@ def _acl_file(config: AuthorityConfig) -> Authority:
 def _dynamic_security(config: AuthorityConfig) -> Authority:
     from lockgate.access.dynamic_security import DynamicSecurity
 
-    return DynamicSecurity.load(config.path, config.password_init_file)
+    return DynamicSecurity.load_or_create(config.path, config.password_init_file)
 
 
 _LOADERS = {"password_file": _password_file, "acl_file": _acl_file, "dynamic_security": _dynamic_security}

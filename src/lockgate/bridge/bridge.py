@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS: Final = 10.0  # from the first SYN to CONNACK
 _GOODBYE_SECONDS: Final = 1.0
+_LOGIN_SECONDS: Final = 0.02  # between looks whether our own broker has let the bridge in
 _LOOK_SECONDS: Final = 0.5  # between looks at what waits for a lazy bridge
 _PROBE_SECONDS: Final = 5.0  # between attempts to reach the first address again
 _LONGEST_PROBE_SECONDS: Final = 3600.0
@@ -58,6 +59,7 @@ class Bridge:
         self._last_error = ""
         self._said: bytes | None = None  # on the notification topic here
         self._late: list[Delivery] = []
+        self._preparing: Local | None = None
         self._take(config)
 
     def _take(self, config: BridgeConfig) -> None:
@@ -65,6 +67,7 @@ class Bridge:
         self.config = config
         self._next: BridgeConfig | None = None
         self._topics = TopicMap(config.topics)
+        self._counters.queue_dropped = None
         self._backoff = Backoff(config.restart_timeout)
         self._place = 0
         self._probe_seconds = _PROBE_SECONDS
@@ -130,7 +133,18 @@ class Bridge:
             local.set_writable(False)
             local.open(1, True)
             local.subscribe(self._topics.out.filters, _SEND_NO_RETAINED)
+            self._preparing = local
+            self._end_preparing()
+
+    def _end_preparing(self) -> bool:
+        """Close what `_prepare` opened if our broker has answered; say whether that is done."""
+        local = self._preparing
+        if local is not None and local.is_answered:
+            if local.connection.session is None:
+                self._note(f"our own broker refuses the bridge: {local.connection.closing_reason}")
             local.close()
+            self._preparing = None
+        return self._preparing is None
 
     def end_session(self) -> None:
         """Give up what is queued here; the bridge must not be connected."""
@@ -151,6 +165,8 @@ class Bridge:
             log.exception("Bridge %s has failed", self.config.name)
             self._state, self._last_error = "failed", "see the log"
         finally:
+            if self._preparing is not None:
+                self._preparing.close()
             self._say(b"0")
 
     async def _keep_connected(self) -> None:
@@ -163,6 +179,8 @@ class Bridge:
                 self._prepare()
                 failed = 0
             self._ending.clear()
+            while not self._end_preparing():
+                await asyncio.sleep(_LOGIN_SECONDS)
             if self.config.start_type == "lazy" and not await self._wait_for_messages():
                 continue
             addresses = self.config.addresses
@@ -201,6 +219,9 @@ class Bridge:
         try:
             while not self._ending.is_set():
                 session = parked.connection.session
+                if not parked.is_answered:
+                    await asyncio.sleep(_LOGIN_SECONDS)
+                    continue
                 if session is None:
                     self._note(f"our own broker closed: {parked.connection.closing_reason}")
                     await self._pause(self._backoff.next_seconds())

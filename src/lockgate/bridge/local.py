@@ -15,7 +15,6 @@ from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import V5, Connect, Packet, Subscribe, SubscriptionRequest, Unsubscribe
 from lockgate.mqtt.properties import Properties
 
-_LIMITS: Final = ListenerLimits(port=0, trusted=True, max_topic_alias=0, max_topic_alias_broker=0)
 _FILTERS_TOGETHER: Final = 100
 _PACKET_ID: Final = 1  # of SUBSCRIBE and UNSUBSCRIBE, whose answers are told apart by nothing else here
 
@@ -62,7 +61,12 @@ class Local:
         self._decoder = Decoder(V5, rules=PacketRules(topic_levels=65_535))  # our broker has checked its own
         self._flush_scheduled = False
         self._closed = False
-        self.connection = shell.admit(self, f"bridge {config.name}", _LIMITS, "")
+        # A user that is named is looked at like any other client's, where there is somebody to do so.
+        authority = shell.broker.default_authority if config.local_username is not None else None
+        limits = ListenerLimits(
+            port=0, authority=authority, trusted=authority is None, max_topic_alias=0, max_topic_alias_broker=0
+        )
+        self.connection = shell.admit(self, f"bridge {config.name}", limits, "")
         self.connection.own = True
 
     def open(self, receive_maximum: int, keeps_session: bool) -> None:
@@ -87,10 +91,9 @@ class Local:
 
     def subscribe(self, filters: dict[str, int], retain_handling: int) -> None:
         """Have exactly these Topic Filters, each with its QoS."""
-        session = self.connection.session
-        if session is None:  # it was refused
-            return
-        stale = [topic_filter for topic_filter in session.subscriptions if topic_filter not in filters]
+        session = self._shell.broker.sessions.get(self._config.local_client_id)
+        known = session.subscriptions if session is not None else {}
+        stale = [topic_filter for topic_filter in known if topic_filter not in filters]
         if stale:
             self.send(Unsubscribe(_PACKET_ID, stale))
         requests = [
@@ -130,6 +133,11 @@ class Local:
         if connection.is_closing:
             self._receiver.local_closed(connection.closing_reason)
         self._receiver.local_turn_ended()
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether our broker has let it in, or never will; a password takes its time."""
+        return self.connection.session is not None or self.connection.is_closing
 
     @property
     def wants_input(self) -> bool:

@@ -68,6 +68,7 @@ class Counters:
     """What a bridge has done since it was started."""
 
     sent: int = 0
+    queue_dropped: int | None = None  # by the Session here, when the other end last knew all that is retained
     received: int = 0
     too_large: int = 0  # for the other side
     refused: int = 0  # by the other side
@@ -134,9 +135,20 @@ class Relay:
         session = broker.sessions.get(config.local_client_id)
         if session is not None and not present:
             outbound.begin_anew(broker, session)
+        filters = self._topics.out.filters
+        dropped = session.dropped if session is not None else 0
         self._local = Local(self._shell, config, self)
+        # With both Sessions kept and nothing dropped, what is retained at QoS 1 and 2 went there when it was published.
+        self._local.connection.has_retained = (
+            present
+            and session is not None
+            and session.durable
+            and {one.requested_filter: one.qos for one in session.subscriptions.values()} == filters
+            and self._counters.queue_dropped == dropped
+        )
+        self._counters.queue_dropped = dropped
         self._local.open(window, keeps_session(config))
-        self._local.subscribe(self._topics.out.filters, 0)
+        self._local.subscribe(filters, 0)
 
     def _announce_and_ask(self) -> None:
         config = self._config

@@ -14,9 +14,10 @@ class Backlog:
     Looking for them is put off until then: the messages of a thousand filters at once would be more than memory holds.
     """
 
-    __slots__ = ("_at", "_found", "since", "topic_filter", "waiting")
+    __slots__ = ("_at", "_found", "qos_0_only", "since", "topic_filter", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, qos_0_only: bool = False) -> None:
+        self.qos_0_only = qos_0_only  # the Session has kept the others
         self.waiting: dict[str, float] = {}  # filters as they were requested, and when
         self.topic_filter = ""  # the one whose messages were found
         self.since = 0.0  # when it was subscribed to

@@ -205,6 +205,8 @@ class Broker:
                 authority = self.default_authority
                 if authority is None and permissions is not None:
                     authority = permissions.authority
+            if session.client_id in self.own_sessions:
+                authority = None
             if permissions is not None:
                 permissions.forget()
             if authority is None:
@@ -474,6 +476,7 @@ class Broker:
                 if session is not None and at == session.watched_at:
                     session.watched_at = float("inf")
                     if session.expires_at != NEVER and session.expires_at <= now:
+                        self.statistics.sessions_expired += 1
                         self.end_session(session, now, "it expired")
                         restoring.stand_again(self, session.client_id, now)
                     elif session.expires_at != NEVER:

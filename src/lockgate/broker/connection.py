@@ -98,6 +98,7 @@ class Connection:
         "client_name",
         "closing_reason",
         "decoder",
+        "has_retained",
         "held_bytes",
         "identity",
         "keep_alive_seconds",
@@ -138,6 +139,7 @@ class Connection:
         self.limits = limits
         self.identity: str | None = None  # who the client is by its certificate; known before CONNECT
         self.own = False  # this program itself is the client: the local side of a bridge
+        self.has_retained = False  # the other end of our own bridge has what was retained at QoS 1 and 2
         self.bridge = False  # the client is another broker's bridge and said so
         self.login: Connect | None = None  # the CONNECT whose user is being looked at
         self.permitted = False  # what that came to
@@ -202,7 +204,7 @@ class Connection:
                     if decoder.pending != self._unfinished:
                         self._count_unfinished(decoder.pending)
                     return
-                broker.statistics.packets_received += 1
+                broker.statistics.received[packet.type] += 1
                 if self.state == CONNECTED:
                     session = self.session
                     assert session is not None
@@ -317,6 +319,7 @@ class Connection:
         """Append one packet to what leaves with the next write."""
         self.output.append(frame)
         self.output_bytes += len(frame)
+        self.broker.statistics.sent[frame[0] >> 4] += 1
         self.touch()
 
     def fits(self, frame: bytes) -> bool:
@@ -356,6 +359,7 @@ class Connection:
         output.append(packet_id)
         output.append(tail)
         self.output_bytes += len(head) + 2 + len(tail)
+        self.broker.statistics.sent[PUBLISH] += 1
         self.touch()
 
     @property

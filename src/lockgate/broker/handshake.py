@@ -98,7 +98,7 @@ def _is_named(broker: Broker, connection: Connection, packet: Connect) -> bool:
             return False
         return True
     prefixes = broker.limits.clientid_prefixes
-    if prefixes and not limits.trusted and not client_id.startswith(prefixes):
+    if prefixes and not connection.own and not limits.trusted and not client_id.startswith(prefixes):
         refuse(connection, reason_codes.NOT_AUTHORIZED, f"{printable(client_id)} has none of the clientid_prefixes")
         return False
     return True
@@ -254,8 +254,8 @@ def _is_anothers(broker: Broker, connection: Connection, client_id: str, usernam
 
 
 def _set_permissions(broker: Broker, connection: Connection, session: Session, username: str | None) -> None:
-    """Have the rules for this user apply to a Session."""
-    authority = connection.limits.authority
+    """Have the rules for this user apply to a Session; those of our own bridges are in their `topic` lines."""
+    authority = connection.limits.authority if not connection.own else None
     old = session.permissions
     if old is not None:
         if old.authority is authority and old.username == username:

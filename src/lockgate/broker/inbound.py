@@ -32,7 +32,7 @@ def may_publish(topic: str) -> bool:
 
 def handle_publish(broker: Broker, connection: Connection, session: Session, packet: Publish, now: float) -> None:
     """Take a message over: route it at once at QoS 0 and 1, keep it until PUBREL at QoS 2 (§4.3)."""
-    broker.statistics.publish_received += 1
+    broker.statistics.publish_bytes_received += len(packet.payload)
     if broker.limits.publish_rate:
         connection.spend_publish(now)
     qos = packet.qos

@@ -130,7 +130,7 @@ def _send_qos_0(
     if aliases is not None and message.topic not in aliases and len(aliases) < connection.topic_alias_maximum:
         aliases[message.topic] = len(aliases) + 1
         connection.hold(text_bytes(message.topic))
-    broker.statistics.publish_sent += 1
+    broker.statistics.publish_bytes_sent += len(message.payload)
     connection.send(frame)
 
 
@@ -358,7 +358,7 @@ def _send(broker: Broker, connection: Connection, session: Session, delivery: De
     delivery.state = AWAITING_PUBACK if qos == 1 else AWAITING_PUBREC
     session.in_flight[packet_id] = delivery
     session.in_flight_bytes += message.size()
-    broker.statistics.publish_sent += 1
+    broker.statistics.publish_bytes_sent += len(message.payload)
     if not session.durable:
         connection.deliver_parts(head, encode_packet_id(packet_id), tail, 0)
         return
@@ -539,7 +539,7 @@ def _pump_backlog(broker: Broker, connection: Connection, session: Session, back
             continue
         subscription = session.subscriptions[backlog.topic_filter]
         qos = message.qos if message.qos < subscription.qos else subscription.qos
-        wanted = _is_wanted(broker, subscription, message, backlog.since)
+        wanted = not (qos and backlog.qos_0_only) and _is_wanted(broker, subscription, message, backlog.since)
         if qos and wanted and (session.queued_count or len(session.in_flight) >= connection.window):
             return
         backlog.step()
@@ -603,7 +603,7 @@ def keep_backlog(broker: Broker, connection: Connection, session: Session, now: 
             continue
         subscription = session.subscriptions[backlog.topic_filter]
         qos = message.qos if message.qos < subscription.qos else subscription.qos
-        if qos and _is_wanted(broker, subscription, message, backlog.since):
+        if qos and not backlog.qos_0_only and _is_wanted(broker, subscription, message, backlog.since):
             if _is_full(broker, session, message):
                 broker.drop(QUEUE_FULL, session.client_id, message.topic, now)
                 return

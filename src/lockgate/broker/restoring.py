@@ -42,7 +42,7 @@ def restore_session(
     session.durable = True
     session.disconnected_at = now
     authority = broker.default_authority
-    if authority is not None:
+    if authority is not None and client_id not in broker.own_sessions:
         session.permissions = Permissions(authority, client_id, stored.username, broker.memory)
     broker.sessions[client_id] = session
     broker.memory.used += session_bytes(client_id, stored.username)

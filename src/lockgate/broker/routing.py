@@ -10,7 +10,7 @@ from lockgate.broker.memory import retained_bytes
 from lockgate.broker.ports import NEVER, RETAINED, Delivery, Message
 from lockgate.broker.topic_tree import Route, SharedGroup, TopicTree
 from lockgate.mqtt import reason_codes
-from lockgate.mqtt.packets import V5
+from lockgate.mqtt.packets import PUBLISH, V5
 from lockgate.mqtt.topics import matches, split_shared
 
 if TYPE_CHECKING:
@@ -241,7 +241,8 @@ def _fan_out_qos_0(broker: Broker, message: Message, subscriptions: list[Subscri
             connection.touched = True
             broker.touched.append(connection)
         sent += 1
-    broker.statistics.publish_sent += sent
+    broker.statistics.sent[PUBLISH] += sent
+    broker.statistics.publish_bytes_sent += sent * len(message.payload)
 
 
 def may_retain(broker: Broker, message: Message) -> bool:

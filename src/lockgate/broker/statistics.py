@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import final
 
+from lockgate.mqtt.packets import PUBLISH
+
 
 @final
 class Statistics:
@@ -21,19 +23,23 @@ class Statistics:
         "dropped_too_large",
         "lost",
         "not_retained",
-        "packets_received",
-        "publish_received",
-        "publish_sent",
+        "publish_bytes_received",
+        "publish_bytes_sent",
+        "received",
+        "sent",
+        "sessions_expired",
     )
 
     def __init__(self) -> None:
         self.bytes_received = 0
         self.bytes_sent = 0
-        self.packets_received = 0
+        self.received = [0] * 16  # packets, by their type
+        self.sent = [0] * 16
+        self.publish_bytes_received = 0  # of payloads
+        self.publish_bytes_sent = 0
+        self.sessions_expired = 0
         self.connections_accepted = 0
-        self.publish_received = 0
         self.not_retained = 0  # messages that found no room among the retained ones
-        self.publish_sent = 0
         self.lost = 0  # queued messages that a damaged store does not have any more
         self.dropped_queue_full = 0  # beyond max_queued_messages or max_queued_bytes
         self.dropped_slow = 0  # QoS 0 to a client that does not read
@@ -43,14 +49,38 @@ class Statistics:
         self.dropped_too_large = 0  # beyond the receiver's Maximum Packet Size
 
     @property
+    def packets_received(self) -> int:
+        """Packets of all types."""
+        return sum(self.received)
+
+    @property
+    def packets_sent(self) -> int:
+        """Packets of all types."""
+        return sum(self.sent)
+
+    @property
+    def publish_received(self) -> int:
+        """PUBLISH packets."""
+        return self.received[PUBLISH]
+
+    @property
+    def publish_sent(self) -> int:
+        """PUBLISH packets."""
+        return self.sent[PUBLISH]
+
+    @property
     def dropped(self) -> int:
         """Messages not delivered to one receiver, for whatever reason."""
-        return (
-            self.lost
-            + self.dropped_queue_full
-            + self.dropped_slow
-            + self.dropped_expired
-            + self.dropped_not_permitted
-            + self.dropped_shed
-            + self.dropped_too_large
-        )
+        return sum(self.reasons().values())
+
+    def reasons(self) -> dict[str, int]:
+        """Give those messages by reason."""
+        return {
+            "queue_full": self.dropped_queue_full,
+            "slow_reader": self.dropped_slow,
+            "expired": self.dropped_expired,
+            "not_permitted": self.dropped_not_permitted,
+            "too_large": self.dropped_too_large,
+            "memory": self.dropped_shed,
+            "lost": self.lost,
+        }

@@ -65,7 +65,7 @@ def handle_subscribe(broker: Broker, connection: Connection, session: Session, p
         wants_retained = request.retain_handling == 0 or (request.retain_handling == 1 and is_new)
         if wants_retained and not subscription.share_name:  # §3.8.3.1, §4.8.2
             if connection.backlog is None:
-                connection.backlog = Backlog()
+                connection.backlog = Backlog(connection.has_retained)
             connection.backlog.add(request.topic_filter, now)
     connection.acknowledge(encode(SubAck(packet.packet_id, codes), connection.version), commit)
     if connection.backlog is not None:

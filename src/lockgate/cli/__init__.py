@@ -13,7 +13,15 @@ from typing import Any
 
 # Each in the module of its name.
 PROGRAMS = frozenset(
-    {"mosquitto", "mosquitto_passwd", "mosquitto_pub", "mosquitto_rr", "mosquitto_signal", "mosquitto_sub"}
+    {
+        "mosquitto",
+        "mosquitto_ctrl",
+        "mosquitto_passwd",
+        "mosquitto_pub",
+        "mosquitto_rr",
+        "mosquitto_signal",
+        "mosquitto_sub",
+    }
 )
 
 COMMANDS = {

@@ -634,6 +634,25 @@ def parse(program: str, words: list[str]) -> Options:
     return options
 
 
+def parse_leading(program: str, words: list[str]) -> tuple[Options, list[str]]:
+    """Read the user's options file and the options of a connection in front of other words; gives those words too.
+
+    Raises UsageError and Done.
+    """
+    options = Options(program)
+    options.version = V5
+    table = {name: option for option in TABLE if option.programs == "psr" for name in option.names}
+    path = _named_file(words) or _default_file(program)
+    if path is not None:
+        _read_file(options, table, path, _named_file(words) is not None)
+    at = 0
+    while at < len(words) and words[at].startswith("-"):
+        option = table.get(words[at])
+        at += 4 if option is not None and option.names[0] == "-D" else 2 if option is not None and option.noun else 1
+    _take(options, table, words[:at])
+    return options, words[at:]
+
+
 def _take(options: Options, table: dict[str, Option], words: list[str]) -> None:
     at = 0
     while at < len(words):

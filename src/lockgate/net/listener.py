@@ -21,6 +21,7 @@ from lockgate.net.stream import Stream
 if TYPE_CHECKING:
     from lockgate.net.service import BrokerService
     from lockgate.transport.layer import Layer
+    from lockgate.transport.tls import TlsServer
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class ListenerSettings:
         self.config = config
         self.nodelay = common.set_tcp_nodelay
         self.layers: list[Callable[[], Layer]] = []
+        self.tls: TlsServer | None = None
         anonymous = config.allow_anonymous
         prefix, empty = config.auto_id_prefix, config.allow_zero_length_clientid
         self.limits = ListenerLimits(
@@ -72,7 +74,8 @@ class ListenerSettings:
         if config.tls is not None:
             from lockgate.transport.tls import TlsServer
 
-            self.layers.append(TlsServer(config.tls, config.username_from).layer)
+            self.tls = TlsServer(config.tls, config.username_from)
+            self.layers.append(self.tls.layer)
         if config.websockets:
             from lockgate.transport.websocket import WebSocket
 
@@ -123,7 +126,7 @@ class Listener:
             log.info("Opening %s listen socket on path %s.", kind or "unix", self.config.path)
             self._servers.append(await loop.create_unix_server(self._accept, sock=sock, backlog=_BACKLOG))
             return
-        self._bound = _bind(self.config)
+        self._bound = bind(self.config)
         for sock in self._bound:
             family = "ipv6" if sock.family == socket.AF_INET6 else "ipv4"
             log.info("Opening %s listen socket on port %d.", kind or family, sock.getsockname()[1])
@@ -195,7 +198,7 @@ def _is_left_behind(path: Path) -> bool:
 _FAMILIES = {None: socket.AF_UNSPEC, "ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 
 
-def _bind(config: ListenerConfig) -> list[socket.socket]:
+def bind(config: ListenerConfig) -> list[socket.socket]:
     """Bind to an address or host name, or to every address of the machine; IPv6 may be missing from the machine."""
     address, port, wanted = config.address, config.port, _FAMILIES[config.domain]
     places = [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from lockgate.broker.ports import DENIED, LATER, PERMITTED, Authenticator
 from lockgate.config.model import BrokerConfig, ListenerConfig
+from lockgate.net.control import Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ class Access(Protocol):
     def rules(self, listener: ListenerConfig) -> Rules | None:
         """Whom a listener asks; None where there is nobody to ask."""
 
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """What clients may ask of the authorities themselves, by topics below `$CONTROL/`."""
+
 
 # Makes what a configuration names, and keeps of what was there what belongs to the running broker; raises ConfigError.
 MakeAccess = Callable[[BrokerConfig, Access | None], tuple[Authenticator | None, Access]]
@@ -48,6 +52,9 @@ MakeAccess = Callable[[BrokerConfig, Access | None], tuple[Authenticator | None,
 class _Nobody:
     def rules(self, listener: ListenerConfig) -> None:
         return None
+
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        return {}
 
 
 def no_access(config: BrokerConfig, before: Access | None) -> tuple[None, Access]:
@@ -102,8 +109,6 @@ class Hashing:
 
     def begin(self, logins: Logins, number: int, client_id: str, username: str, password: bytes) -> None:
         """Look at a password; the answer comes to the running event loop."""
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, "passwords")
         loop = asyncio.get_running_loop()
 
         def look() -> None:
@@ -117,7 +122,20 @@ class Hashing:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(self._answer, number, permitted)
 
-        self._executor.submit(look)
+        self.submit(look)
+
+    def run(self, work: Callable[[], bool]) -> asyncio.Future[bool]:
+        """Have the thread find something out."""
+        return asyncio.get_running_loop().run_in_executor(self._thread(), work)
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Have the thread do something that may take long, after what it has to do already."""
+        self._thread().submit(work)
+
+    def _thread(self) -> ThreadPoolExecutor:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, "passwords")
+        return self._executor
 
     def close(self) -> None:
         """End the thread, without waiting for the hash it is at."""

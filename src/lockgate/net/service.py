@@ -14,7 +14,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +39,8 @@ from lockgate.broker.sys_topics import publish_figures
 from lockgate.config.model import BridgeConfig, BrokerConfig, Config, ListenerConfig
 from lockgate.mqtt.reason_codes import NOT_AUTHORIZED
 from lockgate.net.complaints import Complaints
+from lockgate.net.control import ControlTopics
+from lockgate.net.figures import Figures
 from lockgate.net.listener import Listener, ListenerSettings, door
 from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Rules, no_access
 from lockgate.net.stream import Stream
@@ -229,6 +231,7 @@ class BrokerService:
     """Runs a broker on the current event loop; `open_store` is given this, to answer, and gives the store."""
 
     name = "broker"
+    version = VERSION
 
     def __init__(
         self,
@@ -246,14 +249,18 @@ class BrokerService:
         self.hashing = Hashing(self._is_there, self._login_answered)
         self._sys_interval = config.sys_interval
         self._figures_timer: asyncio.TimerHandle | None = None
-        self._started_at = 0.0
+        self.figures = Figures(self, self.clock())
         self._trusted_proxies = config.trusted_proxies
         self.complaints = Complaints()
         self.handshakes_failed = 0  # of TLS, WebSocket and the PROXY protocol
         self._warnings = config.warnings
         doors = Doors(config, self._access, self.hashing)
         self.broker.default_authority = doors.default
-        self.listeners = [Listener(settings, self) for settings in doors.settings]
+        self.listeners = [self._listener(settings) for settings in doors.settings]
+        self._control = ControlTopics(self, self._access.endpoints())
+        self._control.enable_broker = config.enable_control_api
+        self.broker.control = self._control
+        self._tasks: set[asyncio.Task[None]] = set()
         self._make_bridges = make_bridges
         self.bridges = self._bridges(config)
         self._deadlines = self.broker.deadlines
@@ -261,7 +268,6 @@ class BrokerService:
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._continuing: list[Connection] = []  # that have more output to make
-        self._most_connected = 0
         self._reading: Stream | None = None  # the last
         self._read_bytes = 0
         self._busy = False
@@ -285,7 +291,6 @@ class BrokerService:
             self._store.start()
             self._store.restore(self)
             restoring.stand(self.broker, self.clock())
-            self._started_at = self.clock()
             self._tell()
             if self.bridges is not None:
                 self.bridges.start()
@@ -319,7 +324,7 @@ class BrokerService:
             for settings in doors.settings:
                 listener = known.get(door(settings.config))
                 if listener is None:
-                    listener = Listener(settings, self)
+                    listener = self._listener(settings)
                     await listener.open()
                     opened.append(listener)
                 listeners.append(listener)
@@ -342,6 +347,8 @@ class BrokerService:
         self.broker.authenticator = authenticator
         self.broker.default_authority = doors.default
         self.broker.tells_connections = config.connection_messages
+        self._control.endpoints = access.endpoints()
+        self._control.enable_broker = config.enable_control_api
         self._trusted_proxies = config.trusted_proxies
         self.broker.reload(broker_limits(config), server_information(config))
         for listener, limits in before.items():
@@ -360,6 +367,13 @@ class BrokerService:
         for warning in config.warnings:
             log.warning("%s", warning)
         self.flush()
+
+    def _listener(self, settings: ListenerSettings) -> Listener:
+        if not settings.config.http_api:
+            return Listener(settings, self)
+        from lockgate.net.http_api import HttpApi
+
+        return HttpApi(settings, self)
 
     def _readmit(self, listener: Listener, before: ListenerLimits) -> None:
         """Disconnect the clients of a listener that its new rules would not let in."""
@@ -388,6 +402,20 @@ class BrokerService:
         self.broker.login_answered(number, permitted, self.clock())
         self.flush()
 
+    def listener_configs(self) -> list[ListenerConfig]:
+        """Give what is open."""
+        return [listener.config for listener in self.listeners]
+
+    def lets_anonymous_in(self, config: ListenerConfig) -> bool:
+        """Whether a listener lets clients in that give no user name."""
+        return any(one.limits.allow_anonymous for one in self.listeners if one.config is config)
+
+    def spawn(self, work: Coroutine[object, object, None]) -> None:
+        """Have something done beside the loop's turns, before the service ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def tree(self) -> str:
         """Give who subscribed to what, level by level, as Mosquitto prints it at SIGUSR2."""
         return subscription_tree(self.broker)
@@ -411,6 +439,7 @@ class BrokerService:
         deadline = self.clock() + _STOP_SECONDS
         while self._streams and self.clock() < deadline:
             await asyncio.sleep(0.01)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self.hashing.close()
         self.complaints.close()
         self._store.close()
@@ -603,45 +632,15 @@ class BrokerService:
         """Say the figures below $SYS, now and at every multiple of sys_interval, as Mosquitto does."""
         if not self._sys_interval:
             return
-        publish_figures(self.broker, self._figures(), self.clock())
+        self.figures.average(self.clock())
+        publish_figures(self.broker, self.figures.topics(VERSION), self.clock())
         self.flush()
         wait = self._sys_interval - time.time() % self._sys_interval
         self._figures_timer = asyncio.get_running_loop().call_later(wait, self._tell)
 
-    def _figures(self) -> dict[str, str]:
-        broker = self.broker
-        totals = broker.statistics
-        connected = len(broker.connections) - len(broker.pending)
-        self._most_connected = max(self._most_connected, connected)
-        away = sum(1 for session in broker.sessions.values() if session.connection is None)
-        figures: dict[str, object] = {
-            "version": f"mosquitto version {VERSION}",
-            "uptime": f"{self.clock() - self._started_at:.0f} seconds",
-            "clients/total": len(broker.sessions),
-            "clients/connected": connected,
-            "clients/active": connected,
-            "clients/disconnected": away,
-            "clients/inactive": away,
-            "clients/maximum": self._most_connected,
-            "connections/socket/count": len(broker.connections),
-            "messages/received": totals.packets_received,
-            "subscriptions/count": broker.router.tree.count,
-            "shared_subscriptions/count": broker.router.tree.shared_count,
-            "retained messages/count": broker.retained.count,
-            "store/messages/count": broker.queued_count + broker.retained.count,
-            "publish/messages/received": totals.publish_received,
-            "publish/messages/sent": totals.publish_sent,
-            "publish/messages/dropped": totals.dropped,
-            "bytes/received": totals.bytes_received,
-            "bytes/sent": totals.bytes_sent,
-            "heap/current": broker.memory.used,
-        }
-        store = self._store.status()
-        for name in ("sync_ms", "safe_rate", "commits", "bytes_written", "failing"):
-            if name in store:
-                value = store[name]
-                figures[f"store/{name}"] = int(value) if isinstance(value, bool) else value
-        return {name: str(value) for name, value in figures.items()}
+    def store_status(self) -> Mapping[str, object]:
+        """Give the store's figures."""
+        return self._store.status()
 
     def status(self) -> dict[str, object]:
         """Give the broker's figures, by Mosquitto's words where it has them."""
@@ -660,14 +659,7 @@ class BrokerService:
             "publish_sent": totals.publish_sent,
             "bytes_received": totals.bytes_received,
             "bytes_sent": totals.bytes_sent,
-            "dropped": {
-                "queue_full": totals.dropped_queue_full,
-                "slow_reader": totals.dropped_slow,
-                "expired": totals.dropped_expired,
-                "too_large": totals.dropped_too_large,
-                "memory": totals.dropped_shed,
-                "lost": totals.lost,
-            },
+            "dropped": totals.reasons(),
             "not_retained": totals.not_retained,
             "store": self._store.status(),
             "memory": {"used": broker.memory.used, "budget": broker.memory.budget},

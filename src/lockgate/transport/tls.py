@@ -33,11 +33,11 @@ class TlsServer:
     def __init__(self, config: TlsConfig, username_from: Literal["identity", "subject"] | None = None) -> None:
         """Read the files. Raises ConfigError, with option and line, for one that cannot be used."""
         self._name = {None: None, "identity": common_name, "subject": subject}[username_from]
-        self._context = _context(config)
+        self.context = _context(config)
 
     def layer(self) -> Tls:
         """Give a layer for one connection."""
-        return Tls(self._context, self._name)
+        return Tls(self.context, self._name)
 
 
 def _context(config: TlsConfig) -> ssl.SSLContext:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lockgate.access import hashes
 from lockgate.client import Client
 from lockgate.config.model import ConnectionConfig
 from lockgate.mqtt import reason_codes
@@ -25,7 +26,7 @@ from lockgate.mqtt.packets import (
     Will,
 )
 from lockgate.mqtt.properties import Properties
-from tests.support.bridged import SECONDS, Bridged, Remote, bridged, read_bridges
+from tests.support.bridged import SECONDS, Bridged, Link, Remote, bridged, read_bridges
 
 QUIET = "notifications false"
 QUICK = "restart_timeout 1"
@@ -370,6 +371,40 @@ async def test_retained_messages_and_their_flag_cross(tmp_path: Path) -> None:
                 assert await one_message(client) == ("theirs", b"3", 1, True)
 
 
+async def test_what_is_retained_goes_again_only_where_it_may_be_missing(tmp_path: Path) -> None:
+    async with Remote() as remote, bridged(tmp_path, *bridge_to(remote, "topic # out 1", QUIET)) as bridge:
+
+        async def heard(present: bool, *retained: str) -> Link:
+            """Give the connection on which these retained messages came, and no other."""
+            link = await remote.accept(ConnAck(session_present=present))
+            await bridge.until(lambda status: status["state"] == "connected")
+            await client.publish("end", b"", 1)
+            found = []
+            while True:
+                packet = await link.expect(Publish)
+                if packet.qos:
+                    link.send(PubAck(packet.packet_id))
+                if packet.topic == "end":
+                    break
+                found.append(packet.topic)
+            assert sorted(found) == sorted(retained)
+            return link
+
+        async with client_of(bridge) as client:
+            await client.publish("kept", b"1", 1, retain=True)
+            link = await remote.accept()
+            for _ in range(2):  # it waited, and is retained
+                packet = await link.expect(Publish)
+                link.send(PubAck(packet.packet_id))
+            await bridge.until(lambda status: status["queued"] == 0)
+            link.cut()
+            await bridge.until(lambda status: status["state"] == "waiting")
+            await client.publish("late", b"2", 0, retain=True)
+            link = await heard(True, "late")
+            link.cut()
+            link = await heard(False, "kept", "late")
+
+
 # --- start types ------------------------------------------------------------------------------------------------------
 
 
@@ -561,3 +596,43 @@ async def test_a_topic_nobody_asked_for_is_acknowledged_and_counted(tmp_path: Pa
         dropped = bridge.status()["dropped"]
         assert isinstance(dropped, dict)
         assert dropped["unmapped"] == 2
+
+
+# --- our own authorities ----------------------------------------------------------------------------------------------
+
+
+async def test_rules_for_clients_are_not_for_a_bridge(tmp_path: Path) -> None:
+    """Not even for one that was stored by an earlier process, or when the rules change while it is away."""
+    acl_file = tmp_path / "acl"
+    acl_file.write_text("topic write #\n")  # nobody may read anything
+    lines = [f"acl_file {acl_file}"]
+    async with Remote() as remote, bridged(tmp_path, *lines, *bridge_to(remote, "topic # both 1", QUIET)) as bridge:
+        link = await remote.accept()
+        await bridge.until(lambda status: status["state"] == "connected")
+        link.cut()
+        await bridge.until(lambda status: status["state"] == "waiting")
+        bridge.broker.rules_changed()
+        async with client_of(bridge) as client:
+            await client.publish("t", b"x", 1)
+        link = await remote.accept(ConnAck(session_present=True))
+        assert (await link.expect(Publish)).payload == b"x"
+
+
+@pytest.mark.parametrize(("password", "good"), [("p", True), ("wrong", False)])
+async def test_a_local_user_is_looked_at(tmp_path: Path, password: str, good: bool) -> None:
+    passwords = tmp_path / "passwords"
+    passwords.write_text(f"u:{hashes.make(b'p', 'sha512-pbkdf2', 1)}\n")
+    passwords.chmod(0o600)
+    own = [f"password_file {passwords}", "allow_anonymous true"]
+    lines = ["topic # in 1", QUIET, "local_username u", f"local_password {password}"]
+    async with Remote() as remote, bridged(tmp_path, *own, *bridge_to(remote, *lines)) as bridge:
+        link = await remote.accept()
+        if good:
+            await bridge.until(lambda status: status["state"] == "connected")
+            link.send(Publish("t", b"x", 1, packet_id=1))
+            assert await link.expect(PubAck) == PubAck(1)
+            assert bridge.broker.sessions["local.gw"].username == "u"
+        else:
+            status = await bridge.until(lambda status: "our own broker" in str(status["last_error"]))
+            assert "wrong" not in str(status)
+            await link.closed()

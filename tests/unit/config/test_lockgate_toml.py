@@ -122,7 +122,10 @@ def test_a_file_that_says_everything(tmp_path: Path) -> None:
         path=tmp_path / "lockgate.toml",
         gateway=GatewayConfig(id="hall-3", data_dir=tmp_path / "data", run_dir=Path("/run/lockgate")),
         broker=BrokerConfig(
-            path=tmp_path / "mosquitto.conf", listeners=(ListenerConfig(port=1884),), allow_anonymous=False
+            path=tmp_path / "mosquitto.conf",
+            listeners=(ListenerConfig(port=1884),),
+            listeners_said=True,
+            allow_anonymous=False,
         ),
         processor=ProcessorConfig(
             connection=ConnectionConfig(

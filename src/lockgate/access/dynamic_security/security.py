@@ -137,6 +137,11 @@ class DynamicSecurity:
         """Decide by `unsubscribeLiteral` and `unsubscribePattern`."""
         return self._rules.may_unsubscribe(client_id, username, topic_filter)
 
+    def credential(self, username: str) -> object:
+        """Give all of a client that its login depends on."""
+        client = self.state.clients.get(username)
+        return (str(client.password), client.client_id, client.disabled) if client is not None else None
+
     # --- commands ----------------------------------------------------------------------------------------------------
 
     def handle(self, payload: bytes, requester: str, connected: Callable[[str], list[str]]) -> ControlAnswer:
