@@ -212,7 +212,6 @@ _QUEUE = {
 }
 _CONNECTIONS = {
     "third-is-turned-away": "a connect\nb connect\nc connect",
-    "third-after-one-left": "a connect\nb connect\na disconnect\nc connect",
 }
 _ALIASES = {
     "connack": "a connect v=5",
@@ -496,8 +495,9 @@ _RELOAD = {
 _SYS = {
     "version": "a connect\na subscribe $SYS/broker/version 0",
     "wildcard-has-no-sys": "a connect\na subscribe # 0",
-    "clients-total": "a connect\na subscribe $SYS/broker/clients/connected 0",
-    "subscriptions": "a connect\na subscribe $SYS/broker/subscriptions/count 1",
+    "shape": "a shape $SYS/#",
+    "shape-clients": "a connect\na shape $SYS/broker/clients/#",
+    "shape-load": "a shape $SYS/broker/load/#",
 }
 
 SETUPS = (

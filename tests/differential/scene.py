@@ -33,8 +33,10 @@ from tests.fuzz.differential import RawClient, Seen, normalised
 
 _DEFAULT_PACKET_SIZE: Final = 2_000_000  # Mosquitto 2.1's; 2.0 has no limit and says nothing
 _QUIET_SECONDS: Final = 0.03
+_RESUMED_SECONDS: Final = 0.3  # what waited for a Session is read from the disk first
 _ANSWER_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 5.0
+_SHAPE_SECONDS: Final = 1.5
 _ANSWERS: Final = {
     "subscribe": re.compile("SUBACK"),
     "unsubscribe": re.compile("UNSUBACK"),
@@ -119,7 +121,8 @@ class Scene:
                 if more := client.round_trip():
                     heard = True
                     seen.setdefault(name, []).extend(more)
-            if heard or self._something_comes():
+            resumed = any("present=1" in line for line in seen.get(who, ()))
+            if heard or self._something_comes(_RESUMED_SECONDS if resumed else _QUIET_SECONDS):
                 continue
             mine = seen.get(who, [])
             missing = answer is not None and not any(answer.match(line) or line == "closed" for line in mine)
@@ -128,10 +131,10 @@ class Scene:
         for name, lines in sorted(seen.items()):
             self.lines += [f"  {name}: {line.rstrip()}" for line in normalised(lines)]
 
-    def _something_comes(self) -> bool:
+    def _something_comes(self, seconds: float) -> bool:
         """Wait a moment: an acknowledgement or a message may wait for the store, which PINGRESP does not."""
         sockets = [client for client in self._clients.values() if client.connected and not client.closed]
-        return bool(sockets and select.select(sockets, [], [], _QUIET_SECONDS)[0])
+        return bool(sockets and select.select(sockets, [], [], seconds)[0])
 
     # --- the process -------------------------------------------------------------------------------------------------
 
@@ -180,6 +183,8 @@ class Scene:
             client = self._clients[who] = _Connection(int(told.get("port", self._broker.ports["p"])))
             self._versions[who] = int(told.get("v", 4))
             return client.open(bytes.fromhex("".join(words)), self._versions[who])
+        if verb == "shape":
+            return self._shape(words[0])
         if who not in self._clients:
             return ["is not there"]
         client, version = self._clients[who], self._versions[who]
@@ -213,6 +218,19 @@ class Scene:
         else:
             raise ValueError(f"{who} {verb}")
         return []
+
+    def _shape(self, topic_filter: str) -> Seen:
+        """Give the topics below a filter that are told within a second and a half, without their values."""
+        client = _Connection(self._broker.ports["p"])
+        client.open(encode(Connect("shape", V3_1_1), V3_1_1), V3_1_1)
+        client.send(encode(Subscribe(1, [SubscriptionRequest(topic_filter)]), V3_1_1))
+        seen: Seen = []
+        deadline = time.monotonic() + _SHAPE_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            select.select([client], [], [], left)
+            seen += client.round_trip()
+        client.close()
+        return sorted({line.split(" ")[1] for line in seen if line.startswith("PUBLISH")})
 
     def _publish(self, words: list[str], told: dict[str, str], version: int) -> bytes:
         topic, payload, qos = words[0], words[1].encode(), int(words[2])

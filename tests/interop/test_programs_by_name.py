@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.certificates import Authority
 from tests.support.gateway import Gateway
 from tests.support.peers import Mosquitto, free_port, program
 
@@ -94,6 +95,18 @@ def test_retain_handling_decides_whether_retained_messages_come(mosquitto: Mosqu
     assert (wrong.returncode, b"always, new or never" in wrong.stderr) == (1, True)
 
 
+def test_a_random_filter_of_100_prints_every_message(mosquitto: Mosquitto) -> None:
+    """2.0.11 prints some of them, now and then."""
+    topic, at = uuid.uuid4().hex, f"-h 127.0.0.1 -p {mosquitto.port}"
+    durable = f"sub {at} -t {topic} -i {uuid.uuid4().hex} -c -q 1"
+    assert run(f"{durable} -E").returncode == 0
+    assert run(f"pub {at} -t {topic} -m x --repeat 50 -q 1").returncode == 0
+    assert run(f"{durable} --random-filter 100 -C 50 -W 5").stdout == b"x\n" * 50
+    assert run(f"pub {at} -t {topic} -m x --repeat 50 -q 1").returncode == 0
+    few = run(f"{durable} --random-filter 0.1 -W 1")
+    assert (few.returncode, len(few.stdout) < 20) == (27, True)
+
+
 def test_the_rate_is_counted_every_second(mosquitto: Mosquitto) -> None:
     at = f"-h 127.0.0.1 -p {mosquitto.port} -t {uuid.uuid4().hex}"
     counting = start(f"sub {at} --message-rate -d")
@@ -132,6 +145,21 @@ def test_websocket_unix_socket_and_url(tmp_path: Path) -> None:
         assert run(f"pub -h 127.0.0.1 -p {web} --ws -t t -r -q 1 -m w").returncode == 0
         assert run(f"sub -L ws://127.0.0.1:{web}/t -C 1 -W 5").stdout == b"w\n"
         assert run(f"sub --unix {unix} -t t -C 1 -W 5").stdout == b"w\n"
+
+
+@pytest.mark.parametrize("name", ["pub -m x", "sub", "rr -m x -e r"])
+def test_a_certificate_that_is_not_trusted_is_told(tmp_path: Path, name: str) -> None:
+    """Mosquitto says `A TLS error occurred.`, with one of two statuses, as the packets happen to come."""
+    certfile, keyfile = Authority(tmp_path).issue("server", "localhost")
+    port = free_port()
+    lines = [f"listener {port} 127.0.0.1", f"certfile {certfile}", f"keyfile {keyfile}"]
+    peer = Mosquitto(tmp_path, lines)
+    try:
+        got = run(f"{name} -h localhost -p {port} --tls-use-os-certs -t t")
+    finally:
+        peer.stop()
+    assert got.returncode == 8
+    assert got.stderr.startswith(b"Error: A TLS error occurred: the server's certificate is not accepted")
 
 
 def test_psk_and_engines_are_refused_by_name(mosquitto: Mosquitto) -> None:
