@@ -27,7 +27,7 @@ from lockgate.transport.tls_client import TlsSetupError
 log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS: Final = 10.0  # from the first SYN to CONNACK
-_GOODBYE_SECONDS: Final = 1.0
+_GOODBYE_SECONDS: Final = 2.0
 _LOGIN_SECONDS: Final = 0.02  # between looks whether our own broker has let the bridge in
 _LOOK_SECONDS: Final = 0.5  # between looks at what waits for a lazy bridge
 _PROBE_SECONDS: Final = 5.0  # between attempts to reach the first address again
