@@ -76,11 +76,11 @@ class PrintsTree(Protocol):
 
 
 @runtime_checkable
-class Explains(Protocol):
-    """A service that can say why something did not happen."""
+class Answers(Protocol):
+    """A service that can be asked more than how it is."""
 
-    def explain(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
-        """Answer `lockgate explain`, for JSON. Called on the loop it runs on."""
+    def answers(self) -> Mapping[str, Answer]:
+        """Give what answers each question, for JSON. Called on the loop it runs on."""
 
 
 Build = Callable[[Config], Service]
@@ -338,8 +338,8 @@ class _Host:
             await asyncio.wait({running, stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done() and not stopping.done():
                 answers: dict[str, Answer] = {"status": lambda _: self._status(service)}
-                if isinstance(service, Explains):
-                    answers["explain"] = service.explain
+                if isinstance(service, Answers):
+                    answers |= service.answers()
                 async with StatusServer(path, answers):
                     log.info("%s is ready", self.name)
                     on_ready()

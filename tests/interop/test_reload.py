@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import resource
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +16,7 @@ import pytest
 
 from lockgate.access import hashes
 from lockgate.mqtt import reason_codes
-from lockgate.mqtt.packets import V3_1_1, Disconnect
+from lockgate.mqtt.packets import V3_1_1, Disconnect, UnsubAck, Unsubscribe
 from tests.support.dialog import Dialog
 from tests.support.gateway import Gateway
 from tests.support.peers import free_port, wait_for_port
@@ -194,6 +198,32 @@ def test_listeners_come_and_go_and_the_others_notice_nothing(files: Files) -> No
     assert alice.publish("open", b"") in (0, reason_codes.NO_MATCHING_SUBSCRIBERS)
 
 
+def command(files: Files, *words: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "lockgate", "session", words[0], "--config", str(files.gateway.toml), *words[1:]]
+    return subprocess.run(line, capture_output=True, text=True, timeout=20, check=False)
+
+
+def test_sessions_are_listed_given_and_dropped(files: Files) -> None:
+    alice = let_in(files, "alice", b"a")
+    alice.subscribe("open")
+    [listed] = [json.loads(line) for line in command(files, "list", "--json").stdout.splitlines()]
+    assert (listed["client_id"], listed["user"], listed["subscriptions"]) == ("c-alice", "alice", 1)
+    assert "c-alice" in command(files, "list").stdout
+    Dialog(files.gateway.port, "c-alice", username="bob", password=b"b", answer=REFUSED)
+    assert command(files, "give", "c-alice", "bob").returncode == 0
+    last = alice.receive()
+    assert isinstance(last, Disconnect)
+    assert last.reason_code == reason_codes.ADMINISTRATIVE_ACTION
+    Dialog(files.gateway.port, "c-alice", username="alice", password=b"a", answer=REFUSED)
+    bob = Dialog(files.gateway.port, "c-alice", username="bob", password=b"b")
+    assert bob.connack.session_present
+    assert command(files, "drop", "c-alice").returncode == 0
+    assert isinstance(bob.receive(), Disconnect)
+    assert command(files, "list", "--json").stdout == ""
+    missing = command(files, "drop", "c-alice")
+    assert (missing.returncode, missing.stderr) == (1, "c-alice: there is no session of this client id\n")
+
+
 def test_limits_are_read_again(files: Files) -> None:
     alice = let_in(files, "alice", b"a")
     files.conf.write_text(files.conf.read_text() + "message_size_limit 3\nmax_inflight_messages 7\nmax_qos 1\n")
@@ -202,3 +232,49 @@ def test_limits_are_read_again(files: Files) -> None:
     bob = let_in(files, "bob", b"b")
     assert bob.connack.properties is not None
     assert (bob.connack.properties.receive_maximum, bob.connack.properties.maximum_qos) == (7, 1)
+
+
+def test_the_log_may_be_subscribed_to(files: Files) -> None:
+    text = files.conf.read_text()
+    files.conf.write_text(f"{text}log_dest stderr\nlog_dest topic\n")
+    files.rules("user alice", "topic read $SYS/#")
+    files.hang_up()
+    alice = let_in(files, "alice", b"a")
+    alice.subscribe("$SYS/broker/log/#")
+    let_in(files, "bob", b"wrong", REFUSED)
+    seen = alice.message()
+    assert seen.topic == "$SYS/broker/log/W"
+    assert b"'c-bob' with user 'bob' is not let in" in seen.payload
+
+
+def test_who_subscribes_may_be_logged(files: Files) -> None:
+    files.conf.write_text(files.conf.read_text() + "log_type subscribe\nlog_type unsubscribe\nlog_type debug\n")
+    files.hang_up("Reloading config.")
+    deadline = time.monotonic() + WAIT
+    while "c-alice 1 open" not in files.gateway.log.read_text():
+        assert time.monotonic() < deadline
+        alice = let_in(files, "alice", b"a")
+        alice.subscribe("open")
+        alice.send(Unsubscribe(3, ["open"]))
+        alice.expect(UnsubAck)
+    said = files.gateway.log.read_text()
+    assert "Sending CONNACK to c-alice (" in said
+    assert "c-alice open" in said
+
+
+def test_without_file_descriptors_the_old_rules_go_on(files: Files) -> None:
+    alice = let_in(files, "alice", b"a")
+    files.users(mallory="m")
+    files.rules("topic readwrite #")
+    pid = files.gateway.pid("broker")
+    held = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (held, before[1]))
+    said = files.hang_up("The configuration stays as it was.")
+    assert "Too many open files" in said
+    assert alice.publish("closed", b"") in (0, reason_codes.NO_MATCHING_SUBSCRIBERS)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    let_in(files, "mallory", b"m", REFUSED)
+    assert let_in(files, "bob", b"b").publish("closed", b"") == REFUSED
+    files.hang_up()
+    assert is_disconnected(alice)

@@ -211,7 +211,11 @@ class Broker:
                 permissions.forget()
             if authority is None:
                 session.permissions = None
-            elif permissions is None or permissions.authority is not authority:
+            elif (
+                permissions is None
+                or permissions.authority is not authority
+                or permissions.username != session.username
+            ):
                 session.permissions = Permissions(authority, session.client_id, session.username, self.memory)
 
     def reload(self, limits: Limits, information: ServerInformation) -> None:
@@ -251,6 +255,36 @@ class Broker:
             return False
         connection.close_with(reason_code, detail)
         self.detach(connection, now, False)
+        return True
+
+    def give_session(self, client_id: str, username: str | None, now: float) -> bool:
+        """Make a Session that of a user, or of nobody; say whether there is one.
+
+        Whoever has it now is disconnected: it may be somebody else's.
+        """
+        session = self.sessions.get(client_id)
+        if session is None:
+            return False
+        self.memory.used += session_bytes(client_id, username) - session_bytes(client_id, session.username)
+        session.username = username
+        self.disconnect(client_id, reason_codes.ADMINISTRATIVE_ACTION, "its session was given to somebody", now)
+        if self.sessions.get(client_id) is not session:  # it ended with its connection
+            return True
+        if session.durable:
+            stored = StoredSession(session.expiry_interval, session.expires_at, username)
+            self.store.set(self.change(), SESSIONS, (client_id,), stored)
+        self.rules_changed()
+        return True
+
+    def drop_session(self, client_id: str, now: float) -> bool:
+        """End a Session and the connection of its client, whose Will is published; say whether there was one."""
+        session = self.sessions.get(client_id)
+        if session is None:
+            return False
+        self.disconnect(client_id, reason_codes.ADMINISTRATIVE_ACTION, "its session was dropped", now)
+        if self.sessions.get(client_id) is session:
+            self.end_session(session, now, "an operator dropped it")
+        restoring.stand_again(self, client_id, now)
         return True
 
     def watch(self, connection: Connection) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, final
 
 from lockgate.broker import decisions
-from lockgate.broker.ports import printable
+from lockgate.broker.ports import NEVER, printable
 from lockgate.mqtt.topics import matches
 
 if TYPE_CHECKING:
@@ -78,6 +78,28 @@ def explain(broker: Broker, client_id: str, topic: str) -> list[Finding]:
         text = "the client is connected, its subscription matches, and no message on this topic is known to be dropped"
         findings.append(Finding(NOTHING_KNOWN, text, 0, broker.decisions.since()))
     return findings
+
+
+def session_list(broker: Broker, now: float) -> list[dict[str, object]]:
+    """Tell of every Session, for people and JSON, by client id; times are seconds from now."""
+    found: list[dict[str, object]] = []
+    for client_id in sorted(broker.sessions):
+        session = broker.sessions[client_id]
+        connection = session.connection
+        found.append(
+            {
+                "client_id": client_id,
+                "user": session.username,
+                "address": connection.peer if connection is not None else None,
+                "durable": session.durable,
+                "subscriptions": len(session.subscriptions),
+                "queued": session.queued_count,
+                "queued_bytes": session.queued_bytes,
+                "in_flight": len(session.in_flight),
+                "expires_in": session.expires_at - now if session.expires_at != NEVER else None,
+            }
+        )
+    return found
 
 
 def subscription_tree(broker: Broker) -> str:

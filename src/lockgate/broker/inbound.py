@@ -214,9 +214,23 @@ def _route(broker: Broker, connection: Connection, message: Message, now: float)
         )
         return 0
     commit = routing.publish(broker, message, now)
+    if broker.limits.sparkplug and message.topic.startswith("spBv1.0/"):
+        _keep_certificate(broker, message, now)
     if broker.overfull and message.qos:
         connection.withhold()
     return commit
+
+
+def _keep_certificate(broker: Broker, message: Message, now: float) -> None:
+    """Retain the birth of a Sparkplug node or device where those look who came before them (Sparkplug 3.0 §10)."""
+    levels = message.topic.split("/")
+    births = {4: "NBIRTH", 5: "DBIRTH"}
+    if len(levels) in births and births[len(levels)] == levels[2]:
+        topic = f"$sparkplug/certificates/{message.topic}"
+        expires_at, author = message.expires_at, message.publisher
+        kept = Message(topic, message.payload, message.qos, True, message.properties, expires_at, author)
+        kept.publisher_user = message.publisher_user
+        routing.publish(broker, kept, now)
 
 
 def _resolve_alias(connection: Connection, topic: str, alias: int) -> str:

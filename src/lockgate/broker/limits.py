@@ -45,6 +45,7 @@ class Limits:
     check_retain_source: bool = True  # send a retained message only while its author may still publish it
     session_owner: bool = True  # a Session that has a user is no other user's
     retain_available: bool = True
+    sparkplug: bool = False  # retain births below $sparkplug/certificates/, as a Sparkplug-aware Server does
     subscriptions: int = 10_000  # of one Session
     output_bytes: int = 1_048_576  # unsent to one client; QoS 0 beyond is dropped, its reading is paused
     queue_head: int = QUEUE_HEAD  # deliveries of a durable Session kept in memory, the others in the store; 0: all

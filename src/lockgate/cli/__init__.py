@@ -31,6 +31,7 @@ COMMANDS = {
     "status": "what the running services say about themselves",
     "ledger": "what became of every message, in two books that have to close",
     "store": "look at what the broker keeps on disk: is it whole, what is in it",
+    "session": "look at the sessions of clients, give one to a user, or end it",
     "explain": "why a client did not get a message",
     "scram": "add, change or remove a user of enhanced authentication (SCRAM-SHA-256)",
     "version": "print the version",

@@ -18,7 +18,7 @@ from typing import Any, Final
 from lockgate.access import secret_file
 from lockgate.access.dynamic_security import DynamicSecurity, file
 from lockgate.access.dynamic_security.initial import administrator_state
-from lockgate.access.dynamic_security.model import acl_type_of
+from lockgate.access.dynamic_security.model import LIST_PRIORITY, acl_type_of
 from lockgate.cli.mosquitto_options import Done, Options, UsageError, parse_leading, report
 from lockgate.cli.mosquitto_wire import (
     SYSTEM,
@@ -362,7 +362,7 @@ def _ask(options: Options, topic: str, request: bytes) -> bytes:
     except Stopped as stopped:
         asker.leave()
         raise _End(*((TIMED_OUT, "Error: no answer came.") if stopped.timed_out else (FAILED, ""))) from None
-    except Failure as failure:
+    except Failure:
         if asker.status:
             raise _End(asker.status, f"Connection error: {reason_text(asker.status, options.version)}") from None
         raise
@@ -455,7 +455,7 @@ def _column(head: str, width: int, values: list[str]) -> list[str]:
 
 
 def _with_priority(one: dict[str, Any], member: str) -> str:
-    return f"{one[member]} (priority: {one['priority']})" if "priority" in one else str(one[member])
+    return f"{one[member]} (priority: {one.get('priority', LIST_PRIORITY)})"
 
 
 def _allow(acl: dict[str, Any]) -> str:

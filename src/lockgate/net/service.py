@@ -22,7 +22,7 @@ from lockgate import __version__
 from lockgate.broker import restoring
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
-from lockgate.broker.explain import explain, subscription_tree
+from lockgate.broker.explain import explain, session_list, subscription_tree
 from lockgate.broker.limits import QUEUE_HEAD, Limits, ListenerLimits, ServerInformation, StandingSession
 from lockgate.broker.ports import (
     Delivery,
@@ -34,9 +34,10 @@ from lockgate.broker.ports import (
     StoredSession,
     StoredSubscription,
     StoredWill,
+    printable,
 )
 from lockgate.broker.sys_topics import publish_figures
-from lockgate.config.model import BridgeConfig, BrokerConfig, Config, ListenerConfig
+from lockgate.config.model import BridgeConfig, BrokerConfig, Config, ListenerConfig, LogConfig
 from lockgate.mqtt.reason_codes import NOT_AUTHORIZED
 from lockgate.net.complaints import Complaints
 from lockgate.net.control import ControlTopics
@@ -44,11 +45,24 @@ from lockgate.net.figures import Figures
 from lockgate.net.listener import Listener, ListenerSettings, door
 from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Rules, no_access
 from lockgate.net.stream import Stream
+from lockgate.telemetry import logs
 
 log = logging.getLogger(__name__)
 
 VERSION = f"2.1.2 (lockgate {__version__})"  # for programs that look for Mosquitto's
 
+# What a reload cannot change
+_AT_START = (
+    "persistence",
+    "persistence_location",
+    "persistence_file",
+    "autosave_interval",
+    "autosave_on_changes",
+    "flush_interval_seconds",
+    "pid_file",
+    "user",
+    "standing_sessions",
+)
 # While the machine sleeps this clock goes on, and no one can set it.
 _BOOTTIME = time.CLOCK_BOOTTIME
 _STOP_SECONDS = 2.0
@@ -128,6 +142,17 @@ class _Log:
     def warning(self, text: str) -> None:
         log.warning("%s", text)
 
+    def debug(self, text: str) -> None:
+        log.debug("%s", text)
+
+    def subscribed(self, client: str, qos: int, topic_filter: str) -> None:
+        if logs.subscribe.isEnabledFor(logging.INFO):
+            logs.subscribe.info("%s %d %s", client, qos, printable(topic_filter))
+
+    def unsubscribed(self, client: str, topic_filter: str) -> None:
+        if logs.unsubscribe.isEnabledFor(logging.INFO):
+            logs.unsubscribe.info("%s %s", client, printable(topic_filter))
+
 
 def _new_client_id() -> str:
     return str(uuid.uuid4()).upper()
@@ -152,6 +177,7 @@ def broker_limits(config: BrokerConfig) -> Limits:
         check_retain_source=config.check_retain_source,
         session_owner=config.session_owner == "user",
         retain_available=config.retain_available,
+        sparkplug=config.sparkplug_aware,
         subscriptions=ours.subscriptions,
         # Where the store is in memory, too, nothing is gained by holding less of it.
         queue_head=0 if config.persistence is False else QUEUE_HEAD,
@@ -242,6 +268,7 @@ class BrokerService:
     ) -> None:
         self._make_access = make_access if make_access is not None else no_access
         authenticator, self._access = self._make_access(config, None)
+        self._config = config
         self._store = open_store(self)
         limits, information = broker_limits(config), server_information(config)
         self.broker = Broker(limits, self._store, _Log(), _new_client_id, authenticator, information)
@@ -292,6 +319,7 @@ class BrokerService:
             self._store.restore(self)
             restoring.stand(self.broker, self.clock())
             self._tell()
+            self._log_to_topics(self._config.log)
             if self.bridges is not None:
                 self.bridges.start()
             self.flush()  # also to wait for what was restored with a time
@@ -315,6 +343,7 @@ class BrokerService:
         Whoever is connected stays so, unless its listener is gone or the new rules would not let it in.
         """
         config = whole.broker
+        restart = [name for name in _AT_START if getattr(config, name) != getattr(self._config, name)]
         authenticator, access = self._make_access(config, self._access)
         doors = Doors(config, access, self.hashing)
         known = {door(listener.config): listener for listener in self.listeners}
@@ -358,6 +387,7 @@ class BrokerService:
             if self._figures_timer is not None:
                 self._figures_timer.cancel()
             self._tell()
+        self._log_to_topics(config.log)
         if self.bridges is not None:
             self.bridges.reload(config.bridges)
         else:
@@ -366,6 +396,9 @@ class BrokerService:
                 self.bridges.start()
         for warning in config.warnings:
             log.warning("%s", warning)
+        if restart:
+            log.warning("What the configuration now says of %s counts from the next start.", ", ".join(restart))
+        self._config = config
         self.flush()
 
     def _listener(self, settings: ListenerSettings) -> Listener:
@@ -405,6 +438,12 @@ class BrokerService:
     def listener_configs(self) -> list[ListenerConfig]:
         """Give what is open."""
         return [listener.config for listener in self.listeners]
+
+    def _log_to_topics(self, config: LogConfig) -> None:
+        if "topic" in config.destinations:
+            from lockgate.net.topic_log import TopicLog
+
+            logs.add(TopicLog(self), config)
 
     def lets_anonymous_in(self, config: ListenerConfig) -> bool:
         """Whether a listener lets clients in that give no user name."""
@@ -665,6 +704,25 @@ class BrokerService:
             "memory": {"used": broker.memory.used, "budget": broker.memory.budget},
             **({"bridges": dict(self.bridges.status())} if self.bridges is not None else {}),
         }
+
+    def answers(self) -> Mapping[str, Callable[[Mapping[str, object]], Mapping[str, object]]]:
+        """Give what answers the questions of the command line."""
+        return {"explain": self.explain, "sessions": self.sessions}
+
+    def sessions(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        """Answer `lockgate session`: tell of all Sessions, give one to a user, or end it."""
+        action, client_id, now = str(arguments.get("action", "")), str(arguments.get("client", "")), self.clock()
+        if action == "list":
+            return {"sessions": session_list(self.broker, now)}
+        user = arguments.get("user")
+        if client_id in self.broker.own_sessions:
+            return {"problem": "it is that of a bridge, which the configuration rules"}
+        if action == "give":
+            done = self.broker.give_session(client_id, user if isinstance(user, str) else None, now)
+        else:
+            done = action == "drop" and self.broker.drop_session(client_id, now)
+        self.save()  # nobody waits for it, and whoever asked wants to rely on it
+        return {} if done else {"problem": "there is no session of this client id"}
 
     def explain(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
         """Answer `lockgate explain`: why did a `client` get nothing on a `topic`? Times are seconds since 1970."""

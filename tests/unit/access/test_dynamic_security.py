@@ -107,6 +107,17 @@ def test_default_access_never_opens_control(security: DynamicSecurity) -> None:
         assert security.may_subscribe("c", who, "$share/g/$CONTROL/#") is DEFER
 
 
+def test_default_access_as_mosquitto_ctrl_of_2_0_sets_it(security: DynamicSecurity) -> None:
+    def setting(access: object) -> dict[str, Any]:
+        return {"command": "setDefaultACLAccess", "acls": [{"acltype": "subscribe", "access": access}]}
+
+    done(security, setting("allow"))
+    assert security.may_subscribe("c", None, "t") is ALLOW
+    done(security, setting("deny"))
+    assert security.may_subscribe("c", None, "t") is DEFER
+    assert errors(run(security, setting("perhaps"), setting(True))) == ["Invalid/missing allow"] * 2
+
+
 def test_subscriptions(security: DynamicSecurity) -> None:
     done(
         security,

@@ -44,7 +44,7 @@ def server(rules: Rules) -> Server:
     return Server(listener=rules.listener())
 
 
-def subscribed(server: Server, client_id: str, topic_filter: str, qos: int = 0, **options: int | str | bool) -> Peer:
+def subscribed(server: Server, client_id: str, topic_filter: str, qos: int = 0, **options: object) -> Peer:
     peer = server.client(client_id, **options)  # type: ignore[arg-type]
     peer.send(Subscribe(1, [SubscriptionRequest(topic_filter, qos)]))
     peer.expect(SubAck)
@@ -360,6 +360,38 @@ def test_who_takes_a_session_over_gets_it_by_their_own_rules(rules: Rules) -> No
     assert ("receive", "c", "bob", "t") in rules.asked
 
 
+def test_an_operator_may_give_a_session_to_somebody_else(rules: Rules) -> None:
+    server = Server(listener=rules.listener(), disk=Disk())
+    mine = subscribed(server, "c", "t", 1, username="alice", session_expiry_interval=100)
+    assert server.broker.give_session("c", "bob", server.now)
+    server.settle()
+    assert mine.received() == [Disconnect(reason_codes.ADMINISTRATIVE_ACTION)]
+    rules.asked.clear()
+    server.client("p").publish("t", b"x", 1)
+    assert ("receive", "c", "bob", "t") in rules.asked
+    server.settle()
+    server = server.crash()
+    peer = server.client("c", clean_start=False, username="bob", session_expiry_interval=100)
+    assert peer.connack.session_present
+    assert peer.messages() == [("t", b"x")]
+    assert not server.broker.give_session("nobody", None, server.now)
+    assert server.broker.give_session("c", None, server.now)
+    assert server.broker.sessions["c"].username is None
+
+
+def test_an_operator_may_end_a_session(rules: Rules) -> None:
+    server = Server(listener=rules.listener(), disk=Disk())
+    watcher = subscribed(server, "w", "will")
+    peer = subscribed(server, "c", "t", 1, session_expiry_interval=100, will=Will("will", b"x"))
+    assert server.broker.drop_session("c", server.now)
+    server.settle()
+    assert peer.received() == [Disconnect(reason_codes.ADMINISTRATIVE_ACTION)]
+    assert watcher.messages() == [("will", b"x")]
+    assert "c" not in server.broker.sessions
+    assert "c" not in server.crash().broker.sessions
+    assert not server.broker.drop_session("c", server.now)
+
+
 # --- what a listener or the broker demands ----------------------------------------------------------------------------
 
 
@@ -485,3 +517,15 @@ def test_a_bridge_elsewhere_may_tell_its_state_below_sys() -> None:
     peer.publish("$SYS/broker/connection/there/other", b"2")
     peer.publish("$SYS/broker/uptime", b"3")
     assert watcher.messages() == [("$SYS/broker/connection/there/state", b"1")]
+
+
+def test_births_of_sparkplug_may_be_retained() -> None:
+    server = Server(Limits(sparkplug=True))
+    publisher = server.client("p")
+    for topic in ("spBv1.0/g/NBIRTH/n", "spBv1.0/g/DBIRTH/n/d", "spBv1.0/g/NDATA/n", "spBv1.0/g/DBIRTH/n", "spBv1.0/x"):
+        publisher.publish(topic, b"born", 1)
+    late = subscribed(server, "late", "$sparkplug/certificates/#")
+    assert {topic for topic, _payload in late.messages()} == {
+        "$sparkplug/certificates/spBv1.0/g/NBIRTH/n",
+        "$sparkplug/certificates/spBv1.0/g/DBIRTH/n/d",
+    }

@@ -133,6 +133,8 @@ def set_default_access(state: State, arguments: Arguments, _context: Context) ->
         if word.lower() not in names:
             raise CommandError("Unknown acltype")
         allow = one.boolean("allow")
+        if allow is None and one.raw("access") in ("allow", "deny"):
+            allow = one.raw("access") == "allow"  # as mosquitto_ctrl 2.0 says it, which its own plug-in passes over
         if allow is None:
             raise CommandError("Invalid/missing allow")
         access[names[word.lower()]] = allow
