@@ -504,9 +504,6 @@ _QUIET = {
     "connects-are-not-logged": "a connect id=quiet\na disconnect\nbroker log 'as quiet'",
     "refusals-are-logged": "a connect v=3 id=\nbroker log 'Sending CONNACK|refused'",
 }
-_LOG_TYPES = {
-    "information-is-left-out": "a connect id=silent\nbroker log 'as silent'",
-}
 _BYTES = {
     "first-of-many": """
         a connect id=qb clean=0
@@ -611,7 +608,6 @@ SETUPS = (
     Setup("reload", OPEN, _RELOAD, {}),
     Setup("sessions", OPEN, _SESSIONS),
     Setup("connection_messages", OPEN + "connection_messages false\n", _QUIET),
-    Setup("log_type", OPEN + "log_type none\nlog_type error\nlog_type notice\n", _LOG_TYPES),
     Setup("max_queued_bytes", OPEN + "max_inflight_messages 1\nmax_queued_bytes 15\n", _BYTES),
     Setup("include_dir", OPEN + "include_dir {dir}/conf.d\n", _INCLUDED,
           {"conf.d/a.conf": "max_keepalive 100\nmax_inflight_messages 3\n", "conf.d/b.conf": "max_keepalive 50\n",
