@@ -8,7 +8,7 @@ SOURCES := $(shell find src -name '*.py' -o -name py.typed) pyproject.toml setup
 HAVE_CC := $(shell printf '\043include <Python.h>\n' | $(or $(CC),cc) -E -I"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')" - >/dev/null 2>&1 && echo yes)
 PYTEST_ARGS ?=
 
-.PHONY: run test test-compiled test-interpreted test-peers check format bench fuzz mutate lock docs clean
+.PHONY: run test test-compiled test-interpreted test-peers check format bench fuzz mutate lock docs image wheels sbom test-containers clean
 
 run: $(VENV)/installed ## the demo: a gateway, devices and a cloud on this machine
 	$(BIN)/lockgate up --demo
@@ -56,6 +56,27 @@ fuzz: $(VENV)/installed ## ten million packets of two clients; differential, gui
 
 mutate: $(VENV)/locked ## what the tests of mqtt/ and broker/ do not notice; ARGS="--sample 300 --seed 1" for a quick look
 	PYTHONHASHSEED=0 PYTHONPATH=$(CURDIR)/src $(BIN)/python -m tests.mutation $(ARGS)
+
+# --- container images ----------------------------------------------------------------------------------------------------
+
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/lockgate/__init__.py)
+IMAGE ?= lockgate
+BUILD_IMAGE = docker build -q -f packaging/Dockerfile --build-arg VERSION=$(VERSION) \
+  --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) $(if $(BASE),--build-arg BASE=$(BASE)) \
+  $(if $(EPOCH),--build-arg SOURCE_DATE_EPOCH=$(EPOCH)) $(if $(OFFLINE),--build-arg OFFLINE=1 --network none)
+EPOCH = $(shell git log -1 --format=%ct 2>/dev/null)
+PREPARED := tests/containers/prepare.sh
+
+image: ## the images lockgate:VERSION and lockgate:VERSION-small; OFFLINE=1 after `make wheels`; BASE=… for another base
+	$(PREPARED) $(MAKE) --no-print-directory built-images
+
+built-images:
+	$(BUILD_IMAGE) -t $(IMAGE):$(VERSION) --target gateway .
+
+test-containers: $(VENV)/locked ## the images, on a Docker Engine; skipped with a line where none can run
+	@$(PREPARED) sh -ec '$(MAKE) --no-print-directory built-images && \
+	  LOCKGATE_IMAGE=$(IMAGE):$(VERSION) PYTHONPATH=$(CURDIR)/src $(BIN)/python -m pytest tests/containers $(PYTEST_ARGS)' \
+	  || { status=$$?; [ $$status = 77 ] && echo "lockgate: no container was tested here" || exit $$status; }
 
 lock: ## write requirements.lock anew from pyproject.toml; needs pip-tools
 	pip-compile --quiet --generate-hashes --all-extras --allow-unsafe --strip-extras --no-header --no-emit-index-url \

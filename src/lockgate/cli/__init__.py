@@ -24,6 +24,9 @@ PROGRAMS = frozenset(
     }
 )
 
+# The name the container image starts with, that of a script in Mosquitto's image
+ENTRY_POINT = "docker-entrypoint.sh"
+
 COMMANDS = {
     "run": "host services in this process",
     "up": "run every service as a child process, with restart",
@@ -42,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` (default: of this process); gives the exit status, 3 for what a person must correct."""
     words = list(sys.argv[1:] if argv is None else argv)
     called = os.path.basename(sys.argv[0]) if argv is None else ""
+    if called == ENTRY_POINT:
+        return int(_module("container").main(words))
     if called not in PROGRAMS and words[:1] and words[0] in PROGRAMS:
         called = words.pop(0)
     if called in PROGRAMS:
