@@ -71,6 +71,7 @@ image: ## the images lockgate:VERSION and lockgate:VERSION-small; OFFLINE=1 afte
 	$(PREPARED) $(MAKE) --no-print-directory built-images
 
 built-images:
+	$(BUILD_IMAGE) -t $(IMAGE):$(VERSION)-small --target broker-small .
 	$(BUILD_IMAGE) -t $(IMAGE):$(VERSION) --target gateway .
 
 test-containers: $(VENV)/locked ## the images, on a Docker Engine; skipped with a line where none can run

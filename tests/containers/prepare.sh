@@ -78,6 +78,10 @@ make_base() {
         mv "$scratch/base.tar" "$base.new"
         mv "$base.new" "$base"
     fi
+    if [ "$architecture" != "$machine" ]; then # `docker import` would call it an image for this one
+        python3 "$(dirname "$0")/foreign_image.py" "$base" "$architecture" "$name" | docker load -q >&2
+        return
+    fi
     docker import -c 'ENV PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin' -c 'ENV LANG=C.UTF-8' \
         -c 'CMD ["python3"]' "$base" "$name" >&2
 }

@@ -25,12 +25,12 @@ def docker(*words: str, check: bool = True, text: str | None = None) -> subproce
     return done
 
 
-def image() -> str:
-    """Give the image to be tested; without one the test is skipped."""
+def image(suffix: str = "") -> str:
+    """Give the image to be tested, or with "-small" the one of the broker alone; without one the test is skipped."""
     name = os.environ.get("LOCKGATE_IMAGE")
     if not name:
         pytest.skip("no image was built: make test-containers")
-    return name
+    return name + suffix
 
 
 class Container:
@@ -95,6 +95,15 @@ class Container:
         """Give /proc/PID/status of its first process."""
         with open(f"/proc/{self.pid()}/status") as lines:
             return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+    def wait_for_health(self, state: str, seconds: float = WAIT_SECONDS) -> str:
+        """Give what the health check said, once the engine calls the container `healthy` or `unhealthy`."""
+        deadline = time.monotonic() + seconds
+        while (health := self.inspect()["State"]["Health"])["Status"] != state:
+            if time.monotonic() > deadline:
+                pytest.fail(f"{self.name} does not get {state}: {health}")
+            time.sleep(0.1)
+        return str(health["Log"][-1]["Output"])
 
     def stop(self, seconds: int = 10) -> float:
         """`docker stop` with a grace period; gives the seconds it took."""

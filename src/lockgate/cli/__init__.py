@@ -32,6 +32,7 @@ COMMANDS = {
     "up": "run every service as a child process, with restart",
     "check": "validate the configuration",
     "status": "what the running services say about themselves",
+    "healthcheck": "whether the services of this container are well, by its exit status",
     "ledger": "what became of every message, in two books that have to close",
     "store": "look at what the broker keeps on disk: is it whole, what is in it",
     "session": "look at the sessions of clients, give one to a user, or end it",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from lockgate import cli
-from lockgate.cli import process
+from lockgate.cli import healthcheck, process
 
 DEFAULT: Final = ("mosquitto", "-c", "/mosquitto/config/mosquitto.conf")
 SERVICES: Final = ("broker", "processor", "forwarder")
@@ -43,9 +43,27 @@ def main(words: Sequence[str]) -> int:
         status = _prepare()
         if status:
             return status
+        expect(_services(words), os.environ.get(healthcheck.VARIABLE, ""))
     if os.getpid() == 1:
         _be_init(words[0])
     return cli.main(words)
+
+
+def _services(words: list[str]) -> list[str]:
+    if words[0] == "run":
+        return [word for word in words[1:] if word in SERVICES]
+    return list(SERVICES) if words[0] == "up" else ["broker"]
+
+
+def expect(services: list[str], folder: str) -> None:
+    """Write down whom `lockgate healthcheck` has to find, where the status sockets will be."""
+    if not folder:
+        return
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        Path(folder, healthcheck.EXPECTED).write_text("".join(f"{name}\n" for name in services))
+    except OSError as error:
+        _say(f"Warning: {error.filename}: {error.strerror}; the health check will not find the services.")
 
 
 def _become(words: list[str]) -> NoReturn:
