@@ -45,6 +45,8 @@ _MOST_PAGES: Final = 1000  # of the write-ahead log, before it is moved into the
 _FEWEST_PAGES: Final = 16
 _PAGE_BYTES: Final = 4096
 _ROOM_SECONDS: Final = 2.0  # between two looks for room on a disk that was full
+# The second: no room for the file of shared memory beside the database, which comes to be with the first commit
+_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
 _JOURNAL_BYTES: Final = 16 * 1024 * 1024  # of the WAL file, between bursts
 
 
@@ -482,7 +484,7 @@ class SqliteStore:
                 self._doubt.touch()
             self._answers.store_damaged(f"the store {self.path} is damaged: {cause}")
             return
-        full = getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        full = getattr(cause, "sqlite_errorcode", None) in _FULL
         if full and self._reserve.release():  # room enough for what was taken already, and for what makes room
             self._retry_at = 0.0
             if self._loop is not None:
