@@ -60,7 +60,7 @@ def expect(services: list[str], folder: str) -> None:
     if not folder:
         return
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        os.makedirs(folder, mode=0o711, exist_ok=True)
         Path(folder, healthcheck.EXPECTED).write_text("".join(f"{name}\n" for name in services))
     except OSError as error:
         _say(f"Warning: {error.filename}: {error.strerror}; the health check will not find the services.")
