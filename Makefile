@@ -34,6 +34,7 @@ check: $(VENV)/locked ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --scripts-are-modules packaging/image/*.py
 
 format: $(VENV)/locked
 	$(BIN)/ruff format .
@@ -91,9 +92,10 @@ sbom: ## dist/: what the images are made of, in CycloneDX
 	  made=$$(docker create $(IMAGE):$(VERSION)$$kind) && \
 	  docker cp $$made:/opt/lockgate/sbom.cdx.json dist/$(IMAGE)-$(VERSION)$$kind.cdx.json && docker rm -v $$made; done'
 
-test-containers: $(VENV)/locked ## the images, on a Docker Engine; skipped with a line where none can run
+test-containers: $(VENV)/locked ## the images, on a Docker Engine, where one can run; REBUILD=1: are two builds the same?
 	@$(PREPARED) sh -ec '$(MAKE) --no-print-directory built-images && \
-	  LOCKGATE_IMAGE=$(IMAGE):$(VERSION) PYTHONPATH=$(CURDIR)/src $(BIN)/python -m pytest tests/containers $(PYTEST_ARGS)' \
+	  LOCKGATE_IMAGE=$(IMAGE):$(VERSION) LOCKGATE_REBUILD=$(REBUILD) PYTHONPATH=$(CURDIR)/src \
+	  $(BIN)/python -m pytest tests/containers $(PYTEST_ARGS)' \
 	  || { status=$$?; [ $$status = 77 ] && echo "lockgate: no container was tested here" || exit $$status; }
 
 lock: ## write requirements.lock anew from pyproject.toml; needs pip-tools
