@@ -88,6 +88,14 @@ def test_a_command_that_does_not_exist_is_named() -> None:
     assert (done.returncode, done.stdout) == (127, "docker-entrypoint.sh: mosquito: No such file or directory\n")
 
 
+def test_the_small_image_says_what_it_does_not_hold() -> None:
+    done = docker("run", "--rm", image("-small"), "processor", check=False)
+    assert (done.returncode, done.stdout) == (
+        1,
+        "docker-entrypoint.sh: Error: this image holds the broker alone, and cannot run processor.\n",
+    )
+
+
 def test_a_password_made_inside_counts_after_a_reload_and_connections_stay(either: str, config: Path) -> None:
     (config / "passwd").write_text("")
     os.chown(config, 1883, 1883)

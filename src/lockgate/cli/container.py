@@ -6,6 +6,7 @@ good; as anybody else it names what they cannot use. What is no service runs as 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import stat
@@ -40,10 +41,14 @@ def main(words: Sequence[str]) -> int:
     elif program not in cli.COMMANDS:
         return _become(words)
     if words[0] in ("mosquitto", "run", "up"):
+        services = _services(words)
+        if services != ["broker"] and importlib.util.find_spec("orjson") is None:
+            _say(f"Error: this image holds the broker alone, and cannot run {', '.join(services)}.")
+            return 1
         status = _prepare()
         if status:
             return status
-        expect(_services(words), os.environ.get(healthcheck.VARIABLE, ""))
+        expect(services, os.environ.get(healthcheck.VARIABLE, ""))
     if os.getpid() == 1:
         _be_init(words[0])
     return cli.main(words)
