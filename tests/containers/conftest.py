@@ -13,12 +13,6 @@ from tests.support.docker import docker, image
 OPEN = "listener 1883\nallow_anonymous true\n"
 
 
-@pytest.fixture(autouse=True)
-def _image() -> None:
-    """Skip where there is no image."""
-    image()
-
-
 @pytest.fixture(params=["", "-small"], ids=["gateway", "broker-small"])
 def either(request: pytest.FixtureRequest) -> str:
     """Each of the two images."""

@@ -23,6 +23,7 @@ from tests.support.debian import publish
 from tests.support.docker import Container, docker, image
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(400)]
+image()
 
 ROOT = Path(__file__).parents[2]
 BUILD = ("build", "-q", "-f", "packaging/Dockerfile")

@@ -14,10 +14,11 @@ import pytest
 from tests.containers.conftest import OPEN
 from tests.support.debian import publish
 from tests.support.disks import disk_trouble, make_image, memory_disk, mounted
-from tests.support.docker import Container
+from tests.support.docker import Container, image
 from tests.support.peers import program
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(180)]
+image()
 
 QUICK = ("--health-interval", "1s", "--health-retries", "1", "--health-start-period", "0s")
 PUBLISHED = ("-p", "127.0.0.1:0:1883")

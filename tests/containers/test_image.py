@@ -14,6 +14,7 @@ from tests.support.docker import Container, docker, image
 from tests.support.peers import Mosquitto, program
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(120)]
+image()
 
 PUBLISHED = ("-p", "127.0.0.1:0:1883")
 LOCKED_DOWN = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", "1883:1883")

@@ -26,10 +26,13 @@ def docker(*words: str, check: bool = True, text: str | None = None) -> subproce
 
 
 def image(suffix: str = "") -> str:
-    """Give the image to be tested, or with "-small" the one of the broker alone; without one the test is skipped."""
+    """Give the image to be tested, or with "-small" the one of the broker alone.
+
+    Without one tests are skipped; a module of them asks when it is imported, and is skipped as a whole.
+    """
     name = os.environ.get("LOCKGATE_IMAGE")
     if not name:
-        pytest.skip("no image was built: make test-containers")
+        pytest.skip("no image was built: make test-containers", allow_module_level=True)
     return name + suffix
 
 
