@@ -9,6 +9,7 @@ import hmac
 import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -27,6 +28,8 @@ _MAXIMUM_ROUNDS: Final = 2**31 - 1  # OpenSSL's
 _SALT_BYTES: Final = 12  # Mosquitto 2.0 reads no other length
 _HASH_BYTES: Final = 64
 
+_MOST_REMEMBERED: Final = 10_000
+
 _PARTS: Final = re.compile(r"\$(?:6|7\$([0-9]{1,10}))\$([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+)")
 
 
@@ -34,8 +37,35 @@ class PasswordHash(Protocol):
     """A password nobody can read. `str()` gives the form that `parse` reads."""
 
     def verify(self, password: bytes) -> bool:
-        """Say whether this is the password; takes as long as the hash was made to take."""
+        """Say whether this is the password; takes as long as the hash was made to take, but for one that just was."""
         ...
+
+
+class _Remembered:
+    """Passwords that were right, as digests under a key that never leaves this process.
+
+    A hash that takes 50 ms makes a thousand devices that come back at once wait for a minute; a password that was right
+    stays so as long as it is compared with the same hash. The one not asked for longest gives way.
+    """
+
+    def __init__(self) -> None:
+        self._key = os.urandom(32)
+        self._digests: dict[bytes, None] = {}
+
+    def verify(self, hashed: str, password: bytes, verify: Callable[[], bool]) -> bool:
+        """Say whether it is the password, and ask `verify` only if that is not known to be so."""
+        digest = hashlib.blake2b(hashed.encode() + b"\0" + password, key=self._key, digest_size=32).digest()
+        if digest in self._digests:
+            del self._digests[digest]
+        elif not verify():
+            return False
+        self._digests[digest] = None
+        if len(self._digests) > _MOST_REMEMBERED:
+            del self._digests[next(iter(self._digests))]
+        return True
+
+
+_remembered = _Remembered()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +91,9 @@ class Pbkdf2:
     digest: bytes
 
     def verify(self, password: bytes) -> bool:
+        return _remembered.verify(str(self), password, lambda: self._fits(password))
+
+    def _fits(self, password: bytes) -> bool:
         return hmac.compare_digest(hashlib.pbkdf2_hmac("sha512", password, self.salt, self.rounds), self.digest)
 
     def __str__(self) -> str:
@@ -74,6 +107,9 @@ class Argon2id:
     text: str
 
     def verify(self, password: bytes) -> bool:
+        return _remembered.verify(self.text, password, lambda: self._fits(password))
+
+    def _fits(self, password: bytes) -> bool:
         from argon2.exceptions import VerificationError, VerifyMismatchError
         from argon2.low_level import Type, verify_secret
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lockgate.app import scram_authenticator
 from lockgate.cli.common import load_config
 from lockgate.config.errors import ConfigError, MosquittoConfError
-from lockgate.config.model import BridgeConfig, BrokerConfig, Config, ListenerConfig
+from lockgate.config.model import BridgeConfig, Config, ListenerConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
     scram_authenticator(config.broker)
-    check_access(config.broker)
+    check_access(config)
     check_rules(config)
     check_certificates(config)
     check_bridges(config)
@@ -28,11 +28,11 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def check_access(config: BrokerConfig) -> None:
+def check_access(config: Config) -> None:
     """Read password, ACL and dynamic security files. Raises ConfigError, with file and line."""
     from lockgate.access import authorities
 
-    authorities.check(config)
+    authorities.check(config.broker)
 
 
 def check_rules(config: Config) -> None:

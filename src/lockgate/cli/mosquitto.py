@@ -134,10 +134,9 @@ def _test(config: Config) -> int:
 
     for warning in config.broker.warnings:
         print(f"Warning: {warning}", file=sys.stderr)
-    checks = (lambda: check_access(config.broker), lambda: check_certificates(config))
-    for check in checks:
+    for check in (check_access, check_certificates):
         try:
-            check()
+            check(config)
         except ConfigError as error:
             print(f"Warning: {error}", file=sys.stderr)
     print("Configuration file is OK.", file=sys.stderr)

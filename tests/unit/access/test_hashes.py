@@ -109,3 +109,26 @@ def test_a_hash_that_needs_more_memory_than_there_is_refuses_the_login(caplog: p
 def test_any_text_is_a_hash_or_a_value_error(text: str) -> None:
     with contextlib.suppress(ValueError):
         assert str(hashes.parse(text)) == text
+
+
+@pytest.mark.parametrize("algorithm", ["argon2id", "sha512-pbkdf2"])
+def test_a_password_that_was_right_is_known_again(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, other = hashes.make(b"right", algorithm), hashes.make(b"left", algorithm)
+    hashed: list[bytes] = []
+    dear = type(made)._fits  # type: ignore[attr-defined]
+
+    def fits(self: object, password: bytes) -> bool:
+        hashed.append(password)
+        return bool(dear(self, password))
+
+    monkeypatch.setattr(type(made), "_fits", fits)
+    assert [made.verify(word) for word in (b"right", b"right", b"wrong", b"wrong", b"right")] == [
+        True, True, False, False, True
+    ]  # fmt: skip
+    assert hashed == [b"right", b"wrong", b"wrong"]
+    assert not other.verify(b"right")
+    monkeypatch.setattr(hashes, "_MOST_REMEMBERED", 1)
+    assert other.verify(b"left")
+    assert made.verify(b"right")
+    assert made.verify(b"right")
+    assert not hashes.parse(str(hashes.like(made))).verify(b"right")

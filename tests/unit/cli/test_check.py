@@ -8,7 +8,6 @@ import pytest
 
 from lockgate.cli import main
 
-
 BRIDGE = ("connection b", "address h:1884 i", "topic #")
 
 
