@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import attacks, doors, durable, footprint, latency, sessions, subscriptions, throughput
+from benchmarks import attacks, bridges, doors, durable, footprint, latency, sessions, subscriptions, throughput
 
-for program in (throughput, latency, sessions, durable, footprint, subscriptions, doors, attacks):
+for program in (throughput, latency, sessions, durable, footprint, subscriptions, doors, bridges, attacks):
     program.main()
     print()

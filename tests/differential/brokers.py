@@ -55,6 +55,7 @@ class Broker:
     def write(self, name: str, text: str) -> None:
         """Write a file of the folder; the configuration gets its head, a file of passwords its hashes."""
         path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
         text = self.filled(text)
         if name == "mosquitto.conf":
             text = f"{_HEAD}{'' if os.geteuid() == 0 else '#'}user root\n{text}"

@@ -500,6 +500,78 @@ _SYS = {
     "shape-load": "a shape $SYS/broker/load/#",
 }
 
+_QUIET = {
+    "connects-are-not-logged": "a connect id=quiet\na disconnect\nbroker log 'as quiet'",
+    "refusals-are-logged": "a connect v=3 id=\nbroker log 'Sending CONNACK|refused'",
+}
+_BYTES = {
+    "first-of-many": """
+        a connect id=qb clean=0
+        a subscribe b 1
+        a disconnect
+        b connect
+        b publish b 1111111111 1
+        b publish b 2222222222 1
+        b publish b 3333333333 1
+        a connect id=qb clean=0
+    """,
+}
+_INCLUDED = {
+    "limits-of-both-files": "a connect v=5",
+    "later-file-wins": "a connect v=5 keep=200",
+}
+_RETAIN_SOURCE = {
+    "revoked-author-default": """
+        a connect user=ann password=secret
+        a publish kept/x x 1 retain
+        broker write acl 'topic read kept/#' 'user ann' 'topic other/#'
+        broker hup
+        b connect
+        b subscribe kept/# 1
+    """,
+}
+_SESSIONS = {
+    "v5-expires-at-once": "a connect v=5 id=e0 clean=0\na disconnect\na connect v=5 id=e0 clean=0",
+    "v5-kept": "a connect v=5 id=e1 clean=0 expiry=100\na disconnect\na connect v=5 id=e1 clean=0 expiry=100",
+    "v5-clean-start-ends-it": "a connect v=5 id=e2 clean=0 expiry=100\na disconnect\na connect v=5 id=e2",
+    "v5-given-up-at-disconnect": """
+        a connect v=5 id=e3 clean=0 expiry=100
+        a disconnect expiry=0
+        a connect v=5 id=e3 clean=0
+    """,
+    "v311-then-v5": "a connect id=m clean=0\na disconnect\na connect v=5 id=m clean=0",
+    "v5-then-v311": "a connect v=5 id=n clean=0 expiry=100\na disconnect\na connect id=n clean=0",
+    "subscription-survives": """
+        a connect id=sub clean=0
+        a subscribe ses/x 1
+        a disconnect
+        a connect id=sub clean=0
+        a publish ses/x x 1
+    """,
+    "unsubscribe-survives": """
+        a connect id=uns clean=0
+        a subscribe ses/y 1
+        a unsubscribe ses/y
+        a disconnect
+        a connect id=uns clean=0
+        a publish ses/y x 1
+    """,
+    "downgraded-delivery": "a connect id=dg\na subscribe ses/d 0\na publish ses/d x 2\na publish ses/d x 1",
+    "will-delayed-not-on-return": """
+        b connect
+        b subscribe ses/will 1
+        a connect v=5 id=wd clean=0 expiry=100 will=ses/will delay=100
+        a lose
+        a connect v=5 id=wd clean=0 expiry=100
+    """,
+    "message-expiry-0-is-gone": """
+        a connect v=5 id=me clean=0 expiry=100
+        a subscribe ses/me 1
+        b connect v=5
+        b publish ses/me x 1 expiry=100
+    """,
+}
+
 SETUPS = (
     Setup("wire", OPEN, _WIRE),
     Setup("log", OPEN, _LOG),
@@ -534,6 +606,15 @@ SETUPS = (
     Setup("persistence", OPEN + "persistence true\npersistence_location {dir}/\n", _STORE),
     Setup("no-persistence", OPEN + "pid_file {dir}/broker.pid\n", _NO_STORE),
     Setup("reload", OPEN, _RELOAD, {}),
+    Setup("sessions", OPEN, _SESSIONS),
+    Setup("connection_messages", OPEN + "connection_messages false\n", _QUIET),
+    Setup("max_queued_bytes", OPEN + "max_inflight_messages 1\nmax_queued_bytes 15\n", _BYTES),
+    Setup("include_dir", OPEN + "include_dir {dir}/conf.d\n", _INCLUDED,
+          {"conf.d/a.conf": "max_keepalive 100\nmax_inflight_messages 3\n", "conf.d/b.conf": "max_keepalive 50\n",
+           "conf.d/not.read": "no_such_option 1\n"}),
+    Setup("check_retain_source",
+          OPEN + "password_file {dir}/passwords\nacl_file {dir}/acl\n", _RETAIN_SOURCE,
+          {"passwords": PASSWORDS, "acl": "topic read kept/#\nuser ann\ntopic kept/#\n"}),
     Setup("sys_interval", OPEN + "sys_interval 1\n", _SYS),
 )  # fmt: skip
 

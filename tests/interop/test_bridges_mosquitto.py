@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -195,6 +196,24 @@ async def test_a_password_and_a_certificate_are_shown(tmp_path: Path) -> None:
             assert "certificate verify failed" in str(status["last_error"])
     finally:
         peer.stop()
+
+
+async def test_sighup_starts_and_ends_a_bridge(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    ours = Gateway(tmp_path)
+    conf = tmp_path / "mosquitto.conf"
+    plain = conf.read_text()
+    name = uuid.uuid4().hex[:12]
+
+    async def reload(text: str) -> None:
+        conf.write_text(text)
+        ours.signal("broker", signal.SIGHUP)
+
+    with ours.running("broker"):
+        async with client_of(mosquitto.url, f"$SYS/broker/connection/{name}/state") as there:
+            bridge = f"connection b\naddress 127.0.0.1:{mosquitto.port}\nclientid {name}\ntopic # out\n"
+            for text, state in ((plain + bridge, b"1"), (plain, b"0"), (plain + bridge, b"1")):
+                await reload(text)
+                assert [message.payload for message in await take(there, 1)] == [state]
 
 
 # --- rings ------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from lockgate.access import hashes
 from lockgate.mqtt import reason_codes
-from lockgate.mqtt.packets import V3_1_1, Disconnect
+from lockgate.mqtt.packets import V3_1_1, Disconnect, UnsubAck, Unsubscribe
 from tests.support.dialog import Dialog
 from tests.support.gateway import Gateway
 from tests.support.peers import free_port, wait_for_port
@@ -244,3 +245,36 @@ def test_the_log_may_be_subscribed_to(files: Files) -> None:
     seen = alice.message()
     assert seen.topic == "$SYS/broker/log/W"
     assert b"'c-bob' with user 'bob' is not let in" in seen.payload
+
+
+def test_who_subscribes_may_be_logged(files: Files) -> None:
+    files.conf.write_text(files.conf.read_text() + "log_type subscribe\nlog_type unsubscribe\nlog_type debug\n")
+    files.hang_up("Reloading config.")
+    deadline = time.monotonic() + WAIT
+    while "c-alice 1 open" not in files.gateway.log.read_text():
+        assert time.monotonic() < deadline
+        alice = let_in(files, "alice", b"a")
+        alice.subscribe("open")
+        alice.send(Unsubscribe(3, ["open"]))
+        alice.expect(UnsubAck)
+    said = files.gateway.log.read_text()
+    assert "Sending CONNACK to c-alice (" in said
+    assert "c-alice open" in said
+
+
+def test_without_file_descriptors_the_old_rules_go_on(files: Files) -> None:
+    alice = let_in(files, "alice", b"a")
+    files.users(mallory="m")
+    files.rules("topic readwrite #")
+    pid = files.gateway.pid("broker")
+    held = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (held, before[1]))
+    said = files.hang_up("The configuration stays as it was.")
+    assert "Too many open files" in said
+    assert alice.publish("closed", b"") in (0, reason_codes.NO_MATCHING_SUBSCRIBERS)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    let_in(files, "mallory", b"m", REFUSED)
+    assert let_in(files, "bob", b"b").publish("closed", b"") == REFUSED
+    files.hang_up()
+    assert is_disconnected(alice)

@@ -90,6 +90,10 @@ class Gateway:
         while stat.read_bytes().rpartition(b")")[2].split()[0] != b"T":
             assert process.poll() is None
 
+    def pid(self, service: str) -> int:
+        """Give the process id of a service."""
+        return self._processes[service].pid
+
     def signal(self, service: str, number: signal.Signals) -> None:
         """Send a signal to a service."""
         self._processes[service].send_signal(number)

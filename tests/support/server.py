@@ -53,6 +53,12 @@ class Recorder:
     def notice(self, text: str) -> None:
         self.lines.append(text)
 
+    def debug(self, text: str) -> None: ...
+
+    def subscribed(self, client: str, qos: int, topic_filter: str) -> None: ...
+
+    def unsubscribed(self, client: str, topic_filter: str) -> None: ...
+
     def warning(self, text: str) -> None:
         self.lines.append(text)
 

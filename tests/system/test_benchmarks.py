@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("trustme")
 
-from benchmarks import attacks, brokers, doors, footprint, latency, sessions, subscriptions, throughput
+from benchmarks import attacks, bridges, brokers, doors, footprint, latency, sessions, subscriptions, throughput
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +33,10 @@ def own_core() -> Iterator[None]:
         (lambda: footprint.main(50, starts=1), ["lockgate +[0-9]"]),
         (lambda: subscriptions.main(1_000), [" 1,000 "]),
         (lambda: doors.main(5, messages=100), [r"lockgate +tcp", r"lockgate +tls", r"lockgate +secure websocket"]),
+        (lambda: bridges.main(200), [r"lockgate +0 ", r"lockgate +1 ", r"lockgate +2 "]),
         (lambda: attacks.main(0.1, ["garbage"]), ["none ", "garbage "]),
     ],
-    ids=["throughput", "latency", "sessions", "footprint", "subscriptions", "doors", "attacks"],
+    ids=["throughput", "latency", "sessions", "footprint", "subscriptions", "doors", "bridges", "attacks"],
 )
 def test_a_benchmark_prints_its_table(
     run: Callable[[], None],

@@ -27,7 +27,7 @@ from lockgate.transport.tls_client import TlsSetupError
 log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS: Final = 10.0  # from the first SYN to CONNACK
-_GOODBYE_SECONDS: Final = 1.0
+_GOODBYE_SECONDS: Final = 2.0
 _LOGIN_SECONDS: Final = 0.02  # between looks whether our own broker has let the bridge in
 _LOOK_SECONDS: Final = 0.5  # between looks at what waits for a lazy bridge
 _PROBE_SECONDS: Final = 5.0  # between attempts to reach the first address again
@@ -57,7 +57,7 @@ class Bridge:
         self._address = ""
         self._since = 0.0
         self._last_error = ""
-        self._said: bytes | None = None  # on the notification topic here
+        self._said: bytes | None  # on the notification topic here
         self._late: list[Delivery] = []
         self._preparing: Local | None = None
         self._take(config)
@@ -68,14 +68,15 @@ class Bridge:
         self._next: BridgeConfig | None = None
         self._topics = TopicMap(config.topics)
         self._counters.queue_dropped = None
+        self._said = None
         self._backoff = Backoff(config.restart_timeout)
         self._place = 0
         self._probe_seconds = _PROBE_SECONDS
         # what the remote broker made us give up
         self._version: int = config.version
         self._private = config.try_private
-        self._will_qos = 1
-        self._will_retain = True
+        self._maximum_qos = 2
+        self._retain = True
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -98,6 +99,8 @@ class Bridge:
             self._next = None
             return
         self._next = config
+        if self._task is not None and self._task.done():  # it had failed
+            self.start()
         if config.reload_immediately or self._relay is None:
             self._ending.set()
 
@@ -242,8 +245,19 @@ class Bridge:
         """Connect and stay connected as long as that goes."""
         config = self.config
         announces = config.notifications and not config.notifications_local_only
-        relay = Relay(self._shell, config, self._topics, self._version, self._counters, self._mark, announces)
-        will = Will(config.notification_topic, b"0", self._will_qos, self._will_retain) if announces else None
+        relay = Relay(
+            self._shell,
+            config,
+            self._topics,
+            self._version,
+            self._counters,
+            self._mark,
+            announces,
+            self._maximum_qos,
+            self._retain,
+        )
+        will_qos = min(1, self._maximum_qos)
+        will = Will(config.notification_topic, b"0", will_qos, self._retain) if announces else None
         limit = self._shell.broker.limits.max_packet_size
         remote = Remote(relay, connect_packet(config, self._version, self._private, will, limit))
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -286,6 +300,8 @@ class Bridge:
             if code == reason_codes.UNSUPPORTED_PROTOCOL_VERSION:
                 self._version = V3_1_1
                 return _AGAIN
+            if code == reason_codes.QOS_NOT_SUPPORTED:
+                self._maximum_qos = min(self._maximum_qos, 1)  # that of the Will
             return _AGAIN if self._asks_for_less(code) else _FAILED
         if code == reason_codes.UNACCEPTABLE_PROTOCOL_VERSION_V3 and self._private:
             self._private = False
@@ -293,11 +309,11 @@ class Bridge:
         return _FAILED
 
     def _asks_for_less(self, code: int) -> bool:
-        if code == reason_codes.RETAIN_NOT_SUPPORTED and self._will_retain:
-            self._will_retain = False
+        if code == reason_codes.RETAIN_NOT_SUPPORTED and self._retain:
+            self._retain = False
             return True
-        if code == reason_codes.QOS_NOT_SUPPORTED and self._will_qos:
-            self._will_qos -= 1
+        if code == reason_codes.QOS_NOT_SUPPORTED and self._maximum_qos:
+            self._maximum_qos -= 1
             return True
         return False
 

@@ -129,10 +129,15 @@ class Local:
             while (packet := self._decoder.next_packet()) is not None:
                 self._receiver.from_local(packet)
         if connection.has_more and connection.writable:
-            asyncio.get_running_loop().call_soon(self.set_writable, True)
+            asyncio.get_running_loop().call_soon(self._go_on)
         if connection.is_closing:
             self._receiver.local_closed(connection.closing_reason)
         self._receiver.local_turn_ended()
+
+    def _go_on(self) -> None:
+        """Have our broker make its next piece of output, if that is still wanted."""
+        if self.connection.writable:
+            self.set_writable(True)
 
     @property
     def is_answered(self) -> bool:

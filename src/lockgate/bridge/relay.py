@@ -89,8 +89,13 @@ class Relay:
         counters: Counters,
         mark: str,
         announces: bool,
+        maximum_qos: int = 2,
+        retain: bool = True,
     ) -> None:
-        """`mark` names this broker among those a message passes; `announces`: tell the remote broker we are there."""
+        """`mark` names this broker among those a message passes; `announces`: tell the remote broker we are there.
+
+        `maximum_qos` and `retain` are what it took so far, which its CONNACK may narrow.
+        """
         self.connection: Connection  # to the remote broker; set before it opens
         self.on_accepted: Callable[[], None]
         self.is_connected = False
@@ -110,8 +115,8 @@ class Relay:
         self._own_ids: dict[int, Packet] = {}  # packets of our own that wait for an answer
         self._told: set[tuple[str, int]] = set()  # refusals that were logged
         # what the CONNACK allows
-        self._maximum_qos = 2
-        self._retain = config.outgoing_retain
+        self._maximum_qos = maximum_qos
+        self._retain = retain and config.outgoing_retain
         self._maximum_packet_size = config.max_packet_size
 
     # --- the remote broker, as `client.connection.Conversation` -----------------------------------------------------
@@ -122,7 +127,7 @@ class Relay:
         properties = connack.properties if connack.properties is not None else Properties()
         window = _WINDOW_V3 if self._version != V5 else min(_WINDOW, properties.receive_maximum or _WINDOW)
         if properties.maximum_qos is not None:
-            self._maximum_qos = properties.maximum_qos
+            self._maximum_qos = min(self._maximum_qos, properties.maximum_qos)
         if properties.retain_available == 0:
             self._retain = False
         theirs = properties.maximum_packet_size or 0

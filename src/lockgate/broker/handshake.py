@@ -186,6 +186,7 @@ def let_in(
         )
     if will is not None:
         _keep_will(broker, connection, session, packet)
+    broker.log.debug(f"Sending CONNACK to {connection.client_name} ({int(session_present)}, 0)")
     # MQTT 3.1 has no Session Present flag
     connection.send(encode(ConnAck(0, session_present and version != V3_1, properties), version))
     user = f", u'{printable(username)}'" if username is not None else ""
@@ -333,6 +334,9 @@ def _keep_will(broker: Broker, connection: Connection, session: Session, packet:
 
 def refuse(connection: Connection, reason_code: int, detail: str) -> None:
     """Answer CONNECT with a refusal and close; versions before 5 have a code for few reasons and else just close."""
+    told = reason_code if connection.version == V5 else reason_codes.CONNACK_V3.get(reason_code)
+    if told is not None:
+        connection.broker.log.debug(f"Sending CONNACK to {connection.peer} (0, {told})")
     if connection.version == V5:
         properties: Properties | None = None
         information = connection.broker.information

@@ -334,6 +334,15 @@ class Log(Protocol):
     def warning(self, text: str) -> None:
         """Say what a peer did wrong."""
 
+    def debug(self, text: str) -> None:
+        """Say what only who looks for a mistake wants to know."""
+
+    def subscribed(self, client: str, qos: int, topic_filter: str) -> None:
+        """Say who subscribed to what."""
+
+    def unsubscribed(self, client: str, topic_filter: str) -> None:
+        """Say who ended a Subscription."""
+
 
 # Answers to `Authority.ask_login`
 DENIED: Final = 0

@@ -51,6 +51,7 @@ def handle_subscribe(broker: Broker, connection: Connection, session: Session, p
             codes.append(_QUOTA_CODES.get(connection.version, qos))
             continue
         codes.append(qos)
+        broker.log.subscribed(connection.client_name, qos, request.topic_filter)
         if is_new:
             broker.memory.used += subscription_bytes(request.topic_filter)
         no_local, retain_as_published = request.no_local, request.retain_as_published
@@ -132,6 +133,7 @@ def handle_unsubscribe(broker: Broker, connection: Connection, session: Session,
             codes.append(reason_codes.NO_SUBSCRIPTION_EXISTED)
             continue
         codes.append(reason_codes.SUCCESS)
+        broker.log.unsubscribed(connection.client_name, topic_filter)
         broker.router.remove(subscription)
         broker.memory.used -= subscription_bytes(topic_filter)
         if connection.backlog is not None:

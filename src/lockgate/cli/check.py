@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lockgate.app import scram_authenticator
 from lockgate.cli.common import load_config
-from lockgate.config.errors import ConfigError
-from lockgate.config.model import Config, ListenerConfig
+from lockgate.config.errors import ConfigError, MosquittoConfError
+from lockgate.config.model import BridgeConfig, Config, ListenerConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +20,7 @@ def main(arguments: argparse.Namespace) -> int:
     scram_authenticator(config.broker)
     check_rules(config)
     check_certificates(config)
+    check_bridges(config)
     for warning in config.broker.warnings:
         print(f"Warning: {warning}")
     print(summary(config))
@@ -47,17 +48,39 @@ def check_certificates(config: Config) -> None:
             TlsServer(tls)
 
 
+def check_bridges(config: Config) -> None:
+    """Read the certificates and keys of every bridge. Raises ConfigError, with option and line."""
+    for bridge in config.broker.bridges:
+        if bridge.tls is not None:
+            from lockgate.bridge.remote import tls_context
+            from lockgate.transport.tls_client import TlsSetupError
+
+            try:
+                tls_context(bridge.tls)
+            except TlsSetupError as error:
+                option = f"bridge_{error.what}"
+                place = bridge.tls.places.get(option)
+                path, line = place if place is not None else (config.broker.path, None)
+                file = f"{error.path} " if error.path is not None else ""
+                raise MosquittoConfError(f"{option}: {file}{error}.", path=path, line=line, key=option) from None
+
+
 def summary(config: Config) -> str:
     listeners = ", ".join(map(_listener, config.broker.listeners))
     anonymous = "everybody is let in" if config.broker.allow_anonymous else "nobody is let in without a user name"
     lines = [
         f"{config.path or 'no lockgate.toml, defaults'}: good",
         f"broker     {config.broker.path or 'no mosquitto.conf, defaults'}: {listeners}; {anonymous}",
+        *(f"bridge     {one.name}: {_addresses(one)}" for one in config.broker.bridges),
         f"processor  {len(config.processor.schemas)} schemas, {len(config.processor.rules)} rules",
         f"buffer     {config.gateway.buffer_dir}, classes {', '.join(config.buffer.classes)}",
         f"forwarder  {len(config.forwarder.sinks)} sinks: {', '.join(sink.name for sink in config.forwarder.sinks)}",
     ]
     return "\n".join(line.rstrip(" :") for line in lines)
+
+
+def _addresses(bridge: BridgeConfig) -> str:
+    return ", ".join(f"{host}:{port}" for host, port in bridge.addresses)
 
 
 def _listener(listener: ListenerConfig) -> str:

@@ -65,6 +65,9 @@ def main(words: list[str]) -> int:
     if arguments.test_config and arguments.config_file is None:
         parser.error("--test-config requires -c FILE")
     try:
+        umask = os.environ.get("UMASK_SET", "")
+        if umask:
+            os.umask(_octal(umask))
         config = _load(arguments)
         if arguments.test_config:
             return _test(config)
@@ -86,6 +89,13 @@ def main(words: list[str]) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+
+
+def _octal(text: str) -> int:
+    try:
+        return int(text, 8)
+    except ValueError:
+        raise ConfigError(f"{text!r} is no umask", key="UMASK_SET", accepted="an octal number, as 0077") from None
 
 
 def _load(arguments: argparse.Namespace) -> Config:

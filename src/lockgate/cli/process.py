@@ -41,6 +41,11 @@ def service_user(config: BrokerConfig, default: bool) -> pwd.struct_passwd | Non
     """
     if os.geteuid() != 0 or config.user == "root":
         return None
+    number = os.environ.get("PUID", "")
+    if default and number.isdecimal():
+        group = os.environ.get("PGID", "")
+        gid = int(group) if group.isdecimal() else int(number)
+        return pwd.struct_passwd((f"#{number}", "x", int(number), gid, "", "/", ""))
     if config.user is None and not default:
         return None
     for name in (config.user,) if config.user is not None else USERS:
@@ -56,7 +61,10 @@ def service_user(config: BrokerConfig, default: bool) -> pwd.struct_passwd | Non
 
 def become(user: pwd.struct_passwd) -> None:
     """Give up root's rights for good."""
-    os.initgroups(user.pw_name, user.pw_gid)
+    if user.pw_name.startswith("#"):  # only its number is known
+        os.setgroups([])
+    else:
+        os.initgroups(user.pw_name, user.pw_gid)
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)
 

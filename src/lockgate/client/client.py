@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CLOSE_TIMEOUT_SECONDS: Final = 1.0
+_CLOSE_TIMEOUT_SECONDS: Final = 2.0
 # A Server of 3.1.1 cannot say how many unacknowledged messages it takes; Mosquitto drops a client of more QoS 2.
 _SEND_MAXIMUM_V3: Final = 20
 _VERSIONS: Final = {"3.1": V3_1, "3.1.1": V3_1_1, "5": V5}

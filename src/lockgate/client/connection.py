@@ -18,6 +18,7 @@ from lockgate.transport.layer import TransportError
 from lockgate.transport.stack import Stack
 
 _PING_TIMEOUT_SECONDS: Final = 10.0  # how long a PINGRESP may take, if the keep-alive is not shorter
+_GOODBYE_SECONDS: Final = 1.0  # for the Server to close after DISCONNECT
 
 
 def now() -> float:
@@ -67,6 +68,7 @@ class Connection(asyncio.Protocol):
         self._decoder = Decoder(connect.version, maximum_packet_size)
         self._transport: asyncio.Transport | None = None
         self._flush_scheduled = False
+        self._finished = False  # nothing more is written
         self._why: str | None = None  # the first reason known for the end
         self._keep_alive = float(connect.keep_alive)
         self._timer: asyncio.TimerHandle | None = None
@@ -199,7 +201,7 @@ class Connection(asyncio.Protocol):
         await self._writable.wait()
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is not None and not self._finished and not self._transport.is_closing():
             self._last_sent = now()
             if self._stack is not None:
                 data = self._stack.send(data)
@@ -239,12 +241,28 @@ class Connection(asyncio.Protocol):
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def disconnect(self, reason_code: int) -> None:
-        """Send what is left and DISCONNECT, then close."""
+        """Send what is left and DISCONNECT, and let the Server close, for a moment.
+
+        Closed by us at once, the connection would answer whatever is still on its way here with a reset. That takes
+        an unread DISCONNECT with it, and the Server would publish the Will.
+        """
         self.flush()
-        if self._why is None:
-            self._why = "disconnected"
-            self._write(encode(Disconnect(reason_code), self._connect.version))
-        self._close()
+        if self._why is not None:
+            self._close()
+            return
+        self._why = "disconnected"
+        self._write(encode(Disconnect(reason_code), self._connect.version))
+        transport = self._transport
+        if transport is None or transport.is_closing() or not transport.can_write_eof():
+            self._close()
+            return
+        self.resume_reading()  # what still comes is read and passed over
+        self._finish_below(transport)
+        transport.write_eof()
+        self._finished = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(_GOODBYE_SECONDS, transport.close)
 
     def abort(self, why: str) -> None:
         """Drop the connection at once."""
@@ -255,10 +273,13 @@ class Connection(asyncio.Protocol):
 
     def _close(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            if self._stack is not None:
-                with contextlib.suppress(TransportError):
-                    self._transport.write(self._stack.finish())
+            self._finish_below(self._transport)
             self._transport.close()
+
+    def _finish_below(self, transport: asyncio.Transport) -> None:
+        if self._stack is not None and not self._finished:
+            with contextlib.suppress(TransportError):
+                transport.write(self._stack.finish())
 
     def _fail(self, error: Exception) -> None:
         if not self.accepted.done():

@@ -354,9 +354,9 @@ def finish(bridges: list[Bridge]) -> tuple[BridgeConfig, ...]:
     made = []
     for bridge in bridges:
         said = bridge | _identifiers(bridge)
-        del said["places"]
+        places = cast(dict[str, Place], said.pop("places"))
         tls = cast(dict[str, object] | None, said.pop("tls", None))
         said.setdefault("local_cleansession", said.get("cleansession", False))
         said.setdefault("notification_topic", f"$SYS/broker/connection/{said['client_id']}/state")
-        made.append(BridgeConfig(tls=BridgeTlsConfig(**tls) if tls is not None else None, **said))  # type: ignore[arg-type]
+        made.append(BridgeConfig(tls=BridgeTlsConfig(places=places, **tls) if tls is not None else None, **said))  # type: ignore[arg-type]
     return tuple(made)

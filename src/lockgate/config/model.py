@@ -174,7 +174,7 @@ class BridgeTopic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeTlsConfig:
-    """The TLS options of one bridge."""
+    """The TLS options of one bridge; `places` tells where each was said."""
 
     cafile: Path | None = None
     capath: Path | None = None
@@ -185,6 +185,7 @@ class BridgeTlsConfig:
     alpn: str | None = None
     tls_version: Literal["tlsv1.2", "tlsv1.3"] = "tlsv1.2"  # the lowest
     ciphers: str | None = None
+    places: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)
 
 
 class RestartTimeout(NamedTuple):

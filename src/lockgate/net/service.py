@@ -34,9 +34,10 @@ from lockgate.broker.ports import (
     StoredSession,
     StoredSubscription,
     StoredWill,
+    printable,
 )
 from lockgate.broker.sys_topics import publish_figures
-from lockgate.config.model import BridgeConfig, BrokerConfig, Config, ListenerConfig
+from lockgate.config.model import BridgeConfig, BrokerConfig, Config, ListenerConfig, LogConfig
 from lockgate.mqtt.reason_codes import NOT_AUTHORIZED
 from lockgate.net.complaints import Complaints
 from lockgate.net.control import ControlTopics
@@ -50,6 +51,18 @@ log = logging.getLogger(__name__)
 
 VERSION = f"2.1.2 (lockgate {__version__})"  # for programs that look for Mosquitto's
 
+# What a reload cannot change
+_AT_START = (
+    "persistence",
+    "persistence_location",
+    "persistence_file",
+    "autosave_interval",
+    "autosave_on_changes",
+    "flush_interval_seconds",
+    "pid_file",
+    "user",
+    "standing_sessions",
+)
 # While the machine sleeps this clock goes on, and no one can set it.
 _BOOTTIME = time.CLOCK_BOOTTIME
 _STOP_SECONDS = 2.0
@@ -128,6 +141,17 @@ class _Log:
 
     def warning(self, text: str) -> None:
         log.warning("%s", text)
+
+    def debug(self, text: str) -> None:
+        log.debug("%s", text)
+
+    def subscribed(self, client: str, qos: int, topic_filter: str) -> None:
+        if logs.subscribe.isEnabledFor(logging.INFO):
+            logs.subscribe.info("%s %d %s", client, qos, printable(topic_filter))
+
+    def unsubscribed(self, client: str, topic_filter: str) -> None:
+        if logs.unsubscribe.isEnabledFor(logging.INFO):
+            logs.unsubscribe.info("%s %s", client, printable(topic_filter))
 
 
 def _new_client_id() -> str:
@@ -244,12 +268,12 @@ class BrokerService:
     ) -> None:
         self._make_access = make_access if make_access is not None else no_access
         authenticator, self._access = self._make_access(config, None)
+        self._config = config
         self._store = open_store(self)
         limits, information = broker_limits(config), server_information(config)
         self.broker = Broker(limits, self._store, _Log(), _new_client_id, authenticator, information)
         self.broker.tells_connections = config.connection_messages
         self.hashing = Hashing(self._is_there, self._login_answered)
-        self._log_config = config.log
         self._sys_interval = config.sys_interval
         self._figures_timer: asyncio.TimerHandle | None = None
         self.figures = Figures(self, self.clock())
@@ -295,7 +319,7 @@ class BrokerService:
             self._store.restore(self)
             restoring.stand(self.broker, self.clock())
             self._tell()
-            self._log_to_topics()
+            self._log_to_topics(self._config.log)
             if self.bridges is not None:
                 self.bridges.start()
             self.flush()  # also to wait for what was restored with a time
@@ -319,6 +343,7 @@ class BrokerService:
         Whoever is connected stays so, unless its listener is gone or the new rules would not let it in.
         """
         config = whole.broker
+        restart = [name for name in _AT_START if getattr(config, name) != getattr(self._config, name)]
         authenticator, access = self._make_access(config, self._access)
         doors = Doors(config, access, self.hashing)
         known = {door(listener.config): listener for listener in self.listeners}
@@ -362,8 +387,7 @@ class BrokerService:
             if self._figures_timer is not None:
                 self._figures_timer.cancel()
             self._tell()
-        self._log_config = config.log
-        self._log_to_topics()
+        self._log_to_topics(config.log)
         if self.bridges is not None:
             self.bridges.reload(config.bridges)
         else:
@@ -372,6 +396,9 @@ class BrokerService:
                 self.bridges.start()
         for warning in config.warnings:
             log.warning("%s", warning)
+        if restart:
+            log.warning("What the configuration now says of %s counts from the next start.", ", ".join(restart))
+        self._config = config
         self.flush()
 
     def _listener(self, settings: ListenerSettings) -> Listener:
@@ -412,11 +439,11 @@ class BrokerService:
         """Give what is open."""
         return [listener.config for listener in self.listeners]
 
-    def _log_to_topics(self) -> None:
-        if "topic" in self._log_config.destinations:
+    def _log_to_topics(self, config: LogConfig) -> None:
+        if "topic" in config.destinations:
             from lockgate.net.topic_log import TopicLog
 
-            logs.add(TopicLog(self), self._log_config)
+            logs.add(TopicLog(self), config)
 
     def lets_anonymous_in(self, config: ListenerConfig) -> bool:
         """Whether a listener lets clients in that give no user name."""

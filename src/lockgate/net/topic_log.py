@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 from lockgate.broker import routing
 from lockgate.broker.ports import NEVER, Message
+from lockgate.telemetry import logs
 
 if TYPE_CHECKING:
     from lockgate.net.service import BrokerService
 
 _LEVELS: Final = ((logging.ERROR, "E"), (logging.WARNING, "W"), (logging.INFO, "N"), (logging.NOTSET, "D"))
+_NAMES: Final = {logs.subscribe.name: "M/subscribe", logs.unsubscribe.name: "M/unsubscribe"}
 _MOST_WAITING: Final = 1000  # lines; what is told faster than it is taken is left out
 
 
@@ -32,7 +34,7 @@ class TopicLog(logging.Handler):
         """Take a line; one that publishing a line gave rise to is for the other places alone."""
         if self._publishing or self._loop.is_closed():
             return
-        letter = next(letter for level, letter in _LEVELS if record.levelno >= level)
+        letter = _NAMES.get(record.name) or next(letter for level, letter in _LEVELS if record.levelno >= level)
         with self._lock_lines:
             first = not self._lines
             if len(self._lines) < _MOST_WAITING:

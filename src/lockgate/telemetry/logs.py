@@ -10,6 +10,10 @@ from logging.handlers import SysLogHandler
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import LogConfig
 
+# Loggers of two of Mosquitto's log types, which have no level of their own
+subscribe = logging.getLogger("lockgate.subscribe")
+unsubscribe = logging.getLogger("lockgate.unsubscribe")
+
 _LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "notice": logging.INFO, "information": logging.INFO}
 _PREFIXES = {"ERROR": "Error: ", "CRITICAL": "Error: ", "WARNING": "Warning: "}
 
@@ -40,9 +44,13 @@ class _TypeFilter(logging.Filter):
         super().__init__()
         self._levels = {_LEVELS[name] for name in config.types if name in _LEVELS}
         self._debug = "debug" in config.types
+        self._named = {subscribe.name: "subscribe" in config.types, unsubscribe.name: "unsubscribe" in config.types}
         self.lowest = logging.DEBUG if self._debug else min(self._levels, default=logging.CRITICAL + 1)
 
     def filter(self, record: logging.LogRecord) -> bool:
+        wanted = self._named.get(record.name)
+        if wanted is not None:
+            return wanted
         if record.levelno < logging.INFO:
             return self._debug
         return min(record.levelno, logging.ERROR) // 10 * 10 in self._levels
@@ -68,6 +76,8 @@ def configure(config: LogConfig) -> None:
         root.addHandler(handler)
     # A line nobody wants is not even made: at three for each client that comes and goes that was a quarter of its cost.
     root.setLevel(types.lowest)
+    for logger, name in ((subscribe, "subscribe"), (unsubscribe, "unsubscribe")):
+        logger.setLevel(logging.INFO if name in config.types else logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.INFO)
     logging.captureWarnings(True)
 

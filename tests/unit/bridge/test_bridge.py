@@ -157,6 +157,21 @@ async def test_a_broker_with_less_qos_gets_less(tmp_path: Path) -> None:
         link.send(ConnAck(reason_codes.QOS_NOT_SUPPORTED))
 
 
+async def test_a_broker_that_disconnects_for_what_it_does_not_take_gets_it_otherwise(tmp_path: Path) -> None:
+    async with Remote() as remote, bridged(tmp_path, *bridge_to(remote, "topic # out 2", V5_LINE, QUIET)) as bridge:
+        link = await remote.accept()
+        async with client_of(bridge) as client:
+            await client.publish("t", b"x", 2, retain=True)
+        for code in (reason_codes.RETAIN_NOT_SUPPORTED, reason_codes.QOS_NOT_SUPPORTED):
+            packet = await link.expect(Publish)
+            link.send(Disconnect(code))
+            link = await remote.accept(ConnAck(session_present=True))
+        packet = await link.expect(Publish)
+        assert (packet.payload, packet.qos, packet.retain) == (b"x", 1, False)
+        link.send(PubAck(packet.packet_id))
+        await bridge.until(lambda status: status["queued"] == 0)
+
+
 @pytest.mark.parametrize("maximum", [0, 1])
 @pytest.mark.parametrize("qos", [1, 2])
 async def test_messages_are_sent_at_the_qos_there_is(tmp_path: Path, maximum: int, qos: int) -> None:
@@ -271,6 +286,30 @@ async def test_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
             await remote.listen()
             link = await remote.accept()
             assert [(await link.expect(Publish)).payload for _ in range(5)] == [b"%d" % number for number in range(5)]
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_a_remote_broker_that_does_not_read_fills_no_memory(tmp_path: Path, qos: int) -> None:
+    count, payload = 400, b"x" * 100_000
+    lines = ["max_queued_messages 0", *bridge_to(Remote(), "topic # out 1", QUIET, V5_LINE)]
+    async with Remote() as remote:
+        lines[2] = f"address 127.0.0.1:{remote.port}"
+        async with bridged(tmp_path, *lines) as bridge, client_of(bridge) as client:
+            link = await remote.accept()
+            await bridge.until(lambda status: status["state"] == "connected")
+            for _ in range(count):
+                await client.publish("t", payload, qos)
+            if not qos:
+                await client.publish("u", b"behind them", 1)
+            sent = bridge.status()["sent"]
+            assert isinstance(sent, int)
+            assert sent * len(payload) < 20_000_000  # of 40 MB; most of it lies in the buffers of the sockets
+            if qos:
+                for _ in range(count):
+                    link.send(PubAck((await link.expect(Publish)).packet_id))
+                await bridge.until(lambda status: status["queued"] == 0)
+            else:
+                assert bridge.broker.statistics.dropped_slow
 
 
 # --- what outlives a connection ---------------------------------------------------------------------------------------
