@@ -39,7 +39,7 @@ _PSK = "Python has no TLS-PSK before 3.13: use certificates"
 _CIPHERS = "Python cannot set them: remove the line, OpenSSL's own list for TLS 1.3 is short and good"
 
 GLOBAL = (
-    Row("acl_file", _SECURITY, "–", "Y", "Y", "stricter", "a file that cannot be used at SIGHUP keeps the old rules"),
+    Row("acl_file", _SECURITY, "–", "Y", "Y", "stricter", "a bad file at SIGHUP keeps the old rules"),
     Row("allow_anonymous", _SECURITY, "false; true without a listener", "Y", "Y"),
     Row("allow_duplicate_messages", "global", "true", "Y", "Y"),
     Row("allow_zero_length_clientid", _SECURITY, "true", "Y", "Y"),
@@ -75,7 +75,7 @@ GLOBAL = (
     ),
     Row("message_size_limit", "global", "0", "Y", "Y", "differs", "version 5 gets 0x83, the manual's, and not 0x95"),
     Row("packet_buffer_size", "global", "4096", "N", "Y", "same", "another name of websockets_headers_size"),
-    Row("password_file", _SECURITY, "–", "Y", "Y", "stricter", "as acl_file; a damaged line is named"),
+    Row("password_file", _SECURITY, "–", "Y", "Y", "stricter", "a bad file at SIGHUP keeps the old users"),
     Row("per_listener_settings", "global", "false", "D", "Y"),
     Row(
         "persistence", "global", "false", "Y", "N", "differs",
@@ -117,7 +117,7 @@ PLUGINS = (
         "plugin_opt_db_file", "mosquitto_persist_sqlite.so", "–", "N", "–", "ignored",
         "the store is lockgate.db in persistence_location; mosquitto.sqlite3 there is taken over once",
     ),
-    Row("plugin_opt_flush_period", "mosquitto_persist_sqlite.so", "5", "N", "–", "ignored", "as plugin_opt_sync"),
+    Row("plugin_opt_flush_period", "mosquitto_persist_sqlite.so", "5", "N", "–", "ignored", "nothing waits for it"),
     Row("plugin_opt_page_size", "mosquitto_persist_sqlite.so", "4096", "N", "–", "ignored", "the store has its own"),
     Row(
         "plugin_opt_sync", "mosquitto_persist_sqlite.so", "normal", "N", "–", "ignored",
