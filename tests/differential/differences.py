@@ -33,13 +33,6 @@ def rows() -> tuple[Row, ...]:
     return tuple(found)
 
 
-@cache
-def to_do() -> dict[str, str]:
-    """Scenarios in which we still have to do what Mosquitto does, with what that is."""
-    entries = tomllib.loads(TABLE.read_text()).get("to_do", [])
-    return {scenario: entry["what"] for entry in entries for scenario in entry["scenarios"]}
-
-
 def unexplained(scenario: str, mosquitto: list[str], ours: list[str]) -> str:
     """Say what the table lacks, and which of its rows are not seen; empty when both agree."""
     missing = [row.difference for row in rows() if row.scenario == scenario]

@@ -7,7 +7,7 @@ import difflib
 import pytest
 
 from tests.differential.brokers import Maker
-from tests.differential.differences import rows, to_do, unexplained
+from tests.differential.differences import rows, unexplained
 from tests.differential.playing import SCENARIOS, STARTED, Transcripts, play_all
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(240)]
@@ -28,13 +28,11 @@ def transcripts(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixtur
 def test_both_brokers_show_the_same(transcripts: dict[Maker, Transcripts], name: str) -> None:
     mosquitto, ours = transcripts["mosquitto"][name], transcripts["ours"][name]
     told = unexplained(name, mosquitto, ours)
-    if told and name in to_do():
-        pytest.xfail(to_do()[name])
     assert not told, "\n".join([told, *difflib.unified_diff(mosquitto, ours, "mosquitto", "ours", lineterm="", n=3)])
 
 
 def test_every_row_belongs_to_a_scenario() -> None:
-    assert {*to_do(), *(row.scenario for row in rows())} <= {*SCENARIOS, *STARTED}
+    assert {row.scenario for row in rows()} <= {*SCENARIOS, *STARTED}
 
 
 def test_there_are_as_many_scenarios_as_promised() -> None:

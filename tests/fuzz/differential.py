@@ -158,14 +158,18 @@ class RawClient:
 
     def _read(self, last: type[Packet]) -> Seen:
         seen: Seen = []
+        ended = False
         while not self.closed:
             try:
+                # also what came with the last one: no select() would tell of it
                 while (packet := self._decoder.next_packet()) is not None:
-                    if isinstance(packet, last):
-                        if isinstance(packet, ConnAck):
-                            seen.append(self._connack(packet))
-                        return seen
-                    seen.append(self._told(packet))
+                    if isinstance(packet, ConnAck):
+                        seen.append(self._connack(packet))
+                    elif not isinstance(packet, PingResp):
+                        seen.append(self._told(packet))
+                    ended = ended or isinstance(packet, last)
+                if ended:
+                    return seen
                 data = self._socket.recv(262_144)
             except MqttError as error:
                 seen.append(f"unreadable: {error.detail}")

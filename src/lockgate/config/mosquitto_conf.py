@@ -127,35 +127,22 @@ Apply = Callable[[Draft, str, str], None]  # draft, option, value
 
 
 def to_broker(read: Reader, field_name: str | None = None) -> Apply:
-    def apply(draft: Draft, name: str, value: str) -> None:
-        draft.broker[field_name or name] = read(name, value)
-
-    return apply
+    return lambda draft, name, value: _put(draft.broker, field_name or name, read, name, value)
 
 
 def to_security(read: Reader, field_name: str | None = None) -> Apply:
-    def apply(draft: Draft, name: str, value: str) -> None:
-        draft.security[field_name or name] = read(name, value)
-
-    return apply
+    return lambda draft, name, value: _put(draft.security, field_name or name, read, name, value)
 
 
 def to_listener(read: Reader, field_name: str | None = None) -> Apply:
-    def apply(draft: Draft, name: str, value: str) -> None:
-        draft.listener[field_name or name] = read(name, value)
-
-    return apply
+    return lambda draft, name, value: _put(draft.listener, field_name or name, read, name, value)
 
 
-def once(read: Reader, field_name: str | None = None) -> Apply:
-    """Like `to_listener`, for what Mosquitto accepts once for each listener."""
-
-    def apply(draft: Draft, name: str, value: str) -> None:
-        if (field_name or name) in draft.listener:
-            raise BadValue(f"Duplicate {name} value in configuration.")
-        draft.listener[field_name or name] = read(name, value)
-
-    return apply
+def _put(holder: dict[str, object], key: str, read: Reader, name: str, value: str) -> None:
+    """Keep a value. As in Mosquitto the last number or choice counts, but a text is said once in its place."""
+    if key in holder and read in _TEXTS:
+        raise BadValue(f"Duplicate {name} value in configuration.")
+    holder[key] = read(name, value)
 
 
 def ignored(why: str) -> Apply:
@@ -299,6 +286,9 @@ def mount_point(name: str, value: str) -> str:
     if "+" in value or "#" in value:
         raise BadValue(f"Invalid {name} '{value}'. Does it contain a wildcard character?")
     return value
+
+
+_TEXTS = (text, a_path, file_name, short_text, mount_point)
 
 
 def words(name: str, value: str) -> tuple[str, ...]:
@@ -462,7 +452,10 @@ OPTIONS: dict[str, Option] = {
     "connection_messages": Option(to_broker(boolean), "true, false", "true", "log who connects and disconnects"),
     "enable_control_api": Option(to_broker(boolean), "true, false", "false", "serve `$CONTROL/broker/v1`"),
     "message_size_limit": Option(
-        to_broker(limit()), "bytes", "0", "larger payloads are acknowledged (MQTT 5: 0x83) and dropped; 0: no limit"
+        to_broker(whole_number(0, 268_435_455)),
+        "bytes",
+        "0",
+        "larger payloads are acknowledged (MQTT 5: 0x83) and dropped; 0: no limit",
     ),
     "pid_file": Option(to_broker(a_path), "file", "–", "where to write the process id"),
     "queue_qos0_messages": Option(
@@ -488,7 +481,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "port": Option(default_listener, "port", "–", "old way to say `listener PORT`"),
     "bind_address": Option(default_listener, "address", "any", "address of that listener"),
-    "http_dir": Option(once(a_path), "folder", "–", "files for http_api and websockets listeners"),
+    "http_dir": Option(to_listener(a_path), "folder", "–", "files for http_api and websockets listeners"),
     "packet_buffer_size": Option(
         to_broker(headers_size, "websockets_headers_size"),
         "0 to 65535",
@@ -502,7 +495,7 @@ OPTIONS: dict[str, Option] = {
         to_broker(limit(none=-1)), "number", "-1", "clients connected at once, on all listeners; below 0: no limit"
     ),
     "memory_limit": Option(
-        to_broker(limit()),
+        to_broker(whole_number(0, 2**63 - 1)),
         "bytes",
         "0",
         "what is held for clients, about; 0: no limit but `memory_budget` of lockgate.toml, the smaller counts",
@@ -584,7 +577,7 @@ OPTIONS: dict[str, Option] = {
     "socket_domain": Option(
         to_listener(one_of(ipv4="ipv4", ipv6="ipv6"), "domain"), "ipv4, ipv6", "both", "what the listener opens"
     ),
-    "bind_interface": Option(once(text, "interface"), "network device", "any", "connections through it alone"),
+    "bind_interface": Option(to_listener(text, "interface"), "network device", "any", "connections through it alone"),
     "set_tcp_nodelay": Option(
         to_broker(boolean), "true, false", "true (Mosquitto: false)", "send small packets at once (TCP_NODELAY)"
     ),
@@ -613,11 +606,13 @@ OPTIONS: dict[str, Option] = {
         "false",
         "refuse clients that spoke no TLS to the proxy",
     ),
-    "certfile": Option(once(a_path), "file", "none: no TLS", "certificate of the listener and its chain, in PEM"),
-    "keyfile": Option(once(a_path), "file", "–", "its private key, in PEM and without a passphrase"),
-    "cafile": Option(once(a_path), "file", "–", "issuers of client certificates, in PEM"),
-    "capath": Option(once(a_path), "folder", "–", "the same, as a folder made by `openssl rehash`"),
-    "crlfile": Option(once(a_path), "file", "–", "revoked client certificates, in PEM"),
+    "certfile": Option(
+        to_listener(a_path), "file", "none: no TLS", "certificate of the listener and its chain, in PEM"
+    ),
+    "keyfile": Option(to_listener(a_path), "file", "–", "its private key, in PEM and without a passphrase"),
+    "cafile": Option(to_listener(a_path), "file", "–", "issuers of client certificates, in PEM"),
+    "capath": Option(to_listener(a_path), "folder", "–", "the same, as a folder made by `openssl rehash`"),
+    "crlfile": Option(to_listener(a_path), "file", "–", "revoked client certificates, in PEM"),
     "require_certificate": Option(to_listener(boolean), "true, false", "false", "clients must show a certificate"),
     "use_identity_as_username": Option(
         to_listener(boolean), "true, false", "false", "the CN of the client's certificate is the user name"
@@ -628,7 +623,7 @@ OPTIONS: dict[str, Option] = {
     "disable_client_cert_date_checks": Option(
         to_listener(boolean), "true, false", "false", "accept client certificates (and a crlfile) out of their time"
     ),
-    "ciphers": Option(once(text), "OpenSSL cipher list", "OpenSSL's", "ciphers of TLS 1.2"),
+    "ciphers": Option(to_listener(text), "OpenSSL cipher list", "OpenSSL's", "ciphers of TLS 1.2"),
     "tls_version": Option(
         to_listener(one_of(**{"tlsv1.2": "tlsv1.2", "tlsv1.3": "tlsv1.3"})),
         "tlsv1.2, tlsv1.3",

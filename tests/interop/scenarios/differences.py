@@ -96,9 +96,6 @@ def _under_configurations() -> list[str]:
     for row in differential.rows():
         cells = [_cell(said) for said in (row.difference.mosquitto, row.difference.ours)]
         lines.append(f"| {row.scenario} | {cells[0]} | {cells[1]} | {row.why} |")
-    if differential.to_do():
-        lines += ["", "Still to do, as Mosquitto does it:", ""]
-        lines += [f"* {scenario}: {what}" for scenario, what in differential.to_do().items()]
     return [*lines, ""]
 
 
