@@ -62,6 +62,14 @@ class Authorities:
         return {}
 
 
+def check(config: BrokerConfig) -> None:
+    """Read every file that a configuration names, and make none. Raises ConfigError."""
+    for listener in (None, *config.listeners):
+        for one in config.authorities if listener is None else listener.authorities:
+            if one.kind != "dynamic_security" or one.path.exists() or one.path.is_symlink():
+                _load(one)
+
+
 def _load(config: AuthorityConfig) -> Authority:
     try:
         return _LOADERS[config.kind](config)

@@ -130,11 +130,11 @@ def _keylog(listener: ListenerConfig, arguments: argparse.Namespace) -> Listener
 
 def _test(config: Config) -> int:
     """Say what a start would stumble over; only the configuration itself decides the status, as with Mosquitto."""
-    from lockgate.cli.check import check_certificates
+    from lockgate.cli.check import check_access, check_certificates
 
     for warning in config.broker.warnings:
         print(f"Warning: {warning}", file=sys.stderr)
-    checks = (lambda: app.make_access(config.broker, None), lambda: check_certificates(config))
+    checks = (lambda: check_access(config.broker), lambda: check_certificates(config))
     for check in checks:
         try:
             check()
