@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from lockgate import __version__
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BridgeConfig, BrokerConfig, Config, HttpSinkConfig
-from lockgate.telemetry import logs
+from lockgate.telemetry import logs, service_manager
 from lockgate.telemetry.health import Answer, StatusServer
 
 if TYPE_CHECKING:
@@ -340,7 +340,7 @@ class _Host:
                 answers: dict[str, Answer] = {"status": lambda _: self._status(service)}
                 if isinstance(service, Answers):
                     answers |= service.answers()
-                async with StatusServer(path, answers):
+                async with StatusServer(path, answers), service_manager.alive():
                     log.info("%s is ready", self.name)
                     on_ready()
                     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -348,6 +348,8 @@ class _Host:
                 running.result()
                 raise RuntimeError(f"{self.name} ended by itself")
         finally:
+            if on_signal:
+                service_manager.tell(service_manager.STOPPING)
             starting.cancel()
             stopping.cancel()
             running.cancel()
@@ -375,7 +377,7 @@ class _Host:
 
 
 def _run_one(host: _Host) -> int:
-    host.run(lambda: None, on_signal=True)
+    host.run(lambda: service_manager.tell(service_manager.READY), on_signal=True)
     return host.exit_code
 
 
@@ -395,8 +397,10 @@ def _run_many(hosts: Sequence[_Host]) -> int:
             if events.get() is None:
                 break
         else:
+            service_manager.tell(service_manager.READY)
             events.get()
     finally:
+        service_manager.tell(service_manager.STOPPING)
         deadline = time.monotonic() + STOP_SECONDS
         for host, thread in reversed(list(zip(hosts, threads, strict=False))):
             host.request_stop(deadline)

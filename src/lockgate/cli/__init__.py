@@ -28,6 +28,7 @@ COMMANDS = {
     "run": "host services in this process",
     "up": "run every service as a child process, with restart",
     "check": "validate the configuration",
+    "migrate": "what a configuration of Mosquitto will mean here, and what is unsafe in it",
     "status": "what the running services say about themselves",
     "ledger": "what became of every message, in two books that have to close",
     "store": "look at what the broker keeps on disk: is it whole, what is in it",

@@ -661,11 +661,17 @@ PLUGIN_OPTIONS = ("plugin_opt_", "auth_opt_")  # free names behind these
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def read_mosquitto_conf(path: Path) -> BrokerConfig:
-    """The configuration in `path`. Raises ConfigError, for all mistakes together, if it cannot be used."""
+Locate = Callable[[Path], Path]
+
+
+def read_mosquitto_conf(path: Path, locate: Locate = Path) -> BrokerConfig:
+    """The configuration in `path`. Raises ConfigError, for all mistakes together, if it cannot be used.
+
+    `locate` says where a folder of `include_dir` lies here, if that is not where the file says.
+    """
     draft = Draft()
     errors: list[ConfigError] = []
-    for name, value, file, line in _lines(path, errors):
+    for name, value, file, line in read_lines(path, errors, locate):
         try:
             _apply(draft, name, value, file, line)
         except BadValue as bad:
@@ -687,7 +693,9 @@ def read_mosquitto_conf(path: Path) -> BrokerConfig:
     return _finish(draft, path)
 
 
-def _lines(path: Path, errors: list[ConfigError], included: bool = False) -> Iterator[tuple[str, str, Path, int]]:
+def read_lines(
+    path: Path, errors: list[ConfigError], locate: Locate = Path, included: bool = False
+) -> Iterator[tuple[str, str, Path, int]]:
     """Option, value, file and line, with included files at the place of their `include_dir`."""
     try:
         content = path.read_bytes()
@@ -714,14 +722,14 @@ def _lines(path: Path, errors: list[ConfigError], included: bool = False) -> Ite
             problem = "include_dir is not allowed in an included file."
             errors.append(MosquittoConfError(problem, path=path, line=number, key=name))
         else:
-            folder = Path(value)  # like Mosquitto, from the working directory
+            folder = locate(Path(value))  # like Mosquitto, from the working directory
             if not value or not folder.is_dir():
                 problem = f"Unable to open include_dir '{value}'." if value else f"Empty {name} value in configuration."
                 errors.append(MosquittoConfError(problem, path=path, line=number, key=name, accepted="a folder"))
                 continue
             # without regard to case; the capital before the small letter where that alone differs
             for file in sorted(folder.glob("*.conf"), key=lambda file: (file.name.lower(), file.name)):
-                yield from _lines(file, errors, included=True)
+                yield from read_lines(file, errors, locate, included=True)
 
 
 def _apply(draft: Draft, name: str, value: str, path: Path, line: int) -> None:
