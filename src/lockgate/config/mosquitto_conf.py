@@ -481,7 +481,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "port": Option(default_listener, "port", "–", "old way to say `listener PORT`"),
     "bind_address": Option(default_listener, "address", "any", "address of that listener"),
-    "http_dir": Option(to_listener(a_path), "folder", "–", "files for http_api and websockets listeners"),
+    "http_dir": Option(to_listener(a_path), "folder", "–", "files for listeners with protocol http_api"),
     "packet_buffer_size": Option(
         to_broker(headers_size, "websockets_headers_size"),
         "0 to 65535",
