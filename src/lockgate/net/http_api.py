@@ -61,6 +61,17 @@ class HttpApi(Listener):
             log.info("Opening http_api listen socket on port %d.", self._port)
             await web.SockSite(self._runner, sock, ssl_context=self._context).start()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it answers."""
+        return self._runner is not None
+
+    async def rest(self) -> None:
+        """Answer nobody until `open`."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+        self._runner = None
+
     def close(self) -> None:
         """Answer nobody any more."""
         if self._runner is not None:

@@ -42,7 +42,7 @@ from lockgate.mqtt.reason_codes import NOT_AUTHORIZED
 from lockgate.net.complaints import Complaints
 from lockgate.net.control import ControlTopics
 from lockgate.net.figures import Figures
-from lockgate.net.listener import Listener, ListenerSettings, door
+from lockgate.net.listener import Listener, ListenerSettings, PortInUse, door
 from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Rules, no_access
 from lockgate.net.stream import Stream
 from lockgate.telemetry import logs
@@ -347,6 +347,8 @@ class BrokerService:
         authenticator, access = self._make_access(config, self._access)
         doors = Doors(config, access, self.hashing)
         known = {door(listener.config): listener for listener in self.listeners}
+        wanted = {door(settings.config) for settings in doors.settings}
+        leaving = [listener for place, listener in known.items() if place not in wanted]
         opened: list[Listener] = []
         listeners: list[Listener] = []
         try:
@@ -354,12 +356,16 @@ class BrokerService:
                 listener = known.get(door(settings.config))
                 if listener is None:
                     listener = self._listener(settings)
-                    await listener.open()
+                    await self._open(listener, leaving)
                     opened.append(listener)
                 listeners.append(listener)
         except OSError:
             for listener in opened:
+                await listener.rest()
                 listener.close()
+            for listener in leaving:
+                if not listener.is_open:
+                    await listener.open()
             raise
         # Nothing fails from here on.
         for connection in list(self.broker.pending.values()):
@@ -400,6 +406,18 @@ class BrokerService:
             log.warning("What the configuration now says of %s counts from the next start.", ", ".join(restart))
         self._config = config
         self.flush()
+
+    async def _open(self, listener: Listener, leaving: list[Listener]) -> None:
+        """Open a listener; one that goes and has the same port, at another address, say, makes room for it."""
+        try:
+            await listener.open()
+        except PortInUse as error:
+            former = [one for one in leaving if one.is_open and one.port == error.port]
+            if not former:
+                raise
+            for one in former:
+                await one.rest()
+            await listener.open()
 
     def _listener(self, settings: ListenerSettings) -> Listener:
         if not settings.config.http_api:
