@@ -284,7 +284,7 @@ class BrokerService:
         doors = Doors(config, self._access, self.hashing)
         self.broker.default_authority = doors.default
         self.listeners = [self._listener(settings) for settings in doors.settings]
-        self._control = ControlTopics(self, self._access.endpoints())
+        self._control = ControlTopics(self)
         self._control.enable_broker = config.enable_control_api
         self.broker.control = self._control
         self._tasks: set[asyncio.Task[None]] = set()
@@ -376,7 +376,6 @@ class BrokerService:
         self.broker.authenticator = authenticator
         self.broker.default_authority = doors.default
         self.broker.tells_connections = config.connection_messages
-        self._control.endpoints = access.endpoints()
         self._control.enable_broker = config.enable_control_api
         self._trusted_proxies = config.trusted_proxies
         self.broker.reload(broker_limits(config), server_information(config))
