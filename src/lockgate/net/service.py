@@ -241,6 +241,10 @@ class Doors:
 
         self.settings = [ListenerSettings(one, config, authority(one)) for one in config.listeners]
         self.default = authority(ListenerConfig())
+        limits = [one.limits for one in self.settings]
+        self.prove_users = config.scram_file is not None or any(
+            one.authority is not None or one.username_from_certificate for one in limits
+        )
 
 
 def _spare_collector() -> None:
@@ -283,6 +287,7 @@ class BrokerService:
         self._warnings = config.warnings
         doors = Doors(config, self._access, self.hashing)
         self.broker.default_authority = doors.default
+        self.broker.proves_users = doors.prove_users
         self.listeners = [self._listener(settings) for settings in doors.settings]
         self._control = ControlTopics(self)
         self._control.enable_broker = config.enable_control_api
@@ -375,6 +380,7 @@ class BrokerService:
         self._access = access
         self.broker.authenticator = authenticator
         self.broker.default_authority = doors.default
+        self.broker.proves_users = doors.prove_users
         self.broker.tells_connections = config.connection_messages
         self._control.enable_broker = config.enable_control_api
         self._trusted_proxies = config.trusted_proxies
