@@ -11,7 +11,7 @@ from lockgate.access.dynamic_security.initial import administrator_state
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.packets import Publish
 from tests.interop.test_http_api import Api, get
-from tests.support.dialog import Dialog
+from tests.support.dialog import Dialog, proxied
 from tests.support.gateway import Gateway
 from tests.support.peers import free_port
 
@@ -111,3 +111,11 @@ def test_a_path_with_dots_is_not_read_by_the_rules_of_another(tmp_path: Path) ->
         assert get(f"{api.url}/closed/page.txt")[0] == 401
         for path in ("/open/../closed/page.txt", "/open/%2e%2e/closed/page.txt", "/open/%2E./closed/page.txt"):
             assert get(f"{api.url}{path}", "--path-as-is")[0] in (401, 404), path
+
+
+def test_a_certificate_nobody_asked_for_lets_nobody_in(tmp_path: Path) -> None:
+    port = free_port()
+    options = ["persistence false", f"listener {port} 127.0.0.1", "enable_proxy_protocol 2"]
+    gateway = Gateway(tmp_path, mosquitto_conf=[*options, "listener_allow_anonymous false"])
+    with gateway.running("broker"):
+        Dialog(port, "c", username="alice", opening=proxied(b"bob"), answer=reason_codes.NOT_AUTHORIZED)
