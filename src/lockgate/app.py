@@ -26,8 +26,8 @@ from lockgate.telemetry.health import Answer, StatusServer
 
 if TYPE_CHECKING:
     from lockgate.access.scram import ScramAuthenticator
-    from lockgate.broker.ports import Authenticator, StoreAnswers
-    from lockgate.net.logins import Access
+    from lockgate.broker.ports import StoreAnswers
+    from lockgate.net.logins import Access, Methods
     from lockgate.net.service import Bridging, BrokerService, OpenStore
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _bridges(service: BrokerService, configs: Sequence[BridgeConfig]) -> Bridgin
     return Bridges(service, configs)
 
 
-def make_access(config: BrokerConfig, before: Access | None) -> tuple[Authenticator | None, Access]:
+def make_access(config: BrokerConfig, before: Access | None) -> tuple[Methods | None, Access]:
     """Load the authorities that the broker's configuration names. Raises ConfigError for a file that cannot be used."""
     from lockgate.access.authorities import Authorities
 

@@ -47,8 +47,15 @@ class Access(Protocol):
         """Whom a listener asks; None where there is nobody to ask."""
 
 
+class Methods(Authenticator, Protocol):
+    """The Authentication Methods of a configuration."""
+
+    def credential(self, username: str) -> object:
+        """What a user is known by, which is equal as long as nothing about the login changes; None: not known."""
+
+
 # Makes what a configuration names, and keeps of what was there what belongs to the running broker; raises ConfigError.
-MakeAccess = Callable[[BrokerConfig, Access | None], tuple[Authenticator | None, Access]]
+MakeAccess = Callable[[BrokerConfig, Access | None], tuple[Methods | None, Access]]
 
 
 class _Nobody:

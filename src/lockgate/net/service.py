@@ -43,7 +43,7 @@ from lockgate.net.complaints import Complaints
 from lockgate.net.control import ControlTopics
 from lockgate.net.figures import Figures
 from lockgate.net.listener import Listener, ListenerSettings, door
-from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Rules, no_access
+from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Methods, Rules, no_access
 from lockgate.net.stream import Stream
 from lockgate.telemetry import logs
 
@@ -271,11 +271,11 @@ class BrokerService:
         make_bridges: MakeBridges | None = None,
     ) -> None:
         self._make_access = make_access if make_access is not None else no_access
-        authenticator, self._access = self._make_access(config, None)
+        self._methods, self._access = self._make_access(config, None)
         self._config = config
         self._store = open_store(self)
         limits, information = broker_limits(config), server_information(config)
-        self.broker = Broker(limits, self._store, _Log(), _new_client_id, authenticator, information)
+        self.broker = Broker(limits, self._store, _Log(), _new_client_id, self._methods, information)
         self.broker.tells_connections = config.connection_messages
         self.hashing = Hashing(self._is_there, self._login_answered)
         self._sys_interval = config.sys_interval
@@ -349,7 +349,7 @@ class BrokerService:
         """
         config = whole.broker
         restart = [name for name in _AT_START if getattr(config, name) != getattr(self._config, name)]
-        authenticator, access = self._make_access(config, self._access)
+        methods, access = self._make_access(config, self._access)
         doors = Doors(config, access, self.hashing)
         known = {door(listener.config): listener for listener in self.listeners}
         opened: list[Listener] = []
@@ -368,7 +368,7 @@ class BrokerService:
             raise
         # Nothing fails from here on.
         for connection in list(self.broker.pending.values()):
-            if connection.login is not None:  # by the rules that were
+            if connection.login is not None or connection.authentication is not None:  # by the rules that were
                 connection.close("the rules have changed while it was let in; it may come again")
         before = {listener: listener.limits for listener in self.listeners}
         for listener, settings in zip(listeners, doors.settings, strict=True):
@@ -378,7 +378,8 @@ class BrokerService:
                 listener.close()
         self.listeners = listeners
         self._access = access
-        self.broker.authenticator = authenticator
+        known_before, self._methods = self._methods, methods
+        self.broker.authenticator = methods
         self.broker.default_authority = doors.default
         self.broker.proves_users = doors.prove_users
         self.broker.tells_connections = config.connection_messages
@@ -386,7 +387,7 @@ class BrokerService:
         self._trusted_proxies = config.trusted_proxies
         self.broker.reload(broker_limits(config), server_information(config))
         for listener, limits in before.items():
-            self._readmit(listener, limits)
+            self._readmit(listener, limits, known_before)
         if config.sys_interval != self._sys_interval:
             self._sys_interval = config.sys_interval
             if self._figures_timer is not None:
@@ -413,19 +414,27 @@ class BrokerService:
 
         return HttpApi(settings, self)
 
-    def _readmit(self, listener: Listener, before: ListenerLimits) -> None:
+    def _readmit(self, listener: Listener, before: ListenerLimits, known_before: Methods | None) -> None:
         """Disconnect the clients of a listener that its new rules would not let in."""
+        methods = self._methods
         limits, now = listener.limits, self.clock()
         old = before.authority.rules if isinstance(before.authority, Logins) else None
         new = limits.authority.rules if isinstance(limits.authority, Logins) else None
         for stream in list(listener.streams):
             connection = stream.connection
             session = connection.session
-            if session is None or connection.authentication is not None:
+            if session is None:
                 continue
             certified = limits.username_from_certificate
-            if new is None:
-                stays = limits.allow_anonymous or connection.identity is not None
+            proved = connection.authentication
+            if certified and (connection.identity is None or connection.identity != session.username):
+                stays = False
+            elif proved is not None:
+                known = methods.credential(proved.username) if methods is not None else None
+                was = known_before.credential(proved.username) if known_before is not None else None
+                stays = known is not None and known == was
+            elif new is None:
+                stays = limits.allow_anonymous or certified
             elif old is None:  # nobody had looked at its name
                 stays = new.login(session.client_id, session.username if certified else None, None, certified)
             else:
