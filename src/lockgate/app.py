@@ -301,8 +301,13 @@ class _Host:
         log.info("Reloading config.")
         try:
             config = self._reread()
-            logs.configure(config.broker.log)
-            await service.reload(config)
+            places = logs.Places(config.broker.log)
+            try:
+                await service.reload(config)
+            except BaseException:
+                places.close()
+                raise
+            places.use()
             self._config = config
             log.info("The new configuration is in use.")
         except (ConfigError, OSError) as error:

@@ -317,3 +317,48 @@ def test_who_shows_no_certificate_leaves_when_it_becomes_the_login(files: Files)
     by_certificate = Dialog(port, "p-bob", opening=proxied(b"bob"))
     files.hang_up()
     by_certificate.subscribe("open")
+
+
+def test_the_log_stays_as_it_was_with_the_rest(files: Files) -> None:
+    good = files.conf.read_text() + "log_dest stderr\nlog_dest topic\n"
+    files.conf.write_text(good)
+    files.rules("user alice", "topic read $SYS/#")
+    files.hang_up()
+    rules = files.acl.read_text()
+    files.rules("nonsense")
+    files.conf.write_text(good.replace("log_dest topic", f"log_dest file {files.conf.with_name('other.log')}"))
+    files.hang_up("The configuration stays as it was.")
+    files.acl.write_text(rules)
+    alice = let_in(files, "alice", b"a")
+    alice.subscribe("$SYS/broker/log/W")
+    seen = len(files.gateway.log.read_text())
+    let_in(files, "bob", b"wrong", REFUSED)
+    assert b"'bob' is not let in" in alice.message().payload
+    assert "'bob' is not let in" in files.gateway.log.read_text()[seen:]
+
+
+def test_the_log_goes_on_below_sys_when_files_are_opened_anew(files: Files) -> None:
+    place = files.conf.with_name("broker.log")
+    files.conf.write_text(files.conf.read_text() + f"log_dest file {place}\nlog_dest topic\n")
+    files.rules("user alice", "topic read $SYS/#")
+    files.gateway.signal("broker", signal.SIGHUP)
+    wait_for_text(place, "The new configuration is in use.")
+    alice = let_in(files, "alice", b"a")
+    alice.subscribe("$SYS/broker/log/W")
+    place.rename(place.with_suffix(".1"))
+    files.gateway.signal("broker", signal.SIGRTMIN)
+    deadline = time.monotonic() + WAIT
+    while not place.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    let_in(files, "bob", b"wrong", REFUSED)
+    assert b"'bob' is not let in" in alice.message().payload
+    wait_for_text(place, "'bob' is not let in")
+
+
+def wait_for_text(path: Path, expected: str) -> None:
+    """Wait until a file says something."""
+    deadline = time.monotonic() + WAIT
+    while not path.exists() or expected not in path.read_text():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.01)

@@ -285,6 +285,7 @@ class BrokerService:
         self.complaints = Complaints()
         self.handshakes_failed = 0  # of TLS, WebSocket and the PROXY protocol
         self._warnings = config.warnings
+        self._topic_log: logging.Handler | None = None
         doors = Doors(config, self._access, self.hashing)
         self.broker.default_authority = doors.default
         self.broker.proves_users = doors.prove_users
@@ -454,10 +455,14 @@ class BrokerService:
         return [listener.config for listener in self.listeners]
 
     def _log_to_topics(self, config: LogConfig) -> None:
+        if self._topic_log is not None:
+            logs.remove(self._topic_log)
+            self._topic_log = None
         if "topic" in config.destinations:
             from lockgate.net.topic_log import TopicLog
 
-            logs.add(TopicLog(self), config)
+            self._topic_log = TopicLog(self)
+            logs.add(self._topic_log, config)
 
     def lets_anonymous_in(self, config: ListenerConfig) -> bool:
         """Whether a listener lets clients in that give no user name."""
@@ -493,6 +498,8 @@ class BrokerService:
         while self._streams and self.clock() < deadline:
             await asyncio.sleep(0.01)
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._topic_log is not None:
+            logs.remove(self._topic_log)
         self.hashing.close()
         self.complaints.close()
         self._store.close()
