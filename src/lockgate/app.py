@@ -26,8 +26,8 @@ from lockgate.telemetry.health import Answer, StatusServer
 
 if TYPE_CHECKING:
     from lockgate.access.scram import ScramAuthenticator
-    from lockgate.broker.ports import Authenticator, StoreAnswers
-    from lockgate.net.logins import Access
+    from lockgate.broker.ports import StoreAnswers
+    from lockgate.net.logins import Access, Methods
     from lockgate.net.service import Bridging, BrokerService, OpenStore
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _bridges(service: BrokerService, configs: Sequence[BridgeConfig]) -> Bridgin
     return Bridges(service, configs)
 
 
-def make_access(config: BrokerConfig, before: Access | None) -> tuple[Authenticator | None, Access]:
+def make_access(config: BrokerConfig, before: Access | None) -> tuple[Methods | None, Access]:
     """Load the authorities that the broker's configuration names. Raises ConfigError for a file that cannot be used."""
     from lockgate.access.authorities import Authorities
 
@@ -301,8 +301,13 @@ class _Host:
         log.info("Reloading config.")
         try:
             config = self._reread()
-            logs.configure(config.broker.log)
-            await service.reload(config)
+            places = logs.Places(config.broker.log)
+            try:
+                await service.reload(config)
+            except BaseException:
+                places.close()
+                raise
+            places.use()
             self._config = config
             log.info("The new configuration is in use.")
         except (ConfigError, OSError) as error:

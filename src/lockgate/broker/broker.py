@@ -89,6 +89,7 @@ class Broker:
         "own_sessions",
         "packet_rules",
         "pending",
+        "proves_users",
         "qos_0_is_special",
         "queued_count",
         "received_limit",
@@ -121,6 +122,7 @@ class Broker:
         self.authenticator = authenticator  # of enhanced authentication
         self.control: Control | None = None
         self.default_authority: Authority | None = None  # for what was stored by an earlier process
+        self.proves_users = False  # somebody looks at user names, be it at another listener
         self.store = store
         self.log = log
         self.tells_connections = True  # connection_messages

@@ -126,14 +126,15 @@ def let_in(
         while client_id in broker.sessions:  # somebody may have chosen that name [MQTT-3.2.2-16]
             client_id = prefix + broker.new_client_id()
         answer.assigned_client_identifier = client_id
-    # A user name that nobody has looked at owns nothing.
+    # A user name that nobody has looked at owns nothing; as a claim it counts where nobody looks at any.
     owner = username if connection.proves_users else None
+    claimed = owner if broker.proves_users else username
     if connection.own:
         broker.own_sessions.add(client_id)
     elif client_id in broker.own_sessions:
         refuse(connection, reason_codes.NOT_AUTHORIZED, f"{printable(client_id)} is a bridge of ours")
         return
-    elif _is_too_much(broker, connection, client_id, now) or _is_anothers(broker, connection, client_id, username):
+    elif _is_too_much(broker, connection, client_id, now) or _is_anothers(broker, connection, client_id, claimed):
         return
     keep_alive = packet.keep_alive
     longest = broker.limits.max_keepalive

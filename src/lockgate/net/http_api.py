@@ -117,6 +117,8 @@ class HttpApi(Listener):
 
 def _find(folder: Path, path: str) -> Path | None:
     """Give the file of a URL's path below a folder, None where there is none, or where it lies elsewhere."""
+    if any(level in (".", "..") for level in path.split("/")):  # the rules were asked about the path as it stands
+        return None
     folder = folder.resolve()
     try:
         file = (folder / path.lstrip("/")).resolve()

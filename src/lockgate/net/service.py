@@ -43,7 +43,7 @@ from lockgate.net.complaints import Complaints
 from lockgate.net.control import ControlTopics
 from lockgate.net.figures import Figures
 from lockgate.net.listener import Listener, ListenerSettings, PortInUse, door
-from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Rules, no_access
+from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Methods, Rules, no_access
 from lockgate.net.stream import Stream
 from lockgate.telemetry import logs
 
@@ -241,6 +241,10 @@ class Doors:
 
         self.settings = [ListenerSettings(one, config, authority(one)) for one in config.listeners]
         self.default = authority(ListenerConfig())
+        limits = [one.limits for one in self.settings]
+        self.prove_users = config.scram_file is not None or any(
+            one.authority is not None or one.username_from_certificate for one in limits
+        )
 
 
 def _spare_collector() -> None:
@@ -267,11 +271,11 @@ class BrokerService:
         make_bridges: MakeBridges | None = None,
     ) -> None:
         self._make_access = make_access if make_access is not None else no_access
-        authenticator, self._access = self._make_access(config, None)
+        self._methods, self._access = self._make_access(config, None)
         self._config = config
         self._store = open_store(self)
         limits, information = broker_limits(config), server_information(config)
-        self.broker = Broker(limits, self._store, _Log(), _new_client_id, authenticator, information)
+        self.broker = Broker(limits, self._store, _Log(), _new_client_id, self._methods, information)
         self.broker.tells_connections = config.connection_messages
         self.hashing = Hashing(self._is_there, self._login_answered)
         self._sys_interval = config.sys_interval
@@ -281,10 +285,12 @@ class BrokerService:
         self.complaints = Complaints()
         self.handshakes_failed = 0  # of TLS, WebSocket and the PROXY protocol
         self._warnings = config.warnings
+        self._topic_log: logging.Handler | None = None
         doors = Doors(config, self._access, self.hashing)
         self.broker.default_authority = doors.default
+        self.broker.proves_users = doors.prove_users
         self.listeners = [self._listener(settings) for settings in doors.settings]
-        self._control = ControlTopics(self, self._access.endpoints())
+        self._control = ControlTopics(self)
         self._control.enable_broker = config.enable_control_api
         self.broker.control = self._control
         self._tasks: set[asyncio.Task[None]] = set()
@@ -344,7 +350,7 @@ class BrokerService:
         """
         config = whole.broker
         restart = [name for name in _AT_START if getattr(config, name) != getattr(self._config, name)]
-        authenticator, access = self._make_access(config, self._access)
+        methods, access = self._make_access(config, self._access)
         doors = Doors(config, access, self.hashing)
         known = {door(listener.config): listener for listener in self.listeners}
         wanted = {door(settings.config) for settings in doors.settings}
@@ -369,7 +375,7 @@ class BrokerService:
             raise
         # Nothing fails from here on.
         for connection in list(self.broker.pending.values()):
-            if connection.login is not None:  # by the rules that were
+            if connection.login is not None or connection.authentication is not None:  # by the rules that were
                 connection.close("the rules have changed while it was let in; it may come again")
         before = {listener: listener.limits for listener in self.listeners}
         for listener, settings in zip(listeners, doors.settings, strict=True):
@@ -379,15 +385,16 @@ class BrokerService:
                 listener.close()
         self.listeners = listeners
         self._access = access
-        self.broker.authenticator = authenticator
+        known_before, self._methods = self._methods, methods
+        self.broker.authenticator = methods
         self.broker.default_authority = doors.default
+        self.broker.proves_users = doors.prove_users
         self.broker.tells_connections = config.connection_messages
-        self._control.endpoints = access.endpoints()
         self._control.enable_broker = config.enable_control_api
         self._trusted_proxies = config.trusted_proxies
         self.broker.reload(broker_limits(config), server_information(config))
         for listener, limits in before.items():
-            self._readmit(listener, limits)
+            self._readmit(listener, limits, known_before)
         if config.sys_interval != self._sys_interval:
             self._sys_interval = config.sys_interval
             if self._figures_timer is not None:
@@ -426,19 +433,27 @@ class BrokerService:
 
         return HttpApi(settings, self)
 
-    def _readmit(self, listener: Listener, before: ListenerLimits) -> None:
+    def _readmit(self, listener: Listener, before: ListenerLimits, known_before: Methods | None) -> None:
         """Disconnect the clients of a listener that its new rules would not let in."""
+        methods = self._methods
         limits, now = listener.limits, self.clock()
         old = before.authority.rules if isinstance(before.authority, Logins) else None
         new = limits.authority.rules if isinstance(limits.authority, Logins) else None
         for stream in list(listener.streams):
             connection = stream.connection
             session = connection.session
-            if session is None or connection.authentication is not None:
+            if session is None:
                 continue
             certified = limits.username_from_certificate
-            if new is None:
-                stays = limits.allow_anonymous or connection.identity is not None
+            proved = connection.authentication
+            if certified and (connection.identity is None or connection.identity != session.username):
+                stays = False
+            elif proved is not None:
+                known = methods.credential(proved.username) if methods is not None else None
+                was = known_before.credential(proved.username) if known_before is not None else None
+                stays = known is not None and known == was
+            elif new is None:
+                stays = limits.allow_anonymous or certified
             elif old is None:  # nobody had looked at its name
                 stays = new.login(session.client_id, session.username if certified else None, None, certified)
             else:
@@ -458,10 +473,14 @@ class BrokerService:
         return [listener.config for listener in self.listeners]
 
     def _log_to_topics(self, config: LogConfig) -> None:
+        if self._topic_log is not None:
+            logs.remove(self._topic_log)
+            self._topic_log = None
         if "topic" in config.destinations:
             from lockgate.net.topic_log import TopicLog
 
-            logs.add(TopicLog(self), config)
+            self._topic_log = TopicLog(self)
+            logs.add(self._topic_log, config)
 
     def lets_anonymous_in(self, config: ListenerConfig) -> bool:
         """Whether a listener lets clients in that give no user name."""
@@ -497,6 +516,8 @@ class BrokerService:
         while self._streams and self.clock() < deadline:
             await asyncio.sleep(0.01)
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._topic_log is not None:
+            logs.remove(self._topic_log)
         self.hashing.close()
         self.complaints.close()
         self._store.close()
