@@ -951,6 +951,11 @@ def _finish(draft: Draft, path: Path) -> BrokerConfig:
     else:  # local-only mode
         said, places = draft.before_listeners, draft.places[0]
         listeners = tuple(_listener(said | {"address": address}, places) for address in LOCAL_ADDRESSES)
+    for one in listeners:
+        if one.http_dir is not None and not one.http_api:
+            draft.warnings.append(
+                f"http_dir of the listener on port {one.port} is ignored: `protocol http_api` is what serves files."
+            )
     if draft.bridges:
         from lockgate.config import bridge_options
 

@@ -147,7 +147,7 @@ LISTENERS = (
         "the dates of the crlfile are not looked at either",
     ),
     Row("enable_proxy_protocol", "listener", "off", "N", "Y"),
-    Row("http_dir", "listener", "–", "N", "Y", "differs", "`http_api` listeners serve files; `websockets` ones do not"),
+    Row("http_dir", "listener", "–", "N", "Y", "differs", "for `http_api` listeners; ignored with a warning on others"),
     Row("keyfile", "listener", "–", "Y", "Y", "stricter", "a key with a passphrase is an error: nobody types it"),
     Row("listener_allow_anonymous", "listener", "allow_anonymous", "U", "Y"),
     Row("listener_auto_id_prefix", "listener", "auto_id_prefix", "U", "Y"),
