@@ -204,6 +204,13 @@ def command(files: Files, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, timeout=20, check=False)
 
 
+def test_a_listener_that_moves_needs_a_restart_and_says_so(files: Files) -> None:
+    port = files.gateway.port
+    files.conf.write_text(files.conf.read_text().replace(f"listener {port} 127.0.0.1", f"listener {port}"))
+    said = files.hang_up("The configuration stays as it was.")
+    assert f"a listener on port {port} moves to another address, which needs a restart" in said
+
+
 def test_sessions_are_listed_given_and_dropped(files: Files) -> None:
     alice = let_in(files, "alice", b"a")
     alice.subscribe("open")

@@ -42,7 +42,7 @@ from lockgate.mqtt.reason_codes import NOT_AUTHORIZED
 from lockgate.net.complaints import Complaints
 from lockgate.net.control import ControlTopics
 from lockgate.net.figures import Figures
-from lockgate.net.listener import Listener, ListenerSettings, door
+from lockgate.net.listener import Listener, ListenerSettings, PortInUse, door
 from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Methods, Rules, no_access
 from lockgate.net.stream import Stream
 from lockgate.telemetry import logs
@@ -363,9 +363,12 @@ class BrokerService:
                     await listener.open()
                     opened.append(listener)
                 listeners.append(listener)
-        except OSError:
+        except OSError as error:
             for listener in opened:
                 listener.close()
+            if isinstance(error, PortInUse) and any(one.port == error.port for one in self.listeners):
+                problem = f"a listener on port {error.port} moves to another address, which needs a restart"
+                raise OSError(errno.EADDRINUSE, problem) from None
             raise
         # Nothing fails from here on.
         for connection in list(self.broker.pending.values()):
