@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from lockgate.access import hashes
 from lockgate.access.dynamic_security.file import dump
 from lockgate.access.dynamic_security.initial import administrator_state
 from lockgate.mqtt import reason_codes
-from lockgate.mqtt.packets import Publish
+from lockgate.mqtt.packets import Publish, Will
 from tests.interop.test_http_api import Api, get
 from tests.support.dialog import Dialog, proxied
 from tests.support.gateway import Gateway
@@ -119,3 +121,43 @@ def test_a_certificate_nobody_asked_for_lets_nobody_in(tmp_path: Path) -> None:
     gateway = Gateway(tmp_path, mosquitto_conf=[*options, "listener_allow_anonymous false"])
     with gateway.running("broker"):
         Dialog(port, "c", username="alice", opening=proxied(b"bob"), answer=reason_codes.NOT_AUTHORIZED)
+
+
+@pytest.fixture
+def two_doors(tmp_path: Path) -> tuple[Gateway, int]:
+    """A broker, not started yet, with a listener for everybody and one, whose port this gives, for alice and bob."""
+    port, acl = free_port(), tmp_path / "acl"
+    acl.write_text("user alice\ntopic readwrite #\nuser bob\ntopic readwrite open\n")
+    acl.chmod(0o600)
+    users = passwords(tmp_path, alice="a", bob="b")
+    rules = [f"listener {port} 127.0.0.1", f"password_file {users}", f"acl_file {acl}"]
+    gateway = Gateway(tmp_path, mosquitto_conf=["persistence true", f"persistence_location {tmp_path}", *rules])
+    conf = tmp_path / "mosquitto.conf"
+    conf.write_text("per_listener_settings true\n" + conf.read_text())
+    return gateway, port
+
+
+def test_the_author_of_a_retained_message_is_asked_about_where_it_came_in(two_doors: tuple[Gateway, int]) -> None:
+    gateway, port = two_doors
+    with gateway.running("broker"):
+        with Dialog(gateway.port, "anybody") as publisher:
+            publisher.publish("t", b"kept", retain=True)
+        with Dialog(port, "a", username="alice", password=b"a") as alice:
+            alice.subscribe("t")
+            assert alice.message().payload == b"kept"
+
+
+def test_after_a_crash_a_will_has_the_rules_of_before(two_doors: tuple[Gateway, int]) -> None:
+    gateway, port = two_doors
+    with gateway.running("broker"):
+        wills = Will("closed", b"!"), Will("open", b"?")
+        dying = [
+            Dialog(port, f"bob-{will.topic}", username="bob", password=b"b", keep_alive=1, will=will) for will in wills
+        ]
+        with Dialog(port, "a", username="alice", password=b"a") as alice:
+            alice.subscribe("#")
+        assert len(dying) == 2
+        gateway.kill("broker")
+        gateway.start("broker")
+        with Dialog(port, "a", username="alice", password=b"a") as alice:
+            assert [one.payload for one in alice.messages(2, first=10)] == [b"?"]

@@ -24,6 +24,7 @@ from lockgate.mqtt.packets import (
     SubAck,
     Subscribe,
     SubscriptionRequest,
+    Will,
 )
 from lockgate.mqtt.properties import Properties
 from lockgate.transport.proxy_protocol import SIGNATURE_V2
@@ -46,13 +47,15 @@ class Dialog:
         password: bytes | None = None,
         answer: int = 0,
         opening: bytes = b"",
+        keep_alive: int = 0,
+        will: Will | None = None,
     ) -> None:
         """Connect; `answer` is the code that CONNACK is to have, `opening` what stands before CONNECT."""
         self.version = version
         self.open(port)
         self._socket.sendall(opening)
         properties = Properties(session_expiry_interval=expiry) if version == V5 and not clean else None
-        self.send(Connect(client_id, version, clean, 0, username, password, properties=properties))
+        self.send(Connect(client_id, version, clean, keep_alive, username, password, will, properties))
         self.connack = self.expect(ConnAck)
         assert self.connack.reason_code == answer, self.connack
 

@@ -24,7 +24,11 @@ _ARGON2_TIME: Final = 1
 _ARGON2_MEMORY: Final = 47_104
 _ARGON2_LANES: Final = 1
 ROUNDS: Final = 1000  # of PBKDF2, as Mosquitto 2.1 writes; who wants a strong hash takes Argon2id
-_MAXIMUM_ROUNDS: Final = 2**31 - 1  # OpenSSL's
+# Beyond these a hash is a slip of the pen: all logins would wait for one, or the machine for memory.
+MAXIMUM_ROUNDS: Final = 10_000_000
+_MAXIMUM_MEMORY: Final = 1_048_576  # KiB
+_MAXIMUM_WORK: Final = 16 * _MAXIMUM_MEMORY  # KiB, of all passes of Argon2id
+MAXIMUM_PASSES: Final = _MAXIMUM_WORK // _ARGON2_MEMORY  # of those made here
 _SALT_BYTES: Final = 12  # Mosquitto 2.0 reads no other length
 _HASH_BYTES: Final = 64
 
@@ -141,8 +145,8 @@ def parse(text: str) -> PasswordHash:
     if match[1] is None:
         return Sha512(salt, digest)
     rounds = int(match[1])
-    if not 1 <= rounds <= _MAXIMUM_ROUNDS:
-        raise ValueError(f"has {rounds} rounds, must be 1 to {_MAXIMUM_ROUNDS}")
+    if not 1 <= rounds <= MAXIMUM_ROUNDS:
+        raise ValueError(f"has {rounds} rounds, must be 1 to {MAXIMUM_ROUNDS}")
     return Pbkdf2(rounds, salt, digest)
 
 
@@ -182,12 +186,18 @@ def _parse_argon2id(text: str) -> Argon2id:
     from argon2.exceptions import InvalidHashError
 
     try:
-        extract_parameters(text)
+        asked = extract_parameters(text)
+        if not (asked.time_cost and asked.parallelism and asked.memory_cost >= 8 * asked.parallelism):  # RFC 9106 §3.1
+            raise ValueError
         *_head, salt, digest = text.split("$")
         for part in (salt, digest):
             base64.b64decode(part + "=" * (-len(part) % 4), validate=True)
     except (InvalidHashError, ValueError):  # binascii.Error is a ValueError
         raise ValueError("is a damaged Argon2id hash: $argon2id$v=19$m=…,t=…,p=…$SALT$HASH is expected") from None
+    if asked.memory_cost > _MAXIMUM_MEMORY:
+        raise ValueError(f"asks for {asked.memory_cost} KiB of memory (m), must be at most {_MAXIMUM_MEMORY}")
+    if asked.memory_cost * asked.time_cost > _MAXIMUM_WORK:
+        raise ValueError(f"asks for {asked.time_cost} passes (t), must be at most {_MAXIMUM_WORK // asked.memory_cost}")
     return Argon2id(text)
 
 

@@ -727,9 +727,15 @@ def read_lines(
                 problem = f"Unable to open include_dir '{value}'." if value else f"Empty {name} value in configuration."
                 errors.append(MosquittoConfError(problem, path=path, line=number, key=name, accepted="a folder"))
                 continue
+            try:
+                names = [one for one in os.listdir(folder) if one.endswith(".conf") and one != ".conf"]
+            except OSError as error:  # without what it says about security, the rest must not count
+                problem = f"Unable to open include_dir '{value}': {error.strerror}."
+                errors.append(MosquittoConfError(problem, path=path, line=number, key=name))
+                continue
             # without regard to case; the capital before the small letter where that alone differs
-            for file in sorted(folder.glob("*.conf"), key=lambda file: (file.name.lower(), file.name)):
-                yield from read_lines(file, errors, locate, included=True)
+            for file in sorted(names, key=lambda file: (file.lower(), file)):
+                yield from read_lines(folder / file, errors, locate, included=True)
 
 
 def _apply(draft: Draft, name: str, value: str, path: Path, line: int) -> None:

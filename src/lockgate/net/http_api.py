@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import logging
+import os
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from lockgate.config.model import ListenerConfig
-from lockgate.net.listener import Listener, ListenerSettings, bind
+from lockgate.net.listener import Listener, ListenerSettings, bind, bind_unix
 from lockgate.net.logins import Logins
 
 if TYPE_CHECKING:
@@ -31,35 +32,37 @@ class HttpApi(Listener):
 
     def __init__(self, settings: ListenerSettings, service: BrokerService) -> None:
         self._runner: web.ServerRunner | None = None
-        self._port = 0
         self._context: ssl.SSLContext | None = None
         super().__init__(settings, service)
 
     def use(self, settings: ListenerSettings) -> None:
-        """Go on with other settings; a new certificate counts for the connections that come."""
+        """Go on with other settings; those of TLS, files that are others now too, count for the connections to come."""
         super().use(settings)
-        if self._context is None:
-            self._context = settings.tls.context if settings.tls is not None else None
-        elif self.config.tls is not None:  # which has just been found to be good
-            self._context.load_cert_chain(self.config.tls.certfile, self.config.tls.keyfile)
-
-    @property
-    def port(self) -> int:
-        """The port that was really opened; 0 for a Unix socket."""
-        return self._port
+        before, self._context = self._context, settings.tls.context if settings.tls is not None else None
+        if self._runner is not None and (before is not None or self._context is not None):
+            self.broker.spawn(self._serve())
 
     async def open(self) -> None:
         """Begin to answer; raises PortInUse, or OSError with the address in its text."""
-        server = web.Server(self._handle, access_log=None)
-        self._runner = web.ServerRunner(server, shutdown_timeout=_STOP_SECONDS)
-        await self._runner.setup()
         if self.config.path is not None:
-            await web.UnixSite(self._runner, self.config.path, ssl_context=self._context).start()
-            return
-        for sock in bind(self.config):
-            self._port = int(sock.getsockname()[1])
-            log.info("Opening http_api listen socket on port %d.", self._port)
-            await web.SockSite(self._runner, sock, ssl_context=self._context).start()
+            self._bound = [bind_unix(self.config.path)]
+            self._inode = os.stat(self.config.path).st_ino
+        else:
+            self._bound = bind(self.config)
+            log.info("Opening http_api listen socket on port %d.", self.port)
+        await self._serve()
+
+    async def _serve(self) -> None:
+        """Answer in the present way alone: connections of another are ended."""
+        runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=_STOP_SECONDS)
+        await runner.setup()
+        for sock in self._bound:
+            await web.SockSite(runner, sock.dup(), ssl_context=self._context).start()
+        before, self._runner = self._runner, runner
+        if before is not None:
+            await before.cleanup()
+        if self.is_closed:
+            await runner.cleanup()
 
     @property
     def is_open(self) -> bool:
@@ -74,6 +77,9 @@ class HttpApi(Listener):
 
     def close(self) -> None:
         """Answer nobody any more."""
+        super().close()
+        for sock in self._bound:
+            sock.close()
         if self._runner is not None:
             self.broker.spawn(self._runner.cleanup())
 

@@ -120,7 +120,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         kind = "websockets" if self.config.websockets else ""
         if self.config.path is not None:
-            sock = _bind_unix(self.config.path)
+            sock = bind_unix(self.config.path)
             self._inode = os.stat(self.config.path).st_ino
             self._bound.append(sock)
             log.info("Opening %s listen socket on path %s.", kind or "unix", self.config.path)
@@ -176,7 +176,7 @@ class Listener:
                     os.unlink(self.config.path)
 
 
-def _bind_unix(path: Path) -> socket.socket:
+def bind_unix(path: Path) -> socket.socket:
     """Bind to a path; a socket that a dead program left there is replaced."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

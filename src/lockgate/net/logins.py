@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -103,6 +103,47 @@ class Logins:
     def may_unsubscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool:
         """Whether a client may end a Subscription."""
         return self.rules.may_unsubscribe(client_id, username, topic_filter)
+
+
+class SomeListener:
+    """An `Authority` over clients whose listener is not known: they may do what the rules of one of them allow.
+
+    A listener without rules lets do everything: `anonymous` says whether there is one, `users` whether it proves names.
+    """
+
+    def __init__(self, authorities: Iterable[Logins], *, anonymous: bool, users: bool) -> None:
+        self._authorities = tuple(authorities)
+        self._anonymous = anonymous
+        self._users = users
+
+    def ask_login(
+        self, number: int, client_id: str, username: str | None, password: bytes | None, certified: bool
+    ) -> int:
+        """Let nobody in: that is for a listener's own authority to do."""
+        return DENIED
+
+    def _unruled(self, username: str | None) -> bool:
+        return self._anonymous if username is None else self._users
+
+    def may_publish(self, client_id: str, username: str | None, topic: str) -> bool:
+        """Whether a client may publish to a topic."""
+        return self._unruled(username) or any(one.may_publish(client_id, username, topic) for one in self._authorities)
+
+    def may_receive(self, client_id: str, username: str | None, topic: str) -> bool:
+        """Whether a client may be sent a message of a topic."""
+        return self._unruled(username) or any(one.may_receive(client_id, username, topic) for one in self._authorities)
+
+    def may_subscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool:
+        """Whether a client may subscribe to a filter."""
+        return self._unruled(username) or any(
+            one.may_subscribe(client_id, username, topic_filter) for one in self._authorities
+        )
+
+    def may_unsubscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool:
+        """Whether a client may end a Subscription."""
+        return self._unruled(username) or any(
+            one.may_unsubscribe(client_id, username, topic_filter) for one in self._authorities
+        )
 
 
 class Hashing:

@@ -25,6 +25,7 @@ from lockgate.broker.connection import Connection
 from lockgate.broker.explain import explain, session_list, subscription_tree
 from lockgate.broker.limits import QUEUE_HEAD, Limits, ListenerLimits, ServerInformation, StandingSession
 from lockgate.broker.ports import (
+    Authority,
     Delivery,
     Keeper,
     Message,
@@ -43,7 +44,7 @@ from lockgate.net.complaints import Complaints
 from lockgate.net.control import ControlTopics
 from lockgate.net.figures import Figures
 from lockgate.net.listener import Listener, ListenerSettings, PortInUse, door
-from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Methods, Rules, no_access
+from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Methods, Rules, SomeListener, no_access
 from lockgate.net.stream import Stream
 from lockgate.telemetry import logs
 
@@ -241,10 +242,16 @@ class Doors:
 
         self.settings = [ListenerSettings(one, config, authority(one)) for one in config.listeners]
         self.default = authority(ListenerConfig())
-        limits = [one.limits for one in self.settings]
-        self.prove_users = config.scram_file is not None or any(
-            one.authority is not None or one.username_from_certificate for one in limits
-        )
+        limits = [one.limits for one in self.settings if not one.config.http_api]
+        certified = config.scram_file is not None
+        self.prove_users = certified or any(one.authority or one.username_from_certificate for one in limits)
+        unruled = [one for one in limits if one.authority is None]
+        asked = dict.fromkeys(one.authority for one in limits if isinstance(one.authority, Logins))
+        self.absent: Authority | None = None
+        if asked:
+            users = bool(unruled) and (certified or any(one.username_from_certificate for one in unruled))
+            several = SomeListener(asked, anonymous=bool(unruled), users=users)
+            self.absent = several if unruled or len(asked) > 1 else next(iter(asked))
 
 
 def _spare_collector() -> None:
@@ -287,7 +294,7 @@ class BrokerService:
         self._warnings = config.warnings
         self._topic_log: logging.Handler | None = None
         doors = Doors(config, self._access, self.hashing)
-        self.broker.default_authority = doors.default
+        self.broker.default_authority, self.broker.absent_authority = doors.default, doors.absent
         self.broker.proves_users = doors.prove_users
         self.listeners = [self._listener(settings) for settings in doors.settings]
         self._control = ControlTopics(self)
@@ -387,7 +394,7 @@ class BrokerService:
         self._access = access
         known_before, self._methods = self._methods, methods
         self.broker.authenticator = methods
-        self.broker.default_authority = doors.default
+        self.broker.default_authority, self.broker.absent_authority = doors.default, doors.absent
         self.broker.proves_users = doors.prove_users
         self.broker.tells_connections = config.connection_messages
         self._control.enable_broker = config.enable_control_api

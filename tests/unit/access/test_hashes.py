@@ -71,6 +71,10 @@ WHOLE = base64.b64encode(b"h" * 64).decode()
         ("$7$c2FsdA==$" + WHOLE, "is not a password hash"),
         ("$7$0$c2FsdA==$" + WHOLE, "has 0 rounds"),
         ("$7$9999999999$c2FsdA==$" + WHOLE, "has 9999999999 rounds"),
+        ("$7$10000001$c2FsdA==$" + WHOLE, "must be 1 to 10000000"),
+        (ARGON2ID.replace("m=64,", "m=1048577,"), "asks for 1048577 KiB"),
+        (ARGON2ID.replace("t=1,", "t=262145,"), "must be at most 262144"),
+        (ARGON2ID.replace("m=64,t=1", "m=0,t=1"), "damaged"),
         ("$7$-1$c2FsdA==$" + WHOLE, "is not a password hash"),
         ("$argon2id$", "is a damaged Argon2id hash"),
         (ARGON2ID.replace("m=64", "m=x"), "is a damaged Argon2id hash"),
@@ -101,7 +105,7 @@ def test_nobodys_hash_is_as_dear_and_fits_nothing(text: str) -> None:
 
 
 def test_a_hash_that_needs_more_memory_than_there_is_refuses_the_login(caplog: pytest.LogCaptureFixture) -> None:
-    assert not hashes.parse(ARGON2ID.replace("m=64", "m=4294967295")).verify(b"secret")
+    assert not Argon2id(ARGON2ID.replace("m=64", "m=4294967295")).verify(b"secret")
     assert "cannot be computed" in caplog.text
 
 

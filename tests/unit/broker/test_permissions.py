@@ -76,12 +76,14 @@ def test_what_follows_connect_waits_until_the_login_is_answered(server: Server, 
     peer.send(Connect("c", version, username="u", password=b"p"), Publish("t", b"early", 0))
     peer.send(Publish("t", b"later", 0))
     assert peer.received() == []
+    assert peer.connection.wants_input  # to see it leave
+    peer.send(Publish("t", bytes(5000), 0))
     assert not peer.connection.wants_input
     assert watcher.messages() == []
     server.broker.login_answered(peer.connection.number, True, server.now)
     server.flush()
     peer.expect(ConnAck)
-    assert watcher.messages() == [("t", b"early"), ("t", b"later")]
+    assert watcher.messages() == [("t", b"early"), ("t", b"later"), ("t", bytes(5000))]
     assert peer.connection.wants_input
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -172,6 +174,17 @@ def test_include_dir_reads_its_files_in_order_and_in_place(tmp_path: Path) -> No
     assert "include_dir is not allowed in an included file" in said
     assert said.endswith("Error found at conf.d/c.conf:2.")
     assert "Unable to open include_dir" in refused(tmp_path, "include_dir /does/not/exist\n")
+
+
+def test_an_include_dir_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf.d").mkdir()
+
+    def refuse(_folder: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert "conf.d': Permission denied" in refused(tmp_path, f"include_dir {tmp_path}/conf.d\n")
 
 
 def test_no_option_is_in_both_tables() -> None:
