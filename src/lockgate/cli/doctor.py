@@ -52,18 +52,26 @@ def main(arguments: argparse.Namespace) -> int:
     machine = Machine()
     path = arguments.config or next((place for place in _PLACES if place.exists()), None)
     found, case = look(path, machine, arguments)
+    way: list[Finding] = []
     if case is not None and arguments.client is not None:
-        found += delivery.walk(case, arguments.client, arguments.topic, arguments.filter, arguments.publisher)
+        way = delivery.walk(case, arguments.client, arguments.topic, arguments.filter, arguments.publisher)
     if arguments.json:
-        said = {
+        said: dict[str, object] = {
             "configuration": os.fspath(path) if path is not None else None,
             "broker_pid": case.pid if case is not None else None,
             "findings": [one.as_json() for one in found],
         }
+        if way:
+            said |= {"way": [one.as_json() for one in way], "stops_at": stop(way)}
         print(json.dumps(said, indent=2))
     else:
-        print("\n".join(as_text(case, found)))
-    return UNREADABLE if case is None else status(found)
+        print("\n".join(as_text(case, found, way)))
+    return UNREADABLE if case is None else status([*found, *way])
+
+
+def stop(way: Sequence[Finding]) -> str | None:
+    """Give where a message stops on its way; None: it arrives."""
+    return next((one.check for one in way if one.severity == "error"), None)
 
 
 def status(found: Sequence[Finding]) -> int:
@@ -99,17 +107,21 @@ def look(path: Path | None, machine: Machine, arguments: argparse.Namespace) -> 
     case = Case(
         path, config, machine, conf, hosts=tuple(arguments.host), client_certificates=tuple(arguments.client_cert)
     )
-    case = dataclasses.replace(case, status=_status(case))
+    said, socket = _ask(case)
+    case = dataclasses.replace(case, status=said, socket=socket)
     found += examine(case)
     return found, case
 
 
-def _status(case: Case) -> dict[str, object] | None:
-    """Ask the broker how it is, also where its configuration has got mistakes since it started."""
+def _ask(case: Case) -> tuple[dict[str, object] | None, Path | None]:
+    """Ask the broker how it is, also where its configuration has got mistakes since it started; give its socket."""
     folders = [case.config.gateway.sockets_dir] if case.config is not None else []
     folders += socket_folders(case.conf) if case.conf is not None else []
-    answers = (health.ask(folder / "broker.sock") for folder in folders)
-    return next((answer for answer in answers if answer is not None and "pid" in answer), None)
+    for folder in folders:
+        answer = health.ask(folder / "broker.sock")
+        if answer is not None and "pid" in answer:
+            return answer, folder / "broker.sock"
+    return None, None
 
 
 def _nothing(problem: str, where: str) -> Finding:
@@ -117,7 +129,7 @@ def _nothing(problem: str, where: str) -> Finding:
     return Finding("configuration", "error", where, f"no configuration can be read: {problem}", "", advice)
 
 
-def as_text(case: Case | None, found: Sequence[Finding]) -> Iterator[str]:
+def as_text(case: Case | None, found: Sequence[Finding], way: Sequence[Finding]) -> Iterator[str]:
     """Give the lines for people: what is good in short, the worst last, next to the prompt."""
     if case is not None:
         runs = f"the broker runs (pid {case.pid})" if case.pid is not None else "the broker does not answer"
@@ -126,7 +138,17 @@ def as_text(case: Case | None, found: Sequence[Finding]) -> Iterator[str]:
     for severity in ("ok", "warning", "error"):
         for one in found:
             if one.severity == severity:
-                yield f"{_MARKS[severity]}{one.where}: {one.problem}"
-                yield from (f"          {text}" for text in (one.why, f"→ {one.advice}" if one.advice else "") if text)
-    counts = [sum(one.severity == severity for one in found) for severity in ("error", "warning")]
+                yield from _told(one)
+    if way:
+        yield "\nThe way of a message:"
+        for one in way:
+            yield from _told(one)
+        stopped = stop(way)
+        yield f"It stops at: {stopped}.\n" if stopped is not None else "It arrives.\n"
+    counts = [sum(one.severity == severity for one in (*found, *way)) for severity in ("error", "warning")]
     yield f"Errors: {counts[0] or 'none'}. Warnings: {counts[1] or 'none'}."
+
+
+def _told(one: Finding) -> Iterator[str]:
+    yield f"{_MARKS[one.severity]}{one.where}: {one.problem}"
+    yield from (f"          {text}" for text in (one.why, f"→ {one.advice}" if one.advice else "") if text)

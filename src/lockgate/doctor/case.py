@@ -26,6 +26,7 @@ class Case:
     machine: Machine = field(default_factory=Machine)
     conf: Path | None = None  # the mosquitto.conf, if there is one
     status: Mapping[str, object] | None = None  # what the running broker says of itself
+    socket: Path | None = None  # on which it answers, or would
     now: float = field(default_factory=time.time)  # seconds since 1970
     hosts: tuple[str, ...] = ()  # names by which clients connect
     client_certificates: tuple[Path, ...] = ()

@@ -47,11 +47,10 @@ def walk(case: Case, client: str, topic: str, topic_filter: str | None, publishe
                 "--topic names one topic, as in a PUBLISH; the filter is --filter",
             )
         ]
-    folders = [case.config.gateway.sockets_dir] if case.config is not None else []
-    for folder in folders:
-        said = health.ask(folder / "broker.sock", ask="delivery", client=client, topic=topic, publisher=publisher or "")
+    if case.socket is not None:
+        said = health.ask(case.socket, ask="delivery", client=client, topic=topic, publisher=publisher or "")
         if said is not None and "findings" in said:
-            sessions = health.ask(folder / "broker.sock", ask="sessions", action="list") or {}
+            sessions = health.ask(case.socket, ask="sessions", action="list") or {}
             return list(stations(said, sessions, client, topic, topic_filter, publisher))
     return [
         Finding(
@@ -83,7 +82,6 @@ def stations(
         for finding in step:
             yield finding
             if finding.severity == "error":
-                yield Finding("stops", "warning", where, f"the message stops at: {finding.check}", "", finding.advice)
                 return
     yield _retained(said, topic)
     yield Finding(

@@ -55,7 +55,7 @@ def mistakes(error: ConfigError, path: Path) -> Iterator[Finding]:
     """Give a finding for each mistake of a configuration."""
     for one in error.errors if isinstance(error, ConfigErrors) else (error,):
         place = os.fspath(one.path or path) + (f":{one.line}" if one.line is not None else "")
-        key = f"{one.key}: " if one.key and not one.problem.startswith(one.key) else ""
+        key = f"{one.key}: " if one.key and one.key not in one.problem else ""
         yield Finding(
             "configuration", "error", place, f"{key}{one.problem.rstrip('.')}",
             "the broker does not start with it; checks that need the whole configuration are left out",

@@ -62,6 +62,15 @@ class Machine:
             return True
         return bool(_CONTAINER.search(self.text("proc/self/cgroup")))
 
+    @property
+    def has_networks_of_others(self) -> bool:
+        """Whether the network of this process is the machine's own, where containers hang on bridges."""
+        try:
+            names = os.listdir(self.sys / "class/net")
+        except OSError:
+            return False
+        return any(name.startswith(("docker", "veth", "cni", "podman", "br-")) for name in names)
+
     def text(self, name: str) -> str:
         """Give a small file of the system's, empty where there is none or it may not be read."""
         try:

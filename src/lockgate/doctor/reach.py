@@ -48,7 +48,7 @@ def from_outside(case: Case) -> Iterator[Finding]:
     """Say whether a listener can be reached from elsewhere, which in a container means from anywhere at all."""
     if case.config is None:
         return
-    container = case.machine.in_container
+    container = case.machine.in_container and not case.machine.has_networks_of_others  # network_mode: host
     listeners = [one for one in case.listeners() if not one.http_api]
     public = [one for one in listeners if is_public(one)]
     lost = "nobody outside of this container reaches it, through published ports neither"

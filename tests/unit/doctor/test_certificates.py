@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import base64
+import contextlib
 import dataclasses
 import datetime
 import ipaddress
 import shutil
+import ssl
 import time
 from pathlib import Path
 
 import pytest
 import trustme
 from cryptography import x509 as other_x509
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lockgate.doctor import certificates
 from lockgate.doctor.case import Case
@@ -79,13 +84,33 @@ def test_names_cover_hosts(host: str, covered: bool, authority: Authority) -> No
     assert read(cert.read_text())[0].covers(host) == covered
 
 
-@pytest.mark.parametrize("text", ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"])
-def test_what_is_no_certificate_gives_none_or_an_error(text: str) -> None:
-    if text:
-        with pytest.raises(ValueError, match=r"."):
-            read(text)
-    else:
-        assert read(text) == []
+def test_a_file_without_a_certificate_holds_none() -> None:
+    assert read("") == []
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=200)
+def test_a_damaged_certificate_is_a_value_error(noise: bytes) -> None:
+    text = base64.b64encode(bytes([0x30, 0x03, 0x30, 0x01]) + noise).decode()
+    with contextlib.suppress(ValueError):
+        read(f"-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+
+
+@given(st.integers(0, 2**31), st.integers(0, 255))
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_certificate_with_a_changed_byte_is_read_or_a_value_error(
+    good_certificate: bytes, at: int, value: int
+) -> None:
+    damaged = bytearray(good_certificate)
+    damaged[at % len(damaged)] = value
+    with contextlib.suppress(ValueError):
+        read(ssl.DER_cert_to_PEM_cert(bytes(damaged)))
+
+
+@pytest.fixture(scope="module")
+def good_certificate(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    cert, _ = Authority(tmp_path_factory.mktemp("good")).issue("server", "mqtt.example.org")
+    return ssl.PEM_cert_to_DER_cert(cert.read_text())
 
 
 def test_a_good_pair_is_good(authority: Authority, tmp_path: Path) -> None:

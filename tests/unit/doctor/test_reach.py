@@ -103,3 +103,9 @@ def test_a_published_port_without_a_listener_is_told(tmp_path: Path) -> None:
 
 def test_without_docker_nothing_is_said_of_published_ports(tmp_path: Path) -> None:
     assert not list(reach.published(dataclasses.replace(case_of(tmp_path, "listener 1883"))))
+
+
+def test_the_machines_own_network_is_not_the_containers(tmp_path: Path) -> None:
+    case = contained(tmp_path, "listener 1883 127.0.0.1")
+    (machine(case).root / "sys/class/net/docker0").mkdir(parents=True)
+    assert not bad(reach.from_outside(case))
