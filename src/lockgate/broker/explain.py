@@ -62,6 +62,11 @@ def explain(broker: Broker, client_id: str, topic: str) -> list[Finding]:
             what = "refused" if decision.reason == decisions.REFUSED else "not retained"
             why = decision.detail or "retained_messages, retained_bytes or the memory budget is spent"
             text = f"a message on this topic from client {printable(decision.client_id)!r} was {what}: {why}"
+        elif decision.reason == decisions.CLEARED or decision.reason == decisions.RETAINED_EXPIRED:
+            if broker.retained.get(topic) is not None:
+                continue
+            what = "was cleared, with an empty one, by" if decision.reason == decisions.CLEARED else "expired, of"
+            text = f"the retained message {what} client {printable(decision.client_id)!r}"
         elif decision.client_id == client_id:
             text = _TEXTS[decision.reason]
         else:

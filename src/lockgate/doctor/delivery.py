@@ -234,10 +234,9 @@ def _shared(where: str, said: Facts) -> Iterator[Finding]:
 def _retained(said: Facts, topic: str) -> Finding:
     retained = said["retained"]
     if retained is None:
-        text = (
-            f"no message is retained on {topic}: who subscribes gets nothing until the next one is published "
-            "(none was published with retain, it was cleared by an empty one, or it expired)"
-        )
+        past = [_last(one) for one in said["findings"] if one["reason"] in ("retained cleared", "retained expired")]
+        why = past[0] if past else "as far as is remembered none was"
+        text = f"no message is retained on {topic}, so who subscribes waits for the next one: {why}"
         return good("retained", f"topic {topic}", text)
     by = f" by client {retained['publisher']!r}" if retained["publisher"] else ""
     return good(

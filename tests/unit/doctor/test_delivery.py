@@ -58,7 +58,13 @@ def test_nothing_in_the_way_is_said() -> None:
     found = walk(session(subscribed("home/#")))
     assert [one.check for one in found] == ["connection", "authentication", "filter", "acl", "retained", "delivery"]
     assert all(one.severity == "ok" for one in found)
-    assert "gets nothing until the next one" in found[-2].problem
+    assert "waits for the next one: as far as is remembered none was" in found[-2].problem
+
+
+def test_a_retained_message_that_was_cleared_is_told() -> None:
+    text = "the retained message was cleared, with an empty one, by client 'x'"
+    found = walk(session(subscribed("home/#")), remembered("retained cleared", text))
+    assert f"{text} (once at" in found[-2].problem
 
 
 def test_a_client_that_is_not_known_stops_it_and_its_likes_are_named() -> None:
