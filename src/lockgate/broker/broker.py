@@ -14,6 +14,7 @@ from lockgate.broker.decisions import (
     NOT_PERMITTED,
     NOT_RETAINED,
     QUEUE_FULL,
+    RETAINED_EXPIRED,
     SESSION_ENDED,
     SHED,
     SLOW_READER,
@@ -543,6 +544,7 @@ class Broker:
                 self.watch_retained(now)
                 return
             routing.forget_retained(self, message)
+            self.decisions.record(RETAINED_EXPIRED, message.publisher, message.topic, now)
         self._retained_sweep_at = now
         self.deadlines.add(now, RETAINED, "")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, final
 
 from lockgate.broker import outbound, shedding
-from lockgate.broker.decisions import NOT_RETAINED
+from lockgate.broker.decisions import CLEARED, NOT_RETAINED
 from lockgate.broker.memory import retained_bytes
 from lockgate.broker.ports import NEVER, RETAINED, Delivery, Message
 from lockgate.broker.topic_tree import Route, SharedGroup, TopicTree
@@ -270,6 +270,7 @@ def _retain(broker: Broker, message: Message, now: float) -> int:
         if old is None:
             return 0
         number = forget_retained(broker, old)
+        broker.decisions.record(CLEARED, message.publisher, message.topic, now)
     else:
         if not _has_room(broker, message, old):
             broker.drop(NOT_RETAINED, message.publisher, message.topic, now)

@@ -18,12 +18,12 @@ from lockgate.access import acl_file, hashes, password_file
 from lockgate.access.dynamic_security import file as dynamic_security
 from lockgate.access.hashes import Pbkdf2, Sha512
 from lockgate.access.secret_file import SYMLINKS_VARIABLE
-from lockgate.cli.migrate_certificates import ends_at
 from lockgate.cli.migrate_setup import Authority, Line, Scope, Setup, is_local, is_public, opening, port_of
 from lockgate.config.errors import ConfigError, ConfigErrors
 from lockgate.config.model import BridgeTlsConfig, Place, TlsConfig
 from lockgate.config.mosquitto_conf import read_mosquitto_conf
 from lockgate.config.options_table import ROWS, instead_of
+from lockgate.doctor.x509 import read
 
 Section = Literal["same", "different", "unsafe", "cannot", "unseen"]
 
@@ -473,7 +473,7 @@ def _certificates(setup: Setup) -> Iterator[tuple[Line, Path]]:
 def expiry(line: Line, path: Path, now: float) -> Iterator[Finding]:
     """Say of a file of certificates whether the first of them to end has ended, or does soon."""
     try:
-        end = min(ends_at(path.read_text("ascii")), default=None)
+        end = min((one.ends_at for one in read(path.read_text("ascii"))), default=None)
     except (OSError, ValueError):  # said elsewhere
         return
     if end is None or end > now + _SOON:

@@ -22,7 +22,7 @@ from lockgate import __version__
 from lockgate.broker import restoring
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
-from lockgate.broker.explain import explain, session_list, subscription_tree
+from lockgate.broker.explain import delivery, explain, session_list, subscription_tree
 from lockgate.broker.limits import QUEUE_HEAD, Limits, ListenerLimits, ServerInformation, StandingSession
 from lockgate.broker.ports import (
     Authority,
@@ -753,7 +753,7 @@ class BrokerService:
 
     def answers(self) -> Mapping[str, Callable[[Mapping[str, object]], Mapping[str, object]]]:
         """Give what answers the questions of the command line."""
-        return {"explain": self.explain, "sessions": self.sessions}
+        return {"explain": self.explain, "delivery": self.delivery, "sessions": self.sessions}
 
     def sessions(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
         """Answer `lockgate session`: tell of all Sessions, give one to a user, or end it."""
@@ -769,6 +769,11 @@ class BrokerService:
             done = action == "drop" and self.broker.drop_session(client_id, now)
         self.save()  # nobody waits for it, and whoever asked wants to rely on it
         return {} if done else {"problem": "there is no session of this client id"}
+
+    def delivery(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        """Answer `lockgate doctor`: does a `client` get what comes on a `topic`? With what `explain` answers."""
+        client_id, topic, publisher = (str(arguments.get(name, "")) for name in ("client", "topic", "publisher"))
+        return {**delivery(self.broker, client_id, topic, publisher, self.clock()), **self.explain(arguments)}
 
     def explain(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
         """Answer `lockgate explain`: why did a `client` get nothing on a `topic`? Times are seconds since 1970."""
