@@ -204,11 +204,28 @@ def command(files: Files, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, timeout=20, check=False)
 
 
-def test_a_listener_that_moves_needs_a_restart_and_says_so(files: Files) -> None:
-    port = files.gateway.port
-    files.conf.write_text(files.conf.read_text().replace(f"listener {port} 127.0.0.1", f"listener {port}"))
-    said = files.hang_up("The configuration stays as it was.")
-    assert f"a listener on port {port} moves to another address, which needs a restart" in said
+def test_a_listener_moves_on_its_port(files: Files) -> None:
+    port, other = files.gateway.port, free_port()
+    text = files.conf.read_text()
+    at = f"listener {port} 127.0.0.1"
+    assert at in text
+    alice = let_in(files, "alice", b"a")
+    with socket.create_server(("127.0.0.1", other)):  # the second one cannot be opened: the first one stays
+        files.conf.write_text(text.replace(at, f"listener {port}") + f"listener {other} 127.0.0.1\n")
+        files.hang_up("The configuration stays as it was.")
+    assert alice.publish("open", b"1") in (0, reason_codes.NO_MATCHING_SUBSCRIBERS)
+    let_in(files, "bob", b"b")
+    files.conf.write_text(text.replace(at, f"listener {port}"))
+    files.hang_up()
+    assert alice.receive() is None or alice.receive() is None
+    let_in(files, "alice", b"a")
+    with socket.create_connection(("::1", port), WAIT):
+        pass
+    files.conf.write_text(f"{text.replace(at, f'listener {port}')}protocol http_api\n")
+    files.hang_up()
+    files.conf.write_text(text)
+    files.hang_up()
+    let_in(files, "alice", b"a")
 
 
 def test_sessions_are_listed_given_and_dropped(files: Files) -> None:

@@ -481,7 +481,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "port": Option(default_listener, "port", "–", "old way to say `listener PORT`"),
     "bind_address": Option(default_listener, "address", "any", "address of that listener"),
-    "http_dir": Option(to_listener(a_path), "folder", "–", "files for http_api and websockets listeners"),
+    "http_dir": Option(to_listener(a_path), "folder", "–", "files for listeners with protocol http_api"),
     "packet_buffer_size": Option(
         to_broker(headers_size, "websockets_headers_size"),
         "0 to 65535",
@@ -957,6 +957,11 @@ def _finish(draft: Draft, path: Path) -> BrokerConfig:
     else:  # local-only mode
         said, places = draft.before_listeners, draft.places[0]
         listeners = tuple(_listener(said | {"address": address}, places) for address in LOCAL_ADDRESSES)
+    for one in listeners:
+        if one.http_dir is not None and not one.http_api:
+            draft.warnings.append(
+                f"http_dir of the listener on port {one.port} is ignored: `protocol http_api` is what serves files."
+            )
     if draft.bridges:
         from lockgate.config import bridge_options
 

@@ -147,7 +147,7 @@ LISTENERS = (
         "the dates of the crlfile are not looked at either",
     ),
     Row("enable_proxy_protocol", "listener", "off", "N", "Y"),
-    Row("http_dir", "listener", "–", "N", "Y", "differs", "`http_api` listeners serve files; `websockets` ones do not"),
+    Row("http_dir", "listener", "–", "N", "Y", "differs", "for `http_api` listeners; ignored with a warning on others"),
     Row("keyfile", "listener", "–", "Y", "Y", "stricter", "a key with a passphrase is an error: nobody types it"),
     Row("listener_allow_anonymous", "listener", "allow_anonymous", "U", "Y"),
     Row("listener_auto_id_prefix", "listener", "auto_id_prefix", "U", "Y"),
@@ -273,9 +273,8 @@ your file.
 - **ignored with a warning**: the broker starts, and says why. **not honoured**: the broker does not start; the error
   names the line and what to use instead.
 - **SIGHUP here**: Y takes the new value, N needs a restart, – has nothing to take. What concerns a connection as a
-  whole (TLS, WebSocket, PROXY) counts for the connections that come. A listener that changes its address, and not its
-  port, or that becomes or stops being `http_api` needs a restart: its port is still taken, the log says so and all
-  stays as it was.
+  whole (TLS, WebSocket, PROXY) counts for the connections that come. A listener that changes its address or its
+  device, or that becomes or stops being `http_api`, is another one: who is connected to it has to come again.
 - **SIGHUP there**: Mosquitto 2.1.2. D: documented and not done; U: done and not documented.
 
 The default is Mosquitto's; where it is another one here, that is said.

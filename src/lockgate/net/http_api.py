@@ -64,6 +64,17 @@ class HttpApi(Listener):
         if self.is_closed:
             await runner.cleanup()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it answers."""
+        return self._runner is not None
+
+    async def rest(self) -> None:
+        """Answer nobody until `open`."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+        self._runner = None
+
     def close(self) -> None:
         """Answer nobody any more."""
         super().close()

@@ -133,6 +133,19 @@ class Listener:
             self._servers.append(await loop.create_server(self._accept, sock=sock, backlog=_BACKLOG))
 
     @property
+    def is_open(self) -> bool:
+        """Whether it accepts."""
+        return bool(self._servers)
+
+    async def rest(self) -> None:
+        """Accept nothing more until `open`; who is connected stays."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        self._bound.clear()
+        await asyncio.sleep(0)  # the loop closes the sockets in a turn of its own
+
+    @property
     def port(self) -> int:
         """The port that was really opened: another than configured only if that was 0; 0 for a Unix socket."""
         return 0 if self.config.path is not None else int(self._bound[0].getsockname()[1])

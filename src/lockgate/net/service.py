@@ -360,6 +360,8 @@ class BrokerService:
         methods, access = self._make_access(config, self._access)
         doors = Doors(config, access, self.hashing)
         known = {door(listener.config): listener for listener in self.listeners}
+        wanted = {door(settings.config) for settings in doors.settings}
+        leaving = [listener for place, listener in known.items() if place not in wanted]
         opened: list[Listener] = []
         listeners: list[Listener] = []
         try:
@@ -367,15 +369,16 @@ class BrokerService:
                 listener = known.get(door(settings.config))
                 if listener is None:
                     listener = self._listener(settings)
-                    await listener.open()
+                    await self._open(listener, leaving)
                     opened.append(listener)
                 listeners.append(listener)
-        except OSError as error:
+        except OSError:
             for listener in opened:
+                await listener.rest()
                 listener.close()
-            if isinstance(error, PortInUse) and any(one.port == error.port for one in self.listeners):
-                problem = f"a listener on port {error.port} moves to another address, which needs a restart"
-                raise OSError(errno.EADDRINUSE, problem) from None
+            for listener in leaving:
+                if not listener.is_open:
+                    await listener.open()
             raise
         # Nothing fails from here on.
         for connection in list(self.broker.pending.values()):
@@ -417,6 +420,18 @@ class BrokerService:
             log.warning("What the configuration now says of %s counts from the next start.", ", ".join(restart))
         self._config = config
         self.flush()
+
+    async def _open(self, listener: Listener, leaving: list[Listener]) -> None:
+        """Open a listener; one that goes and has the same port, at another address, say, makes room for it."""
+        try:
+            await listener.open()
+        except PortInUse as error:
+            former = [one for one in leaving if one.is_open and one.port == error.port]
+            if not former:
+                raise
+            for one in former:
+                await one.rest()
+            await listener.open()
 
     def _listener(self, settings: ListenerSettings) -> Listener:
         if not settings.config.http_api:

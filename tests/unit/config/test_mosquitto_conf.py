@@ -262,3 +262,13 @@ def test_port_and_bind_address_are_a_listener(tmp_path: Path) -> None:
     assert config.allow_anonymous is False
     assert all("deprecated" in warning for warning in config.warnings)
     assert "Invalid port value (0)" in refused(tmp_path, "port 0\n")
+
+
+def test_http_dir_where_no_files_are_served_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "mosquitto.conf"
+    path.write_text(
+        "listener 9001\nprotocol websockets\nhttp_dir /srv\nlistener 8080\nprotocol http_api\nhttp_dir /srv\n"
+    )
+    (warning,) = read_mosquitto_conf(path).warnings
+    assert "port 9001" in warning
+    assert "http_api" in warning
