@@ -71,6 +71,9 @@ class HttpApi(Listener):
 
     async def rest(self) -> None:
         """Answer nobody until `open`."""
+        for sock in self._bound:
+            sock.close()
+        self._bound.clear()
         if self._runner is not None:
             await self._runner.cleanup()
         self._runner = None
