@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,6 +113,19 @@ def test_the_rules_say_who_reads_what(tmp_path: Path) -> None:
         assert get(f"{api.url}/metrics", "-u", "ann:p")[0] == 401
         assert get(f"{api.url}/metrics", "-u", "bob:p")[0] == 200
         assert get(f"{api.url}/metrics", "-H", "Authorization: Basic !!!")[0] == 401
+
+
+def test_a_crowd_that_guesses_is_told_to_wait(tmp_path: Path) -> None:
+    passwords = tmp_path / "passwords"
+    passwords.write_text(f"ann:{hashes.make(b'a', 'sha512-pbkdf2', 200_000)}\n")
+    passwords.chmod(0o600)
+    api = Api(tmp_path, f"password_file {passwords}")
+    command = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-u", "ann:wrong", f"{api.url}/api/v1/version"]
+    with api.gateway.running("broker"):
+        crowd = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(24)]
+        codes = Counter(one.communicate(timeout=30)[0] for one in crowd)
+        assert set(codes) == {"401", "503"}
+        assert get(f"{api.url}/api/v1/version", "-u", "ann:a")[0] == 200
 
 
 def test_it_speaks_tls(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 _CLIENT_ID: Final = "http-api"  # as the rules know who asks, Mosquitto's
 _HEADERS: Final = {"Access-Control-Allow-Origin": "*"}
 _STOP_SECONDS: Final = 1.0
+_MOST_LOGINS: Final = 8  # whose passwords are looked at or wait for that; MQTT's clients have the same thread
 
 
 class HttpApi(Listener):
@@ -33,6 +34,7 @@ class HttpApi(Listener):
     def __init__(self, settings: ListenerSettings, service: BrokerService) -> None:
         self._runner: web.ServerRunner | None = None
         self._context: ssl.SSLContext | None = None
+        self._logins = 0
         super().__init__(settings, service)
 
     def use(self, settings: ListenerSettings) -> None:
@@ -89,6 +91,8 @@ class HttpApi(Listener):
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.method != "GET":
             return web.Response(status=405, headers=_HEADERS | {"Allow": "GET"})
+        if self._logins >= _MOST_LOGINS:
+            return web.Response(status=503, text="Busy\n", headers=_HEADERS | {"Retry-After": "1"})
         if not await self._may_read(request):
             headers = _HEADERS | {"WWW-Authenticate": 'Basic realm="broker"'}
             return web.Response(status=401, text="Not authorised\n", headers=headers)
@@ -111,7 +115,11 @@ class HttpApi(Listener):
         if not isinstance(authority, Logins):
             return self.limits.allow_anonymous
         rules = authority.rules
-        permitted = await self.broker.hashing.run(lambda: rules.login(_CLIENT_ID, username, password))
+        self._logins += 1
+        try:
+            permitted = await self.broker.hashing.run(lambda: rules.login(_CLIENT_ID, username, password))
+        finally:
+            self._logins -= 1
         return permitted and rules.may_receive(_CLIENT_ID, username, request.path)
 
     async def _file(self, path: str) -> web.StreamResponse:
