@@ -120,6 +120,23 @@ def test_a_configuration_with_mistakes_is_told_line_by_line(tmp_path: Path, doct
     assert {"byte-order-mark", "line-ends"} <= {one["check"] for one in found}
 
 
+def test_mistakes_in_the_files_it_names_are_told(tmp_path: Path, doctor: Doctor) -> None:
+    passwords, acl = tmp_path / "passwords", tmp_path / "acl"
+    passwords.write_text("somebody:in clear text\n")
+    acl.write_text("user u\ntopic raed a\n")
+    conf = tmp_path / "mosquitto.conf"
+    conf.write_text(f"listener 1883\npassword_file {passwords}\n")
+    told = of(doctor.look("-c", str(conf)), "configuration")
+    assert (told["severity"], told["where"]) == ("error", f"{passwords}:1")
+    conf.write_text(f"listener 1883\nacl_file {acl}\n")
+    assert of(doctor.look("-c", str(conf)), "configuration")["where"] == f"{acl}:2"
+    conf.write_text(f"listener 1883\nacl_file {tmp_path / 'none'}\n")
+    found = doctor.look("-c", str(conf))
+    told = next(one for one in found if one["where"] == f"{conf}:2")
+    assert told["check"] in ("missing", "owner")  # as root: the broker's user may not enter pytest's folder
+    assert "configuration" not in [one["check"] for one in found]  # once is enough
+
+
 def test_no_configuration_at_all(tmp_path: Path, doctor: Doctor) -> None:
     (found,) = doctor.look("-c", str(tmp_path / "none.conf"))
     assert doctor.status == 3
