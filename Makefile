@@ -8,7 +8,8 @@ SOURCES := $(shell find src -name '*.py' -o -name py.typed) pyproject.toml setup
 HAVE_CC := $(shell printf '\043include <Python.h>\n' | $(or $(CC),cc) -E -I"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')" - >/dev/null 2>&1 && echo yes)
 PYTEST_ARGS ?=
 
-.PHONY: run test test-compiled test-interpreted test-peers check format bench fuzz mutate lock docs clean
+.PHONY: run test test-compiled test-interpreted test-peers check format bench fuzz mutate lock docs image image-arm64 wheels sbom built-images \
+  test-containers clean
 
 run: $(VENV)/installed ## the demo: a gateway, devices and a cloud on this machine
 	$(BIN)/lockgate up --demo
@@ -57,6 +58,44 @@ fuzz: $(VENV)/installed ## ten million packets of two clients; differential, gui
 mutate: $(VENV)/locked ## what the tests of mqtt/ and broker/ do not notice; ARGS="--sample 300 --seed 1" for a quick look
 	PYTHONHASHSEED=0 PYTHONPATH=$(CURDIR)/src $(BIN)/python -m tests.mutation $(ARGS)
 
+# --- container images ----------------------------------------------------------------------------------------------------
+
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/lockgate/__init__.py)
+IMAGE ?= lockgate
+BUILD_IMAGE = docker build -q -f packaging/Dockerfile --build-arg VERSION=$(VERSION) \
+  --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(PLATFORM),--platform $(PLATFORM)) \
+  $(if $(EPOCH),--build-arg SOURCE_DATE_EPOCH=$(EPOCH)) $(if $(OFFLINE),--build-arg OFFLINE=1 --network none)
+EPOCH = $(shell git log -1 --format=%ct 2>/dev/null)
+PREPARED := tests/containers/prepare.sh
+
+image: ## the images lockgate:VERSION and lockgate:VERSION-small; OFFLINE=1 after `make wheels`; BASE=… for another base
+	$(PREPARED) $(MAKE) --no-print-directory built-images
+
+built-images:
+	$(BUILD_IMAGE) -t $(IMAGE):$(VERSION)-small --target broker-small .
+	$(BUILD_IMAGE) -t $(IMAGE):$(VERSION) --target gateway .
+
+image-arm64: ## the images for arm64 under emulation, and the functional check; half an hour where nothing is prepared
+	ARCHITECTURE=arm64 $(PREPARED) sh -ec '$(MAKE) --no-print-directory built-images VERSION=$(VERSION)-arm64 \
+	  BASE=lockgate-base:arm64 PLATFORM=linux/arm64 && \
+	  LOCKGATE_IMAGE=$(IMAGE):$(VERSION)-arm64 PYTHONPATH=$(CURDIR)/src $(BIN)/python -m pytest tests/containers \
+	  -k "documented_line or given_up_for_good" $(PYTEST_ARGS)'
+
+wheels: ## wheels/: what `make image OFFLINE=1` installs without a network
+	$(PREPARED) sh -ec '$(BUILD_IMAGE) -t $(IMAGE)-wheels --target wheels . && rm -rf wheels && \
+	  made=$$(docker create $(IMAGE)-wheels) && docker cp $$made:/wheels wheels && docker rm $$made'
+
+sbom: ## dist/: what the images are made of, in CycloneDX
+	mkdir -p dist
+	$(PREPARED) sh -ec 'for kind in "" -small; do \
+	  made=$$(docker create $(IMAGE):$(VERSION)$$kind) && \
+	  docker cp $$made:/opt/lockgate/sbom.cdx.json dist/$(IMAGE)-$(VERSION)$$kind.cdx.json && docker rm -v $$made; done'
+
+test-containers: $(VENV)/locked ## the images, on a Docker Engine; skipped with a line where none can run
+	@$(PREPARED) sh -ec '$(MAKE) --no-print-directory built-images && \
+	  LOCKGATE_IMAGE=$(IMAGE):$(VERSION) PYTHONPATH=$(CURDIR)/src $(BIN)/python -m pytest tests/containers $(PYTEST_ARGS)' \
+	  || { status=$$?; [ $$status = 77 ] && echo "lockgate: no container was tested here" || exit $$status; }
+
 lock: ## write requirements.lock anew from pyproject.toml; needs pip-tools
 	pip-compile --quiet --generate-hashes --all-extras --allow-unsafe --strip-extras --no-header --no-emit-index-url \
 	  --no-emit-find-links --no-emit-trusted-host --upgrade -o requirements.lock pyproject.toml
@@ -68,7 +107,7 @@ docs: $(VENV)/locked ## the generated pages of docs/reference
 	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m tests.conformance.page > docs/reference/conformance.md
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo tests/interop/node_modules
+	rm -rf $(VENV) build dist wheels .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo tests/interop/node_modules
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lockgate.broker import authentication, inbound, outbound, restoring, shedding
+from lockgate.broker import authentication, inbound, outbound, restoring, shedding, subscribing
 from lockgate.broker import connection as states
 from lockgate.broker.limits import LARGEST_PACKET_BYTES
 from lockgate.broker.memory import session_bytes
@@ -175,6 +175,7 @@ def let_in(
     session.connection = connection
     session.version = version
     _set_permissions(broker, connection, session, owner)
+    subscribing.end_revoked(broker, session)
     connection.state = states.CONNECTED
     connection.client_name = printable(client_id)
     connection.keep_alive_seconds = keep_alive

@@ -76,7 +76,8 @@ def deliver(broker: Broker, subscription: Subscription, message: Message, now: f
 def readiness(broker: Broker, subscription: Subscription, message: Message) -> int:
     """Say how well a member of a Shared Subscription could take a message now: READY is best, MAY_NOT worst."""
     session = subscription.session
-    if session.permissions is not None and not session.permissions.may_receive(message.topic):
+    permissions = session.permissions
+    if permissions is not None and not (permissions.may_receive(message.topic) and permissions.may_keep(subscription)):
         return MAY_NOT
     connection = session.connection
     if message.qos == 0 or subscription.qos == 0:

@@ -124,14 +124,14 @@ def _keep_permitted(route: Route, topic: str) -> None:
     """Leave out who may not receive a topic; members of a group are asked when it is their turn."""
     for subscription in route.subscriptions:
         permissions = subscription.session.permissions
-        if permissions is not None and not permissions.looks_receivable(topic):
+        if permissions is not None and not (permissions.looks_receivable(topic) and permissions.may_keep(subscription)):
             break
     else:
         return
     kept: list[Subscription] = []
     for subscription in route.subscriptions:
         permissions = subscription.session.permissions
-        if permissions is None or permissions.looks_receivable(topic):
+        if permissions is None or (permissions.looks_receivable(topic) and permissions.may_keep(subscription)):
             kept.append(subscription)
     route.subscriptions = kept
 

@@ -24,12 +24,16 @@ PROGRAMS = frozenset(
     }
 )
 
+# The name the container image starts with, that of a script in Mosquitto's image
+ENTRY_POINT = "docker-entrypoint.sh"
+
 COMMANDS = {
     "run": "host services in this process",
     "up": "run every service as a child process, with restart",
     "check": "validate the configuration",
     "migrate": "what a configuration of Mosquitto will mean here, and what is unsafe in it",
     "status": "what the running services say about themselves",
+    "healthcheck": "whether the services of this container are well, by its exit status",
     "ledger": "what became of every message, in two books that have to close",
     "store": "look at what the broker keeps on disk: is it whole, what is in it",
     "session": "look at the sessions of clients, give one to a user, or end it",
@@ -45,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` (default: of this process); gives the exit status, 3 for what a person must correct."""
     words = list(sys.argv[1:] if argv is None else argv)
     called = os.path.basename(sys.argv[0]) if argv is None else ""
+    if called == ENTRY_POINT:
+        return int(_module("container").main(words))
     if called not in PROGRAMS and words[:1] and words[0] in PROGRAMS:
         called = words.pop(0)
     if called in PROGRAMS:

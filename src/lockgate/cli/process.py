@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pwd
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from lockgate.config.model import BrokerConfig
 
 USERS = ("mosquitto", "nobody")  # who to become as root where nobody is named, the first that exists
 _PID_FILE = 14  # Mosquitto's exit status
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38  # prctl(2)
 
 
 @contextlib.contextmanager
@@ -67,6 +69,15 @@ def become(user: pwd.struct_passwd) -> None:
         os.initgroups(user.pw_name, user.pw_gid)
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)
+
+
+def become_for_good(uid: int, gid: int) -> None:
+    """Be another user, in no group but its own, with no capability and no way to one. Raises PermissionError."""
+    libc = ctypes.CDLL(None)
+    for capability in range(64):  # of the bounding set, as long as that may be changed
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    become(pwd.struct_passwd((f"#{uid}", "x", uid, gid, "", "/", "")))
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def daemonize() -> None:

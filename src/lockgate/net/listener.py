@@ -241,7 +241,7 @@ def bind(config: ListenerConfig) -> list[socket.socket]:
         except OSError as error:
             sock.close()
             if family == socket.AF_INET6 and error.errno == errno.EADDRNOTAVAIL:
-                log.warning("Warning: no IPv6 on this machine, port %d is opened on IPv4 only.", port)
+                log.warning("No IPv6 on this machine, port %d is opened on IPv4 only.", port)
                 continue
             for other in sockets:
                 other.close()

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from lockgate import __version__
@@ -37,6 +38,7 @@ from lockgate.broker.ports import (
     StoredWill,
     printable,
 )
+from lockgate.broker.probe import round_trip
 from lockgate.broker.sys_topics import publish_figures
 from lockgate.config.model import BridgeConfig, BrokerConfig, Config, ListenerConfig, LogConfig
 from lockgate.mqtt.reason_codes import NOT_AUTHORIZED
@@ -51,6 +53,8 @@ from lockgate.telemetry import logs
 log = logging.getLogger(__name__)
 
 VERSION = f"2.1.2 (lockgate {__version__})"  # for programs that look for Mosquitto's
+
+LOCAL_IPV6 = "::1"
 
 # What a reload cannot change
 _AT_START = (
@@ -67,6 +71,7 @@ _AT_START = (
 # While the machine sleeps this clock goes on, and no one can set it.
 _BOOTTIME = time.CLOCK_BOOTTIME
 _STOP_SECONDS = 2.0
+_STUCK_SECONDS = 10.0  # a commit takes longer only on a disk that has stopped to answer
 # Two reads this close to each other belong to one turn of a busy loop.
 _BUSY_SECONDS = 50e-6
 # So many at most are written for together: what the first of them brought does not wait for a thousand others.
@@ -157,6 +162,28 @@ class _Log:
 
 def _new_client_id() -> str:
     return str(uuid.uuid4()).upper()
+
+
+def is_local(config: ListenerConfig) -> bool:
+    """Whether a listener is reached from this machine alone."""
+    if config.path is not None or config.address == "localhost":
+        return True
+    try:
+        return config.address is not None and ipaddress.ip_address(config.address).is_loopback
+    except ValueError:  # a host name
+        return False
+
+
+async def _open(listener: Listener, config: BrokerConfig) -> bool:
+    """Open a listener; False where it is the IPv6 half of local-only mode, and this machine has no IPv6."""
+    try:
+        await listener.open()
+    except OSError as error:
+        half = not config.listeners_said and listener.config.address == LOCAL_IPV6
+        if not half or error.errno != errno.EADDRNOTAVAIL:
+            raise
+        return False
+    return True
 
 
 def broker_limits(config: BrokerConfig) -> Limits:
@@ -325,6 +352,11 @@ class BrokerService:
         """Open all listeners, call `ready`, and serve until cancelled; then every client is disconnected."""
         for warning in self._warnings:
             log.warning("%s", warning)
+        if not self._config.listeners_said:  # in Mosquitto's words
+            log.warning(
+                "Starting in local only mode. Connections will only be possible from clients running on this machine."
+            )
+        self._warn_of_open_doors()
         self._end = asyncio.get_running_loop().create_future()
         try:
             log.info("mosquitto version %s starting", VERSION)
@@ -336,8 +368,7 @@ class BrokerService:
             if self.bridges is not None:
                 self.bridges.start()
             self.flush()  # also to wait for what was restored with a time
-            for listener in self.listeners:
-                await listener.open()
+            self.listeners = [one for one in self.listeners if await _open(one, self._config)]
             _spare_collector()
             log.info("mosquitto version %s running", VERSION)
             ready()
@@ -363,15 +394,16 @@ class BrokerService:
         wanted = {door(settings.config) for settings in doors.settings}
         leaving = [listener for place, listener in known.items() if place not in wanted]
         opened: list[Listener] = []
-        listeners: list[Listener] = []
+        listeners: dict[Listener, ListenerSettings] = {}
         try:
             for settings in doors.settings:
                 listener = known.get(door(settings.config))
                 if listener is None:
                     listener = self._listener(settings)
-                    await self._open(listener, leaving)
+                    if not await self._make_room_and_open(listener, config, leaving):
+                        continue
                     opened.append(listener)
-                listeners.append(listener)
+                listeners[listener] = settings
         except OSError:
             for listener in opened:
                 await listener.rest()
@@ -385,12 +417,12 @@ class BrokerService:
             if connection.login is not None or connection.authentication is not None:  # by the rules that were
                 connection.close("the rules have changed while it was let in; it may come again")
         before = {listener: listener.limits for listener in self.listeners}
-        for listener, settings in zip(listeners, doors.settings, strict=True):
+        for listener, settings in listeners.items():
             listener.use(settings)
         for listener in self.listeners:
             if listener not in listeners:
                 listener.close()
-        self.listeners = listeners
+        self.listeners = list(listeners)
         self._access = access
         known_before, self._methods = self._methods, methods
         self.broker.authenticator = methods
@@ -416,22 +448,31 @@ class BrokerService:
                 self.bridges.start()
         for warning in config.warnings:
             log.warning("%s", warning)
+        self._warn_of_open_doors()
         if restart:
             log.warning("What the configuration now says of %s counts from the next start.", ", ".join(restart))
         self._config = config
         self.flush()
 
-    async def _open(self, listener: Listener, leaving: list[Listener]) -> None:
-        """Open a listener; one that goes and has the same port, at another address, say, makes room for it."""
+    async def _make_room_and_open(self, listener: Listener, config: BrokerConfig, leaving: list[Listener]) -> bool:
+        """Like `_open`; a listener that goes and has the same port, at another address, say, gives it up."""
         try:
-            await listener.open()
+            return await _open(listener, config)
         except PortInUse as error:
             former = [one for one in leaving if one.is_open and one.port == error.port]
             if not former:
                 raise
             for one in former:
                 await one.rest()
-            await listener.open()
+            return await _open(listener, config)
+
+    def _warn_of_open_doors(self) -> None:
+        for listener in self.listeners:
+            config = listener.config
+            certified = config.require_certificate or (config.tls is not None and config.tls.require_certificate)
+            if not listener.limits.allow_anonymous or certified or config.http_api or is_local(config):
+                continue
+            log.warning("Everybody who reaches port %d is let in: allow_anonymous is true there.", config.port)
 
     def _listener(self, settings: ListenerSettings) -> Listener:
         if not settings.config.http_api:
@@ -753,7 +794,30 @@ class BrokerService:
 
     def answers(self) -> Mapping[str, Callable[[Mapping[str, object]], Mapping[str, object]]]:
         """Give what answers the questions of the command line."""
-        return {"explain": self.explain, "delivery": self.delivery, "sessions": self.sessions}
+        return {
+            "explain": self.explain,
+            "delivery": self.delivery,
+            "sessions": self.sessions,
+            "health": self.health,
+        }
+
+    def health(self, _arguments: Mapping[str, object] = MappingProxyType({})) -> Mapping[str, object]:
+        """Answer `lockgate healthcheck`: does the core pass a message on, and does the store commit?"""
+        before = time.perf_counter()
+        problem = round_trip(self.broker, self.clock())
+        taken = time.perf_counter() - before
+        store = self._store.status()
+        problems = [problem] if problem else []
+        if store.get("failing"):
+            problems.append(f"the store cannot be written: {store.get('error')}")
+        running = store.get("commit_running_seconds")
+        if isinstance(running, float) and running > _STUCK_SECONDS:
+            problems.append(f"a commit has not ended for {running:.0f} s: the disk does not answer")
+        return {
+            "problems": problems,
+            "round_trip_us": round(taken * 1e6),
+            "last_commit_seconds_ago": store.get("last_commit_seconds_ago"),
+        }
 
     def sessions(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
         """Answer `lockgate session`: tell of all Sessions, give one to a user, or end it."""

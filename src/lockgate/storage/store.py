@@ -46,6 +46,8 @@ _MOST_PAGES: Final = 1000  # of the write-ahead log, before it is moved into the
 _FEWEST_PAGES: Final = 16
 _PAGE_BYTES: Final = 4096
 _ROOM_SECONDS: Final = 2.0  # between two looks for room on a disk that was full
+# The second: no room for the file of shared memory beside the database, which comes to be with the first commit
+_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
 _JOURNAL_BYTES: Final = 16 * 1024 * 1024  # of the WAL file, between bursts
 
 
@@ -110,6 +112,7 @@ class SqliteStore:
         self._wanted: list[tuple[str, int, int]] = []
         self._purging: list[int] = []
         self._commit: _Commit | None = None
+        self._begun_at = 0.0  # time.monotonic, of that commit
         self._unwritten: list[Batch] = []  # of commits that failed, the oldest first
         self._failures = 0  # in a row
         self._problem = ""  # of the last one
@@ -252,6 +255,7 @@ class SqliteStore:
     def status(self) -> dict[str, object]:
         """Give the store's figures, for JSON."""
         writer = self._writer
+        last = writer.last_commit_ns
         return {
             "persistence": True,
             "path": str(self.path),
@@ -260,6 +264,8 @@ class SqliteStore:
             "sync_ms": round(self.sync_seconds * 1000, 3),
             "safe_rate": round(1 / self.sync_seconds) if self.sync_seconds else None,
             "last_commit_ms": round(writer.sync_ms, 3),
+            "last_commit_seconds_ago": None if last is None else round((_boottime_ns() - last) / 1e9, 3),
+            "commit_running_seconds": round(time.monotonic() - self._begun_at, 3) if self._commit is not None else 0.0,
             "commits": self.wear.commits,
             "bytes_written": self.wear.bytes_written,
             "message_bytes": self.wear.prefixes,
@@ -408,6 +414,7 @@ class SqliteStore:
         self._submit(commit, work)
 
     def _submit(self, commit: _Commit, work: Callable[[sqlite3.Connection], _Result]) -> None:
+        self._begun_at = time.monotonic()
         commit.future = self._writer.submit(work)
         self._commit = commit
         commit.future.add_done_callback(self._wake)
@@ -484,7 +491,7 @@ class SqliteStore:
                 self._doubt.touch()
             self._answers.store_damaged(f"the store {self.path} is damaged: {cause}")
             return
-        full = getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        full = getattr(cause, "sqlite_errorcode", None) in _FULL
         if full and self._reserve.release():  # room enough for what was taken already, and for what makes room
             self._retry_at = 0.0
             if self._loop is not None:
@@ -501,6 +508,10 @@ class SqliteStore:
         self._problem = str(problem)
         code = reason_codes.QUOTA_EXCEEDED if full or self._is_short else reason_codes.IMPLEMENTATION_SPECIFIC_ERROR
         self._answers.store_failed(code)
+
+
+def _boottime_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _measure_sync(folder: Path) -> float:

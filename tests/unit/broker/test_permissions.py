@@ -267,6 +267,28 @@ def test_a_refused_subscribe_is_told_in_the_words_of_each_version(
         assert peer.one() == SubAck(2, [code])
 
 
+@pytest.mark.parametrize("topic_filter", ["t", "$share/g/t"])
+def test_a_subscription_that_was_revoked_brings_nothing_to_who_is_away_or_returns(
+    rules: Rules, topic_filter: str
+) -> None:
+    server = Server(listener=rules.listener(), disk=Disk())
+    subscribed(server, "c", topic_filter, 1, session_expiry_interval=100).lose()
+    publisher = server.client("p")
+    publisher.publish("t", b"before", 1)
+    rules.deny("subscribe", "t")
+    server.broker.rules_changed()
+    publisher.publish("t", b"away", 1)
+    server.settle()
+    peer = server.client("c", clean_start=False, session_expiry_interval=100)
+    publisher.publish("t", b"here", 1)
+    server.settle()
+    assert peer.messages() == [("t", b"before")]
+    assert server.broker.sessions["c"].subscriptions == {}
+    peer.lose()
+    server.settle()
+    assert server.crash().broker.sessions["c"].subscriptions == {}
+
+
 def test_a_refused_unsubscribe_keeps_the_subscription(server: Server, rules: Rules) -> None:
     peer = subscribed(server, "c", "t")
     rules.deny("unsubscribe", "t")

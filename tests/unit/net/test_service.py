@@ -5,14 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from ipaddress import ip_network
 
 import pytest
 
-from lockgate.config.model import BrokerConfig, BrokerLimitsConfig, ListenerConfig
+from lockgate.config.model import (
+    BrokerConfig,
+    BrokerLimitsConfig,
+    BufferConfig,
+    Config,
+    ForwarderConfig,
+    GatewayConfig,
+    ListenerConfig,
+    ProcessorConfig,
+)
+from lockgate.config.mosquitto_conf import LOCAL_ADDRESSES
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import encode
@@ -30,6 +41,7 @@ from lockgate.mqtt.packets import (
     SubscriptionRequest,
     Will,
 )
+from lockgate.net import listener
 from lockgate.net.listener import PortInUse
 from lockgate.net.service import BrokerService, broker_limits, machine_memory
 from lockgate.net.stream import Stream
@@ -39,8 +51,8 @@ from lockgate.storage.memory import MemoryStore
 @contextlib.asynccontextmanager
 async def serving(config: BrokerConfig | None = None, **options: int) -> AsyncIterator[BrokerService]:
     """A broker on a free port of the loopback; `options` are its listener's."""
-    listener = ListenerConfig(port=0, address="127.0.0.1", **options)  # type: ignore[arg-type]
-    config = dataclasses.replace(config or BrokerConfig(), listeners=(listener,), allow_anonymous=True)
+    door = ListenerConfig(port=0, address="127.0.0.1", **options)  # type: ignore[arg-type]
+    config = dataclasses.replace(config or BrokerConfig(), listeners=(door,), allow_anonymous=True)
     service = BrokerService(config, MemoryStore)
     ready = asyncio.Event()
     running = asyncio.create_task(service.run(ready.set))
@@ -343,3 +355,112 @@ async def test_a_stop_may_come_while_a_connection_is_accepted(turns: int) -> Non
         for _turn in range(turns):
             await asyncio.sleep(0)
     client.close()  # `serving` has raised what went wrong with the stop
+
+
+def without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose loopback has no ::1, as in most containers."""
+    real = listener.bind
+
+    def bind(config: ListenerConfig) -> list[socket.socket]:
+        if config.address == "::1":
+            raise OSError(errno.EADDRNOTAVAIL, "no address to listen on")
+        return real(config)
+
+    monkeypatch.setattr(listener, "bind", bind)
+
+
+LOCAL_ONLY = BrokerConfig(listeners=tuple(ListenerConfig(port=0, address=one) for one in LOCAL_ADDRESSES))
+
+
+@contextlib.asynccontextmanager
+async def running(config: BrokerConfig) -> AsyncIterator[BrokerService]:
+    service = BrokerService(config, MemoryStore)
+    ready = asyncio.Event()
+    task = asyncio.create_task(service.run(ready.set))
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    try:
+        if task.done():
+            task.result()
+        yield service
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_local_only_mode_is_content_with_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_ipv6(monkeypatch)
+    async with running(LOCAL_ONLY) as service:
+        assert [one.config.address for one in service.listeners] == ["127.0.0.1"]
+        await Wire.client(service, "c")
+        whole = Config(
+            path=None,
+            gateway=GatewayConfig(id="g"),
+            broker=LOCAL_ONLY,
+            processor=ProcessorConfig(),
+            buffer=BufferConfig(),
+            forwarder=ForwarderConfig(),
+        )
+        await service.reload(whole)
+        assert [one.config.address for one in service.listeners] == ["127.0.0.1"]
+
+
+async def test_an_address_that_was_asked_for_has_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_ipv6(monkeypatch)
+    with pytest.raises(OSError, match="no address"):
+        async with running(dataclasses.replace(LOCAL_ONLY, listeners_said=True)):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("open_door", "is_warned"),
+    [
+        (ListenerConfig(port=0), True),
+        (ListenerConfig(port=0, address="0.0.0.0"), True),
+        (ListenerConfig(port=0, address="127.0.0.2"), False),
+        (ListenerConfig(port=0, address="localhost"), False),
+        (ListenerConfig(port=0, allow_anonymous=False), False),
+        (ListenerConfig(port=0, proxy_protocol=2, require_certificate=True), False),
+    ],
+)
+async def test_a_door_open_to_everybody_is_named_at_the_start(
+    open_door: ListenerConfig, is_warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = BrokerConfig(listeners=(open_door,), listeners_said=True, allow_anonymous=True)
+    async with running(config):
+        assert ("Everybody who reaches port 0 is let in" in caplog.text) is is_warned
+        assert "local only" not in caplog.text
+
+
+async def test_a_broker_that_is_well_says_so_and_counts_nothing_of_it() -> None:
+    async with serving() as service:
+        before = service.figures.numbers()
+        said = service.health()
+        assert said["problems"] == []
+        assert said["last_commit_seconds_ago"] is None  # nothing is kept
+        assert service.figures.numbers() == before
+
+
+class _SickStore(MemoryStore):
+    """A store with troubles."""
+
+    troubles: Mapping[str, object] = {}
+
+    def status(self) -> dict[str, object]:
+        return {**super().status(), **self.troubles}
+
+
+@pytest.mark.parametrize(
+    ("troubles", "problem"),
+    [
+        ({"failing": True, "error": "disk I/O error"}, "the store cannot be written: disk I/O error"),
+        ({"commit_running_seconds": 11.0}, "a commit has not ended for 11 s: the disk does not answer"),
+        ({"commit_running_seconds": 9.0}, None),
+    ],
+)
+def test_a_store_that_does_not_commit_is_a_problem(troubles: Mapping[str, object], problem: str | None) -> None:
+    service = BrokerService(BrokerConfig(), _SickStore)
+    _SickStore.troubles = troubles
+    assert service.health()["problems"] == ([problem] if problem else [])
