@@ -22,7 +22,7 @@ def mounted(case: Case) -> Iterator[Finding]:
     if not case.machine.in_container or not conf.absolute().is_relative_to(_IMAGE_CONFIG):
         return
     mount = case.machine.mount_of(conf)
-    if mount is None or not mount.point.is_relative_to(_IMAGE_CONFIG.parent):
+    if mount is None or mount.is_anonymous or not mount.point.is_relative_to(_IMAGE_CONFIG.parent):
         yield Finding(
             "not-mounted", "warning", os.fspath(conf),
             "nothing is mounted there: this is the configuration that came with the image",

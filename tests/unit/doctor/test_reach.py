@@ -122,3 +122,13 @@ def test_within_a_container_it_is_known_by_its_id(tmp_path: Path) -> None:
         with docker_engine(machine(case).docker_socket, [others, own]):
             (found,) = reach.published(case)
     assert "container mqtt publishes" in found.problem
+
+
+def test_a_volume_that_nobody_named_holds_the_images_configuration(tmp_path: Path) -> None:
+    case = contained(tmp_path, "listener 1883")
+    case.conf = Path("/mosquitto/config/mosquitto.conf")
+    volumes = "/var/lib/docker/volumes"
+    machine(case).mount(("/", "overlay"), ("/mosquitto/config", "ext4"), source=f"{volumes}/{'0f' * 32}/_data")
+    assert [one.check for one in reach.mounted(case)] == ["not-mounted"]
+    machine(case).mount(("/", "overlay"), ("/mosquitto/config", "ext4"), source=f"{volumes}/named/_data")
+    assert [one.check for one in reach.mounted(case)] == ["mounted"]
