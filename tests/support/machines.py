@@ -31,9 +31,10 @@ class MadeUp(Machine):
     def make_container(self) -> None:
         self.write(".dockerenv", "")
 
-    def mount(self, *mounts: tuple[str, str]) -> None:
-        """Mount file systems: where, and of which kind."""
+    def mount(self, *mounts: tuple[str, str], source: str = "/") -> None:
+        """Mount file systems: where, and of which kind; `source` is the last one's."""
         lines = [f"{36 + at} 35 98:0 / {point} rw,noatime - {kind} dev rw" for at, (point, kind) in enumerate(mounts)]
+        lines[-1] = lines[-1].replace(" / ", f" {source} ", 1) if source != "/" else lines[-1]
         self.write("proc/self/mountinfo", "\n".join(lines) + "\n")
 
     def listen(self, port: int, address: str, inode: int, pid: int, name: str, *command: str) -> None:

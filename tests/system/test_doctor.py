@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,49 @@ def test_a_configuration_with_mistakes_is_told_line_by_line(tmp_path: Path, doct
     assert doctor.status == 2
     assert [one["where"] for one in found if one["check"] == "configuration"] == [f"{conf}:1", f"{conf}:2"]
     assert {"byte-order-mark", "line-ends"} <= {one["check"] for one in found}
+
+
+def test_mistakes_in_the_files_it_names_are_told(tmp_path: Path, doctor: Doctor) -> None:
+    passwords, acl = tmp_path / "passwords", tmp_path / "acl"
+    passwords.write_text("somebody:in clear text\n")
+    acl.write_text("user u\ntopic raed a\n")
+    conf = tmp_path / "mosquitto.conf"
+    conf.write_text(f"listener 1883\npassword_file {passwords}\n")
+    told = of(doctor.look("-c", str(conf)), "configuration")
+    assert (told["severity"], told["where"]) == ("error", f"{passwords}:1")
+    conf.write_text(f"listener 1883\nacl_file {acl}\n")
+    assert of(doctor.look("-c", str(conf)), "configuration")["where"] == f"{acl}:2"
+    conf.write_text(f"listener 1883\nacl_file {tmp_path / 'none'}\n")
+    found = doctor.look("-c", str(conf))
+    assert of(found, "missing")["where"] == f"{conf}:2"
+    assert "configuration" not in [one["check"] for one in found]  # once is enough
+
+
+def test_a_check_that_cannot_look_leaves_the_others(
+    tmp_path: Path, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Path) -> float:
+        raise PermissionError(13, "Permission denied", "/some/where")
+
+    monkeypatch.setattr(os, "statvfs", fails)
+    conf = tmp_path / "mosquitto.conf"
+    conf.write_text(f"listener 1883\npersistence true\npersistence_location {tmp_path}\n")
+    found = doctor.look("-c", str(conf))
+    assert of(found, "unseen")["where"] == "/some/where"
+    assert of(found, "open-files")
+
+
+def test_the_places_of_a_configuration_are_those_of_the_image_too(
+    tmp_path: Path, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = tmp_path / "mosquitto.conf"
+    monkeypatch.setattr("lockgate.doctor.case.PLACES", (tmp_path / "lockgate.toml", conf))
+    assert len(doctor.look()) == 1
+    assert doctor.status == 3
+    port = free_port()
+    conf.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
+    assert of(doctor.look(), "port")["where"] == f"port {port} of 127.0.0.1"
+    assert {one["listener"] for one in doctor.verify()} == {f"port {port} of 127.0.0.1 (MQTT)"}
 
 
 def test_no_configuration_at_all(tmp_path: Path, doctor: Doctor) -> None:

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lockgate.cli.common import load_config, socket_folders
-from lockgate.config import lockgate_toml
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import Config
 from lockgate.doctor import delivery
-from lockgate.doctor.case import Case
+from lockgate.doctor.case import PLACES, Case, find_configuration
 from lockgate.doctor.examine import examine, mistakes
 from lockgate.doctor.finding import Finding
 from lockgate.doctor.forms import a_folder_instead
@@ -23,15 +22,11 @@ from lockgate.doctor.machine import Machine
 from lockgate.telemetry import health
 
 NOTHING, WARNINGS, ERRORS, UNREADABLE = 0, 1, 2, 3
-_PLACES = (*lockgate_toml.PLACES, Path("/mosquitto/config/mosquitto.conf"), Path("/etc/mosquitto/mosquitto.conf"))
 _MARKS = {"ok": "good    ", "warning": "WARNING ", "error": "ERROR   "}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    places = ", else ".join(map(str, _PLACES))
-    parser.add_argument(
-        "-c", "--config", type=Path, metavar="FILE", help=f"lockgate.toml, or mosquitto.conf (default: {places})"
-    )
+    add_place(parser)
     parser.add_argument("--json", action="store_true", help="the findings, as one JSON object")
     parser.add_argument("--host", action="append", default=[], metavar="NAME", help="a name by which clients connect")
     parser.add_argument(
@@ -44,13 +39,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--publisher", metavar="ID", help="client id of who publishes")
 
 
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Let a configuration be named."""
+    places = ", else ".join(map(str, PLACES))
+    parser.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", help=f"lockgate.toml, or mosquitto.conf (default: {places})"
+    )
+
+
 def main(arguments: argparse.Namespace) -> int:
     """Exit status 0 if nothing was found, 1 for warnings, 2 for errors, 3 if no configuration can be read."""
     logging.getLogger("lockgate").addHandler(logging.NullHandler())
     if (arguments.client is None) != (arguments.topic is None):
         raise ConfigError("--client and --topic belong together", accepted="both, or none")
     machine = Machine()
-    path = arguments.config or next((place for place in _PLACES if place.exists()), None)
+    path = arguments.config or find_configuration()
     found, case = look(path, machine, arguments)
     way: list[Finding] = []
     if case is not None and arguments.client is not None:
@@ -82,7 +85,7 @@ def status(found: Sequence[Finding]) -> int:
 def look(path: Path | None, machine: Machine, arguments: argparse.Namespace) -> tuple[list[Finding], Case | None]:
     """Give the findings, and the case; None where there is no configuration to read."""
     if path is None:
-        return [_nothing(f"there is none in {', '.join(map(str, _PLACES))}", "the current folder")], None
+        return [_nothing(f"there is none in {', '.join(map(str, PLACES))}", "the current folder")], None
     if path.is_dir() and path.suffix in (".conf", ".toml"):
         return [a_folder_instead(path, machine)], None
     if path.is_dir():

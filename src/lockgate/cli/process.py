@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pwd
 from collections.abc import Iterator
@@ -73,6 +72,8 @@ def become(user: pwd.struct_passwd) -> None:
 
 def become_for_good(uid: int, gid: int) -> None:
     """Be another user, in no group but its own, with no capability and no way to one. Raises PermissionError."""
+    import ctypes  # a broker that gives up nothing does without it
+
     libc = ctypes.CDLL(None)
     for capability in range(64):  # of the bounding set, as long as that may be changed
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)

@@ -9,8 +9,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lockgate.cli.common import add_config_argument, load_config
+from lockgate.cli.common import load_config
+from lockgate.cli.doctor import add_place
 from lockgate.config.errors import ConfigError
+from lockgate.doctor.case import find_configuration
 from lockgate.doctor.doors import Shown, doors
 from lockgate.doctor.visit import VERSIONS, Door, Login, Visit, Visited
 from lockgate.mqtt.errors import MqttError
@@ -24,7 +26,7 @@ _NUMBERS = {name: number for number, name in VERSIONS.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_argument(parser)
+    add_place(parser)
     place = parser.add_argument_group("another server, in place of the listeners of a configuration")
     place.add_argument("--host", metavar="H", help="its name or address")
     place.add_argument("--port", type=int, metavar="P", help="default: 1883, 8883 with TLS")
@@ -89,7 +91,8 @@ def _doors(arguments: argparse.Namespace, shown: Shown) -> Iterator[Door]:
         for option in ("port", "tls", "websockets"):
             if getattr(arguments, option):
                 raise ConfigError(f"--{option} is about another server", accepted="--host H with it")
-        yield from doors(load_config(arguments), shown, arguments.ws_path)
+        path = arguments.config or find_configuration()
+        yield from doors(load_config(argparse.Namespace(config=path)), shown, arguments.ws_path)
         return
     tls = arguments.tls or arguments.cafile is not None
     port = arguments.port if arguments.port is not None else 8883 if tls else 1883

@@ -11,10 +11,19 @@ from pathlib import Path
 from lockgate.app import persistence_folder
 from lockgate.cli import process
 from lockgate.cli.migrate_setup import Line, Setup, paths_here
+from lockgate.config import lockgate_toml
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import Config, ListenerConfig
 from lockgate.doctor.finding import Finding
 from lockgate.doctor.machine import Machine, User, ourselves, user_named
+
+# Where a configuration is looked for that is not named: the last two are Mosquitto's, in its image and on Debian
+PLACES = (*lockgate_toml.PLACES, Path("/mosquitto/config/mosquitto.conf"), Path("/etc/mosquitto/mosquitto.conf"))
+
+
+def find_configuration() -> Path | None:
+    """Give the first of `PLACES` that is there."""
+    return next((place for place in PLACES if place.exists()), None)
 
 
 @dataclass

@@ -64,7 +64,17 @@ def kind(case: Case) -> Iterator[Finding]:
     """Say if the store lies on a file system that loses or damages it."""
     folder = _folder(case)
     mount = case.machine.mount_of(folder) if folder is not None else None
-    if folder is None or mount is None or mount.kind not in _KINDS:
+    if folder is None or mount is None:
+        return
+    if mount.is_anonymous:
+        yield Finding(
+            "file-system", "warning", case.place("persistence_location"),
+            f"the data folder {folder} lies on a volume without a name, which the engine made for this container alone",
+            "a container that takes its place (docker run; down and up) begins with an empty store",
+            f"a volume: `./data:{mount.point}` below `volumes:`",
+        )  # fmt: skip
+        return
+    if mount.kind not in _KINDS:
         return
     severity, name, why, advice = _KINDS[mount.kind]
     if mount.kind in ("overlay", "aufs") and not case.machine.in_container:

@@ -6,10 +6,32 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from lockgate.app import scram_authenticator
+from lockgate.cli.check import check_access, check_bridges, check_rules
 from lockgate.config.errors import ConfigError, ConfigErrors
+from lockgate.config.model import Config
 from lockgate.doctor import certificates, clock, disk, files, forms, memory, ports, reach
 from lockgate.doctor.case import Case, Check
 from lockgate.doctor.finding import Finding
+
+
+def check_scram(config: Config) -> None:
+    """Read the users of enhanced authentication. Raises ConfigError."""
+    scram_authenticator(config.broker)
+
+
+def named_files(case: Case) -> Iterator[Finding]:
+    """Read what the configuration names as the broker does; certificates are looked at more closely."""
+    if case.config is None:
+        return
+    for part in (check_scram, check_access, check_rules, check_bridges):
+        try:
+            part(case.config)
+        except ConfigError as error:
+            for finding, one in zip(mistakes(error, case.path), parts_of(error), strict=True):
+                if one.path is None or os.access(one.path, os.R_OK):  # else it is said who may not read it
+                    yield finding
+
 
 CHECKS: tuple[Check, ...] = (
     forms.folders,
@@ -23,6 +45,7 @@ CHECKS: tuple[Check, ...] = (
     ports.in_use,
     ports.addresses,
     files.access,
+    named_files,
     certificates.of_listeners,
     clock.wall_clock,
     clock.jumps,
@@ -51,9 +74,14 @@ def examine(case: Case) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def parts_of(error: ConfigError) -> tuple[ConfigError, ...]:
+    """Give each mistake alone."""
+    return error.errors if isinstance(error, ConfigErrors) else (error,)
+
+
 def mistakes(error: ConfigError, path: Path) -> Iterator[Finding]:
     """Give a finding for each mistake of a configuration."""
-    for one in error.errors if isinstance(error, ConfigErrors) else (error,):
+    for one in parts_of(error):
         place = os.fspath(one.path or path) + (f":{one.line}" if one.line is not None else "")
         key = f"{one.key}: " if one.key and one.key not in one.problem else ""
         yield Finding(

@@ -110,6 +110,7 @@ def _access(one: Used, user: User) -> Iterator[Finding]:
     try:
         if one.made and not path.exists():
             path = next(folder for folder in path.parents if folder.exists())
+        status = path.stat()
         blocking = obstacle(path, user, write=one.write)
     except FileNotFoundError:
         yield Finding(
@@ -124,7 +125,6 @@ def _access(one: Used, user: User) -> Iterator[Finding]:
             "nobody knows whether the broker can", "run this as root, or as the broker's user",
         )  # fmt: skip
         return
-    status = path.stat()
     if one.write and os.statvfs(path).f_flag & os.ST_RDONLY:
         yield Finding(
             "read-only", "error", one.where, f"{one.what} {path} lies on a file system that is read-only",

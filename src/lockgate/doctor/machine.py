@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 _CONTAINER = re.compile(r"docker|containerd|kubepods|libpod|lxc")
+_ANONYMOUS = re.compile(r"/volumes/[0-9a-f]{64}/_data$")
 _READ, _WRITE, _ENTER = 4, 2, 1
 
 
@@ -43,6 +44,12 @@ class Mount(NamedTuple):
     point: Path
     kind: str
     read_only: bool
+    source: str = ""  # within its file system
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether the engine made this volume, because the image asks for one and nobody named any."""
+        return bool(_ANONYMOUS.search(self.source))
 
 
 class Machine:
@@ -94,7 +101,7 @@ class Machine:
             if "-" not in words:
                 continue
             point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), words[4])
-            found.append(Mount(Path(point), words[words.index("-") + 1], "ro" in words[5].split(",")))
+            found.append(Mount(Path(point), words[words.index("-") + 1], "ro" in words[5].split(","), words[3]))
         return found
 
     def mount_of(self, path: Path) -> Mount | None:

@@ -105,6 +105,8 @@ def open_files(case: Case) -> Iterator[Finding]:
     wanted = sum(listeners) if listeners and min(listeners) >= 0 else -1
     if broker.global_max_connections >= 0:
         wanted = broker.global_max_connections if wanted < 0 else min(wanted, broker.global_max_connections)
+    if soft == resource.RLIM_INFINITY:
+        return
     room = soft - _FILES
     if wanted > room:
         yield Finding(

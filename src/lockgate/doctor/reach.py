@@ -22,7 +22,7 @@ def mounted(case: Case) -> Iterator[Finding]:
     if not case.machine.in_container or not conf.absolute().is_relative_to(_IMAGE_CONFIG):
         return
     mount = case.machine.mount_of(conf)
-    if mount is None or not mount.point.is_relative_to(_IMAGE_CONFIG.parent):
+    if mount is None or mount.is_anonymous or not mount.point.is_relative_to(_IMAGE_CONFIG.parent):
         yield Finding(
             "not-mounted", "warning", os.fspath(conf),
             "nothing is mounted there: this is the configuration that came with the image",
@@ -85,9 +85,11 @@ def published(case: Case) -> Iterator[Finding]:
     open_ports = {one.port for one in case.listeners() if is_public(one)}
     own = case.machine.text("etc/hostname") if case.machine.in_container else ""
     conf = (case.conf or case.path).absolute()
-    for one in docker.containers(case.machine.docker_socket) or ():
-        if own:
-            ours = str(one.get("Id", "")).startswith(own)
+    running = docker.containers(case.machine.docker_socket) or []
+    inside_one = bool(own) and any(_has_id(one, own) for one in running)
+    for one in running:
+        if inside_one:
+            ours = _has_id(one, own)
         else:
             ours = any(_is_config(conf, source, inside) for source, inside in docker.mounted(one))
         if not ours:
@@ -103,6 +105,10 @@ def published(case: Case) -> Iterator[Finding]:
                 )  # fmt: skip
         if not docker.published(one) and open_ports:
             yield good("published", name, "publishes no port: only other containers reach it")
+
+
+def _has_id(container: dict[str, object], beginning: str) -> bool:
+    return str(container.get("Id", "")).startswith(beginning)
 
 
 def _is_config(conf: Path, source: Path, inside: Path) -> bool:

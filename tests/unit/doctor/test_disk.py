@@ -72,6 +72,16 @@ def test_a_file_system_that_is_a_trap_is_told(kind: str, severity: str, tmp_path
     assert [one.severity for one in disk.kind(case)] == ([severity] if severity else [])
 
 
+def test_a_volume_that_nobody_named_is_told(tmp_path: Path) -> None:
+    case = stored(tmp_path)
+    assert isinstance(case.machine, MadeUp)
+    source = f"/var/lib/docker/volumes/{'0f' * 32}/_data"
+    case.machine.mount(("/", "overlay"), (str(tmp_path / "data"), "ext4"), source=source)
+    (found,) = disk.kind(case)
+    assert "without a name" in found.problem
+    assert f"./data:{tmp_path / 'data'}" in found.advice
+
+
 def test_sync_time_is_measured_and_nothing_remains(tmp_path: Path) -> None:
     (found,) = disk.sync_time(stored(tmp_path))
     assert found.severity in ("ok", "warning")

@@ -119,6 +119,13 @@ def test_a_file_that_is_missing_is_told_with_its_line(folder: Path) -> None:
     assert "mount" in found.advice
 
 
+def test_a_file_that_is_missing_in_a_closed_folder_is_missing_first(folder: Path) -> None:
+    closed = folder / "closed"
+    closed.mkdir(mode=0o700)
+    found = bad(look(folder, f"acl_file {closed / 'none'}", f"log_dest file {closed}/log"))
+    assert [one.check for one in found] == ["missing", "owner"]
+
+
 def test_a_log_folder_that_may_not_be_written_is_told(folder: Path) -> None:
     (found,) = bad(look(folder, f"log_dest file {folder}/broker.log"))
     assert "the log" in found.problem

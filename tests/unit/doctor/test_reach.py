@@ -109,3 +109,26 @@ def test_the_machines_own_network_is_not_the_containers(tmp_path: Path) -> None:
     case = contained(tmp_path, "listener 1883 127.0.0.1")
     (machine(case).root / "sys/class/net/docker0").mkdir(parents=True)
     assert not bad(reach.from_outside(case))
+
+
+def test_within_a_container_it_is_known_by_its_id(tmp_path: Path) -> None:
+    case = contained(tmp_path, "listener 1883")
+    machine(case).write("etc/hostname", "0123456789ab\n")
+    ports = [{"PublicPort": 9443, "PrivatePort": 9001, "Type": "tcp"}]
+    others: dict[str, object] = {"Id": "ffff", "Names": ["/other"], "Ports": ports, "Mounts": []}
+    with tempfile.TemporaryDirectory() as short:
+        machine(case).docker_socket = Path(short) / "docker.sock"
+        own: dict[str, object] = {"Id": "0123456789abcdef", "Names": ["/mqtt"], "Ports": ports, "Mounts": []}
+        with docker_engine(machine(case).docker_socket, [others, own]):
+            (found,) = reach.published(case)
+    assert "container mqtt publishes" in found.problem
+
+
+def test_a_volume_that_nobody_named_holds_the_images_configuration(tmp_path: Path) -> None:
+    case = contained(tmp_path, "listener 1883")
+    case.conf = Path("/mosquitto/config/mosquitto.conf")
+    volumes = "/var/lib/docker/volumes"
+    machine(case).mount(("/", "overlay"), ("/mosquitto/config", "ext4"), source=f"{volumes}/{'0f' * 32}/_data")
+    assert [one.check for one in reach.mounted(case)] == ["not-mounted"]
+    machine(case).mount(("/", "overlay"), ("/mosquitto/config", "ext4"), source=f"{volumes}/named/_data")
+    assert [one.check for one in reach.mounted(case)] == ["mounted"]
