@@ -104,6 +104,7 @@ lock: ## write requirements.lock anew from pyproject.toml; needs pip-tools
 
 docs: $(VENV)/locked ## the generated pages of docs/reference
 	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m lockgate.config.reference > docs/reference/configuration.md
+	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m lockgate.config.options_table > docs/reference/mosquitto-options.md
 	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m tests.interop.scenarios.differences > docs/reference/differences.md
 	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m tests.conformance.page > docs/reference/conformance.md
 

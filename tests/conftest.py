@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _run_is_clean() -> Iterator[None]:
+    """Remove the folders of status sockets that brokers left which were killed."""
+    before = set(Path("/run").glob("lockgate-*"))
+    yield
+    for folder in set(Path("/run").glob("lockgate-*")) - before:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "app": EVERYTHING,
     "cli": EVERYTHING,
     "demo": EVERYTHING,
+    "doctor": EVERYTHING,
     "supervisor": LEAVES,
     "__main__": EVERYTHING,
     "__init__": frozenset(),

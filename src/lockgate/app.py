@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from lockgate import __version__
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BridgeConfig, BrokerConfig, Config, HttpSinkConfig
-from lockgate.telemetry import logs
+from lockgate.telemetry import logs, service_manager
 from lockgate.telemetry.health import Answer, StatusServer
 
 if TYPE_CHECKING:
     from lockgate.access.scram import ScramAuthenticator
-    from lockgate.broker.ports import Authenticator, StoreAnswers
-    from lockgate.net.logins import Access
+    from lockgate.broker.ports import StoreAnswers
+    from lockgate.net.logins import Access, Methods
     from lockgate.net.service import Bridging, BrokerService, OpenStore
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _bridges(service: BrokerService, configs: Sequence[BridgeConfig]) -> Bridgin
     return Bridges(service, configs)
 
 
-def make_access(config: BrokerConfig, before: Access | None) -> tuple[Authenticator | None, Access]:
+def make_access(config: BrokerConfig, before: Access | None) -> tuple[Methods | None, Access]:
     """Load the authorities that the broker's configuration names. Raises ConfigError for a file that cannot be used."""
     from lockgate.access.authorities import Authorities
 
@@ -301,8 +301,13 @@ class _Host:
         log.info("Reloading config.")
         try:
             config = self._reread()
-            logs.configure(config.broker.log)
-            await service.reload(config)
+            places = logs.Places(config.broker.log)
+            try:
+                await service.reload(config)
+            except BaseException:
+                places.close()
+                raise
+            places.use()
             self._config = config
             log.info("The new configuration is in use.")
         except (ConfigError, OSError) as error:
@@ -343,7 +348,7 @@ class _Host:
                 }
                 if isinstance(service, Answers):
                     answers |= service.answers()
-                async with StatusServer(path, answers):
+                async with StatusServer(path, answers), service_manager.alive():
                     log.info("%s is ready", self.name)
                     on_ready()
                     await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -351,6 +356,8 @@ class _Host:
                 running.result()
                 raise RuntimeError(f"{self.name} ended by itself")
         finally:
+            if on_signal:
+                service_manager.tell(service_manager.STOPPING)
             starting.cancel()
             stopping.cancel()
             running.cancel()
@@ -378,7 +385,7 @@ class _Host:
 
 
 def _run_one(host: _Host) -> int:
-    host.run(lambda: None, on_signal=True)
+    host.run(lambda: service_manager.tell(service_manager.READY), on_signal=True)
     return host.exit_code
 
 
@@ -398,8 +405,10 @@ def _run_many(hosts: Sequence[_Host]) -> int:
             if events.get() is None:
                 break
         else:
+            service_manager.tell(service_manager.READY)
             events.get()
     finally:
+        service_manager.tell(service_manager.STOPPING)
         deadline = time.monotonic() + STOP_SECONDS
         for host, thread in reversed(list(zip(hosts, threads, strict=False))):
             host.request_stop(deadline)

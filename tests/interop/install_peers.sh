@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the foreign MQTT programs the interoperability tests talk to: Debian's mosquitto and its clients, mqtt.js,
-# openssl and curl; and, for root, what makes the disks whose power the fault tests cut.
+# openssl, curl and systemd-analyze; and, for root, what makes the disks whose power the fault tests cut.
 set -eu
 cd "$(dirname "$0")"
 PATH="$PATH:/usr/sbin:/sbin"
@@ -12,6 +12,7 @@ command -v node >/dev/null || packages="$packages nodejs"
 command -v npm >/dev/null || packages="$packages npm"
 command -v openssl >/dev/null || packages="$packages openssl"
 command -v curl >/dev/null || packages="$packages curl"
+command -v systemd-analyze >/dev/null || packages="$packages systemd"
 if [ "$(id -u)" = 0 ]; then # disks of our own need root, so nobody else needs these
     command -v mkfs.ext4 >/dev/null || packages="$packages e2fsprogs"
     command -v mkfs.xfs >/dev/null || packages="$packages xfsprogs"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,6 +115,19 @@ def test_the_rules_say_who_reads_what(tmp_path: Path) -> None:
         assert get(f"{api.url}/metrics", "-H", "Authorization: Basic !!!")[0] == 401
 
 
+def test_a_crowd_that_guesses_is_told_to_wait(tmp_path: Path) -> None:
+    passwords = tmp_path / "passwords"
+    passwords.write_text(f"ann:{hashes.make(b'a', 'sha512-pbkdf2', 200_000)}\n")
+    passwords.chmod(0o600)
+    api = Api(tmp_path, f"password_file {passwords}")
+    command = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-u", "ann:wrong", f"{api.url}/api/v1/version"]
+    with api.gateway.running("broker"):
+        crowd = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(24)]
+        codes = Counter(one.communicate(timeout=30)[0] for one in crowd)
+        assert set(codes) == {"401", "503"}
+        assert get(f"{api.url}/api/v1/version", "-u", "ann:a")[0] == 200
+
+
 def test_it_speaks_tls(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     certificate, key = authority.issue("server", "localhost")
@@ -119,3 +135,32 @@ def test_it_speaks_tls(tmp_path: Path) -> None:
     with api.gateway.running("broker"):
         url = f"https://localhost:{api.port}/api/v1/version"
         assert get(url, "--cacert", str(authority.cafile))[0] == 200
+
+
+def test_what_a_reload_says_of_tls_counts(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("server", "localhost")
+    mine, my_key = authority.issue("mine", common_name="me")
+    api = Api(tmp_path)
+    conf, trust = tmp_path / "mosquitto.conf", ["--cacert", str(authority.cafile)]
+    plain, secure = f"{api.url}/api/v1/version", f"https://localhost:{api.port}/api/v1/version"
+
+    def reload(more: str) -> None:
+        seen = api.gateway.log.read_text().count("in use.")
+        conf.write_text(without + more)
+        api.gateway.signal("broker", signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while api.gateway.log.read_text().count("in use.") == seen:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    with api.gateway.running("broker"):
+        without = conf.read_text()
+        assert get(plain)[0] == 200
+        reload(f"certfile {certificate}\nkeyfile {key}\n")
+        assert get(secure, *trust)[0] == 200
+        assert subprocess.run(["curl", "-s", plain], capture_output=True, check=False, timeout=10).returncode != 0
+        reload(f"certfile {certificate}\nkeyfile {key}\ncafile {authority.cafile}\nrequire_certificate true\n")
+        asked = ["curl", "-s", *trust, secure]
+        assert subprocess.run(asked, capture_output=True, check=False, timeout=10).returncode != 0
+        assert get(secure, *trust, "--cert", str(mine), "--key", str(my_key))[0] == 200

@@ -365,3 +365,11 @@ def test_a_signal_that_cannot_be_meant_is_told(words: str) -> None:
     wrong = run(f"signal {words}")
     assert wrong.returncode == 1
     assert wrong.stderr.startswith(b"Error: ")
+
+
+def test_a_full_disk_is_told_and_ends_the_program(mosquitto: Mosquitto) -> None:
+    subprocess.run([program("mosquitto_pub"), "-p", str(mosquitto.port), "-t", "kept", "-m", "x", "-r"], check=True)
+    command = [sys.executable, "-m", "lockgate", "mosquitto_sub", "-p", str(mosquitto.port), "-t", "kept"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=30, env=HOMELESS)
+    assert (done.returncode, done.stderr) == (1, b"Error: Unable to write: No space left on device\n")

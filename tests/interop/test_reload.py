@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from lockgate.access import hashes
+from lockgate.access.scram import Verifier, write_user
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.packets import V3_1_1, Disconnect, UnsubAck, Unsubscribe
-from tests.support.dialog import Dialog
+from tests.support.dialog import Dialog, ScramDialog, proxied
 from tests.support.gateway import Gateway
 from tests.support.peers import free_port, wait_for_port
 
@@ -203,6 +204,30 @@ def command(files: Files, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, timeout=20, check=False)
 
 
+def test_a_listener_moves_on_its_port(files: Files) -> None:
+    port, other = files.gateway.port, free_port()
+    text = files.conf.read_text()
+    at = f"listener {port} 127.0.0.1"
+    assert at in text
+    alice = let_in(files, "alice", b"a")
+    with socket.create_server(("127.0.0.1", other)):  # the second one cannot be opened: the first one stays
+        files.conf.write_text(text.replace(at, f"listener {port}") + f"listener {other} 127.0.0.1\n")
+        files.hang_up("The configuration stays as it was.")
+    assert alice.publish("open", b"1") in (0, reason_codes.NO_MATCHING_SUBSCRIBERS)
+    let_in(files, "bob", b"b")
+    files.conf.write_text(text.replace(at, f"listener {port}"))
+    files.hang_up()
+    assert alice.receive() is None or alice.receive() is None
+    let_in(files, "alice", b"a")
+    with socket.create_connection(("::1", port), WAIT):
+        pass
+    files.conf.write_text(f"{text.replace(at, f'listener {port}')}protocol http_api\n")
+    files.hang_up()
+    files.conf.write_text(text)
+    files.hang_up()
+    let_in(files, "alice", b"a")
+
+
 def test_sessions_are_listed_given_and_dropped(files: Files) -> None:
     alice = let_in(files, "alice", b"a")
     alice.subscribe("open")
@@ -242,8 +267,8 @@ def test_the_log_may_be_subscribed_to(files: Files) -> None:
     alice = let_in(files, "alice", b"a")
     alice.subscribe("$SYS/broker/log/#")
     let_in(files, "bob", b"wrong", REFUSED)
-    seen = alice.message()
-    assert seen.topic == "$SYS/broker/log/W"
+    while (seen := alice.message()).topic != "$SYS/broker/log/W":
+        assert b"as c-alice" in seen.payload  # she may be quick enough to hear of herself
     assert b"'c-bob' with user 'bob' is not let in" in seen.payload
 
 
@@ -278,3 +303,86 @@ def test_without_file_descriptors_the_old_rules_go_on(files: Files) -> None:
     assert let_in(files, "bob", b"b").publish("closed", b"") == REFUSED
     files.hang_up()
     assert is_disconnected(alice)
+
+
+def test_who_proved_it_with_scram_has_to_be_known_after_a_reload_too(files: Files) -> None:
+    users = files.passwords.with_name("scram")
+    for name in ("ann", "bob", "eve"):
+        write_user(users, name, Verifier.of_password(name, 4096))
+    toml = files.gateway.toml
+    toml.write_text(toml.read_text().replace("[broker]", f'[broker]\nscram_file = "{users}"'))
+    files.hang_up()
+    port = files.gateway.port
+    ann, bob, eve = (ScramDialog(port, name, name, name) for name in ("ann", "bob", "eve"))
+    write_user(users, "bob", None)
+    write_user(users, "eve", Verifier.of_password("another", 4096))
+    files.hang_up()
+    assert is_disconnected(bob)
+    assert is_disconnected(eve)
+    ann.subscribe("open")
+    toml.write_text(toml.read_text().replace(f'scram_file = "{users}"', ""))
+    files.hang_up()
+    assert is_disconnected(ann)
+
+
+def test_who_shows_no_certificate_leaves_when_it_becomes_the_login(files: Files) -> None:
+    text, port = files.conf.read_text(), free_port()
+    text += f"listener {port} 127.0.0.1\nenable_proxy_protocol 2\n"
+    files.conf.write_text(text)
+    files.hang_up()
+    anonymous, alice = (
+        Dialog(port, f"p-{name}", username=name, password=word, opening=proxied(None))
+        for name, word in ((None, None), ("alice", b"a"))
+    )
+    files.conf.write_text(text + "use_identity_as_username true\n")
+    files.hang_up()
+    assert is_disconnected(anonymous)
+    assert is_disconnected(alice)
+    by_certificate = Dialog(port, "p-bob", opening=proxied(b"bob"))
+    files.hang_up()
+    by_certificate.subscribe("open")
+
+
+def test_the_log_stays_as_it_was_with_the_rest(files: Files) -> None:
+    good = files.conf.read_text() + "log_dest stderr\nlog_dest topic\n"
+    files.conf.write_text(good)
+    files.rules("user alice", "topic read $SYS/#")
+    files.hang_up()
+    rules = files.acl.read_text()
+    files.rules("nonsense")
+    files.conf.write_text(good.replace("log_dest topic", f"log_dest file {files.conf.with_name('other.log')}"))
+    files.hang_up("The configuration stays as it was.")
+    files.acl.write_text(rules)
+    alice = let_in(files, "alice", b"a")
+    alice.subscribe("$SYS/broker/log/W")
+    seen = len(files.gateway.log.read_text())
+    let_in(files, "bob", b"wrong", REFUSED)
+    assert b"'bob' is not let in" in alice.message().payload
+    assert "'bob' is not let in" in files.gateway.log.read_text()[seen:]
+
+
+def test_the_log_goes_on_below_sys_when_files_are_opened_anew(files: Files) -> None:
+    place = files.conf.with_name("broker.log")
+    files.conf.write_text(files.conf.read_text() + f"log_dest file {place}\nlog_dest topic\n")
+    files.rules("user alice", "topic read $SYS/#")
+    files.gateway.signal("broker", signal.SIGHUP)
+    wait_for_text(place, "The new configuration is in use.")
+    alice = let_in(files, "alice", b"a")
+    alice.subscribe("$SYS/broker/log/W")
+    place.rename(place.with_suffix(".1"))
+    files.gateway.signal("broker", signal.SIGRTMIN)
+    deadline = time.monotonic() + WAIT
+    while not place.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    let_in(files, "bob", b"wrong", REFUSED)
+    assert b"'bob' is not let in" in alice.message().payload
+    wait_for_text(place, "'bob' is not let in")
+
+
+def wait_for_text(path: Path, expected: str) -> None:
+    """Wait until a file says something."""
+    deadline = time.monotonic() + WAIT
+    while not path.exists() or expected not in path.read_text():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.01)

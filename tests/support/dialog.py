@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from typing import Self, TypeVar
 
+import scramp
+
+from lockgate.access.scram import METHOD
+from lockgate.mqtt import reason_codes
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
     V5,
+    Auth,
     ConnAck,
     Connect,
     Packet,
@@ -18,8 +24,10 @@ from lockgate.mqtt.packets import (
     SubAck,
     Subscribe,
     SubscriptionRequest,
+    Will,
 )
 from lockgate.mqtt.properties import Properties
+from lockgate.transport.proxy_protocol import SIGNATURE_V2
 
 P = TypeVar("P", bound=Packet)
 
@@ -38,15 +46,23 @@ class Dialog:
         username: str | None = None,
         password: bytes | None = None,
         answer: int = 0,
+        opening: bytes = b"",
+        keep_alive: int = 0,
+        will: Will | None = None,
     ) -> None:
-        """Connect; `answer` is the code that CONNACK is to have."""
+        """Connect; `answer` is the code that CONNACK is to have, `opening` what stands before CONNECT."""
         self.version = version
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
-        self._decoder = Decoder(version)
+        self.open(port)
+        self._socket.sendall(opening)
         properties = Properties(session_expiry_interval=expiry) if version == V5 and not clean else None
-        self.send(Connect(client_id, version, clean, 0, username, password, properties=properties))
+        self.send(Connect(client_id, version, clean, keep_alive, username, password, will, properties))
         self.connack = self.expect(ConnAck)
         assert self.connack.reason_code == answer, self.connack
+
+    def open(self, port: int) -> None:
+        """Open the socket."""
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self._decoder = Decoder(self.version)
 
     def __enter__(self) -> Self:
         return self
@@ -106,3 +122,33 @@ class Dialog:
             while len(found) < count:
                 found.append(self.message(0.5 if found else first))
         return found
+
+
+class ScramDialog(Dialog):
+    """A client that proves with SCRAM who it is."""
+
+    def __init__(self, port: int, client_id: str, username: str, password: str) -> None:
+        self.version = V5
+        self.open(port)
+        client = scramp.ScramClient([METHOD], username, password)
+
+        def said(data: str) -> Properties:
+            return Properties(authentication_method=METHOD, authentication_data=data.encode())
+
+        self.send(Connect(client_id, properties=said(client.get_client_first())))
+        asked = self.expect(Auth).properties
+        assert asked is not None
+        assert asked.authentication_data is not None
+        client.set_server_first(asked.authentication_data.decode())
+        self.send(Auth(reason_codes.CONTINUE_AUTHENTICATION, said(client.get_client_final())))
+        self.connack = self.expect(ConnAck)
+        assert self.connack.reason_code == 0
+
+
+def proxied(common_name: bytes | None) -> bytes:
+    """A PROXY header, version 2, of a client whose certificate, if it has one, the proxy has verified."""
+    body = bytes([127, 0, 0, 1, 127, 0, 0, 1, 0, 1, 0, 2])
+    if common_name is not None:
+        tls = struct.pack("!BIBH", 0x07, 0, 0x22, len(common_name)) + common_name
+        body += struct.pack("!BH", 0x20, len(tls)) + tls
+    return SIGNATURE_V2 + struct.pack("!BBH", 0x21, 0x11, len(body)) + body

@@ -55,6 +55,7 @@ class Note:
     sent: float
     acknowledged: float | None = None
     refused: bool = False
+    refusable: bool = False  # by an acknowledgement, in version 5
     deliveries: Counter[str] = field(default_factory=Counter)  # by client
     events: list[Event] = field(default_factory=list)
 
@@ -207,7 +208,18 @@ class Oracle:
         self._last[key] = max(before, seq)
         # What was sent before the subscription may have been missed, and be heard when it is sent again.
         if seq < before and any(span.covers(note.sent) for span in spans):
+            if self._may_have_been_refused(note):
+                self.sums["late"] += 1
+                return
             self._violate(DISORDERED, f"{client} got {note} after #{before}", note, client)
+
+    def _may_have_been_refused(self, note: Note) -> bool:
+        """Whether a broker that refuses some messages may have done so with this one, before the connection was cut.
+
+        The publisher has not heard of it and sends it again, behind what was taken of it in the meantime.
+        """
+        sent = sum(event.client == note.publisher and event.what.startswith("PUBLISH") for event in note.events)
+        return bool(note.refusable and self.sums["refused"] and sent > 1)
 
     def saw(self, at: float, client: str, publisher: str, topic: str, seq: int, what: str, packet_id: int) -> None:
         """A subscriber did something further about a message: acknowledged it, saw it again under its identifier."""

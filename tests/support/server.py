@@ -110,7 +110,7 @@ class Server:
             self._answering = open_store(self)
         limits = limits if limits is not None else Limits()
         self.broker = Broker(limits, self._answering, self.log, self._invent, authenticator, information)
-        self.broker.default_authority = self.listener.authority
+        self.broker.default_authority = self.broker.absent_authority = self.listener.authority
         self.peers: dict[int, Peer] = {}
         if isinstance(self._answering, DiskStore):
             self._answering.restore(self)

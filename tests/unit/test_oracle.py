@@ -107,6 +107,31 @@ def test_first_deliveries_out_of_order(scene: Scene) -> None:
     assert scene.found() == {kinds.DISORDERED: 1}
 
 
+def test_what_may_have_been_refused_and_is_sent_again_comes_late(scene: Scene) -> None:
+    first, second, other = scene.sent(1), scene.sent(2), scene.sent(3)
+    scene.oracle.refused(scene.now, other, 3, "PUBACK 0x97")
+    scene.got(2)
+    scene.oracle.sent(scene.now, first, 1, "PUBLISH again")
+    first.refusable = True
+    scene.got(1)
+    scene.acknowledged(first, second)
+    assert scene.found() == {}
+
+
+@pytest.mark.parametrize("lacks", ["version 5", "a second PUBLISH", "any refusal"])
+def test_what_was_not_refused_keeps_its_order(scene: Scene, lacks: str) -> None:
+    first, second, other = scene.sent(1), scene.sent(2), scene.sent(3)
+    if lacks != "any refusal":
+        scene.oracle.refused(scene.now, other, 3, "PUBACK 0x97")
+    scene.got(2)
+    if lacks != "a second PUBLISH":
+        scene.oracle.sent(scene.now, first, 1, "PUBLISH again")
+    first.refusable = lacks != "version 5"
+    scene.got(1, *([] if lacks != "any refusal" else [3]))
+    scene.acknowledged(first, second)
+    assert scene.oracle.counts[kinds.DISORDERED] == 1
+
+
 def test_what_was_sent_before_the_subscription_has_no_order(scene: Scene) -> None:
     """The first passed by before the subscription was there, the second after; then both are sent again."""
     scene.span.granted = None

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from lockgate.access.authority import Authority, Chain
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import AuthorityConfig, BrokerConfig, ListenerConfig
-
-if TYPE_CHECKING:
-    from lockgate.access.dynamic_security import ControlAnswer
 
 MISSING = 13  # exit status of Mosquitto's where a file of an authority cannot be used at start
 
@@ -51,15 +47,13 @@ class Authorities:
             chain = self._chains[key] = Chain([self._loaded[one] for one in named], allow_anonymous=anonymous)
         return chain
 
-    def endpoints(self) -> Mapping[str, Callable[[bytes, str, Callable[[str], list[str]]], ControlAnswer]]:
-        """Give what clients may ask of authorities, by topic; dynamic security has one."""
-        for config, authority in self._loaded.items():
-            if config.kind == "dynamic_security":
-                from lockgate.access.dynamic_security.security import TOPIC, DynamicSecurity
 
-                assert isinstance(authority, DynamicSecurity)
-                return {TOPIC: authority.handle}
-        return {}
+def check(config: BrokerConfig) -> None:
+    """Read every file that a configuration names, and make none. Raises ConfigError."""
+    for listener in (None, *config.listeners):
+        for one in config.authorities if listener is None else listener.authorities:
+            if one.kind != "dynamic_security" or one.path.exists() or one.path.is_symlink():
+                _load(one)
 
 
 def _load(config: AuthorityConfig) -> Authority:

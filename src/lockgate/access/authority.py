@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from lockgate.access.dynamic_security.security import ControlAnswer
+
+Endpoint = Callable[[bytes, str, Callable[[str], list[str]]], "ControlAnswer"]
 
 
 class Verdict(enum.Enum):
@@ -40,12 +45,26 @@ class Authority(Protocol):
         """Give what a user is known by, which is equal as long as nothing about the login changes; None: not known."""
 
 
+@runtime_checkable
+class Administered(Protocol):
+    """An authority that is changed by requests which clients publish to its topic."""
+
+    topic: str
+
+    def handle(self, payload: bytes, requester: str, connected: Callable[[str], list[str]]) -> ControlAnswer:
+        """Do what is asked; called in a worker thread."""
+
+
 class Chain:
     """Several authorities, asked in their order: the first that allows or denies decides."""
 
     def __init__(self, authorities: Sequence[Authority] = (), *, allow_anonymous: bool) -> None:
         self.authorities = tuple(authorities)
         self.allow_anonymous = allow_anonymous
+
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """Give what those whom these authorities rule may ask of them, by topic."""
+        return {one.topic: one.handle for one in reversed(self.authorities) if isinstance(one, Administered)}
 
     def login(self, client_id: str, username: str | None, password: bytes | None, by_certificate: bool = False) -> bool:
         """Say whether this client may connect; called in a worker thread.

@@ -9,6 +9,7 @@ import hmac
 import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -23,9 +24,15 @@ _ARGON2_TIME: Final = 1
 _ARGON2_MEMORY: Final = 47_104
 _ARGON2_LANES: Final = 1
 ROUNDS: Final = 1000  # of PBKDF2, as Mosquitto 2.1 writes; who wants a strong hash takes Argon2id
-_MAXIMUM_ROUNDS: Final = 2**31 - 1  # OpenSSL's
+# Beyond these a hash is a slip of the pen: all logins would wait for one, or the machine for memory.
+MAXIMUM_ROUNDS: Final = 10_000_000
+_MAXIMUM_MEMORY: Final = 1_048_576  # KiB
+_MAXIMUM_WORK: Final = 16 * _MAXIMUM_MEMORY  # KiB, of all passes of Argon2id
+MAXIMUM_PASSES: Final = _MAXIMUM_WORK // _ARGON2_MEMORY  # of those made here
 _SALT_BYTES: Final = 12  # Mosquitto 2.0 reads no other length
 _HASH_BYTES: Final = 64
+
+_MOST_REMEMBERED: Final = 10_000
 
 _PARTS: Final = re.compile(r"\$(?:6|7\$([0-9]{1,10}))\$([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+)")
 
@@ -34,8 +41,35 @@ class PasswordHash(Protocol):
     """A password nobody can read. `str()` gives the form that `parse` reads."""
 
     def verify(self, password: bytes) -> bool:
-        """Say whether this is the password; takes as long as the hash was made to take."""
+        """Say whether this is the password; takes as long as the hash was made to take, but for one that just was."""
         ...
+
+
+class _Remembered:
+    """Passwords that were right, as digests under a key that never leaves this process.
+
+    A hash that takes 50 ms makes a thousand devices that come back at once wait for a minute; a password that was right
+    stays so as long as it is compared with the same hash. The one not asked for longest gives way.
+    """
+
+    def __init__(self) -> None:
+        self._key = os.urandom(32)
+        self._digests: dict[bytes, None] = {}
+
+    def verify(self, hashed: str, password: bytes, verify: Callable[[], bool]) -> bool:
+        """Say whether it is the password, and ask `verify` only if that is not known to be so."""
+        digest = hashlib.blake2b(hashed.encode() + b"\0" + password, key=self._key, digest_size=32).digest()
+        if digest in self._digests:
+            del self._digests[digest]
+        elif not verify():
+            return False
+        self._digests[digest] = None
+        if len(self._digests) > _MOST_REMEMBERED:
+            del self._digests[next(iter(self._digests))]
+        return True
+
+
+_remembered = _Remembered()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +95,9 @@ class Pbkdf2:
     digest: bytes
 
     def verify(self, password: bytes) -> bool:
+        return _remembered.verify(str(self), password, lambda: self._fits(password))
+
+    def _fits(self, password: bytes) -> bool:
         return hmac.compare_digest(hashlib.pbkdf2_hmac("sha512", password, self.salt, self.rounds), self.digest)
 
     def __str__(self) -> str:
@@ -74,6 +111,9 @@ class Argon2id:
     text: str
 
     def verify(self, password: bytes) -> bool:
+        return _remembered.verify(self.text, password, lambda: self._fits(password))
+
+    def _fits(self, password: bytes) -> bool:
         from argon2.exceptions import VerificationError, VerifyMismatchError
         from argon2.low_level import Type, verify_secret
 
@@ -105,8 +145,8 @@ def parse(text: str) -> PasswordHash:
     if match[1] is None:
         return Sha512(salt, digest)
     rounds = int(match[1])
-    if not 1 <= rounds <= _MAXIMUM_ROUNDS:
-        raise ValueError(f"has {rounds} rounds, must be 1 to {_MAXIMUM_ROUNDS}")
+    if not 1 <= rounds <= MAXIMUM_ROUNDS:
+        raise ValueError(f"has {rounds} rounds, must be 1 to {MAXIMUM_ROUNDS}")
     return Pbkdf2(rounds, salt, digest)
 
 
@@ -146,12 +186,18 @@ def _parse_argon2id(text: str) -> Argon2id:
     from argon2.exceptions import InvalidHashError
 
     try:
-        extract_parameters(text)
+        asked = extract_parameters(text)
+        if not (asked.time_cost and asked.parallelism and asked.memory_cost >= 8 * asked.parallelism):  # RFC 9106 §3.1
+            raise ValueError
         *_head, salt, digest = text.split("$")
         for part in (salt, digest):
             base64.b64decode(part + "=" * (-len(part) % 4), validate=True)
     except (InvalidHashError, ValueError):  # binascii.Error is a ValueError
         raise ValueError("is a damaged Argon2id hash: $argon2id$v=19$m=…,t=…,p=…$SALT$HASH is expected") from None
+    if asked.memory_cost > _MAXIMUM_MEMORY:
+        raise ValueError(f"asks for {asked.memory_cost} KiB of memory (m), must be at most {_MAXIMUM_MEMORY}")
+    if asked.memory_cost * asked.time_cost > _MAXIMUM_WORK:
+        raise ValueError(f"asks for {asked.time_cost} passes (t), must be at most {_MAXIMUM_WORK // asked.memory_cost}")
     return Argon2id(text)
 
 

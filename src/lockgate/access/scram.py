@@ -121,6 +121,10 @@ class ScramAuthenticator:
         """Begin an exchange of SCRAM-SHA-256."""
         return ScramExchange(self, self._new_nonce()) if method == METHOD else None
 
+    def credential(self, username: str) -> object:
+        """Give what a user is known by; None: not known."""
+        return self.users.get(username)
+
     def verifier(self, username: str) -> tuple[Verifier, bool]:
         """Give a user's verifier and whether it is real: an unknown user gets one that nothing fits.
 

@@ -15,11 +15,13 @@ _REMEMBERED: Final = 4096  # topics each way
 class Direction:
     """The `topic` lines of one direction; where several match a topic, the first counts."""
 
-    def __init__(self, lines: Iterable[tuple[str, int, str, str]]) -> None:
-        """`lines` are Topic Filter, QoS, the prefix that is taken off, the one that is put before what is left."""
+    def __init__(self, lines: Iterable[tuple[str, int, str, str, str]]) -> None:
+        """`lines` are Topic Filter, QoS, the prefix that is taken off, the one put before what is left, and the Topic
+        Filter of the other side.
+        """
         self.filters: dict[str, int] = {}  # and the QoS of each
         self._lines = list(lines)
-        for topic_filter, qos, _off, _on in self._lines:
+        for topic_filter, qos, *_others in self._lines:
             self.filters.setdefault(topic_filter, qos)
         self._known: dict[str, str | None] = {}
 
@@ -36,9 +38,11 @@ class Direction:
         return mapped
 
     def _map(self, topic: str) -> str | None:
-        for topic_filter, _qos, off, on in self._lines:
+        for topic_filter, _qos, off, on, other_filter in self._lines:
             if matches(topic_filter, topic):
-                return on + topic[len(off) :]
+                mapped = on + topic[len(off) :]
+                # taking a prefix off must not make $CONTROL of it for a line that says "#" [MQTT-4.7.2-1]
+                return None if mapped.startswith("$") and not other_filter.startswith("$") else mapped
         return None
 
 
@@ -49,12 +53,12 @@ class TopicMap:
     def __init__(self, topics: Iterable[BridgeTopic]) -> None:
         topics = list(topics)
         self.out = Direction(
-            (one.local_filter, one.qos, one.local_prefix, one.remote_prefix)
+            (one.local_filter, one.qos, one.local_prefix, one.remote_prefix, one.remote_filter)
             for one in topics
             if one.direction in ("out", "both")
         )
         self.inwards = Direction(
-            (one.remote_filter, one.qos, one.remote_prefix, one.local_prefix)
+            (one.remote_filter, one.qos, one.remote_prefix, one.local_prefix, one.local_filter)
             for one in topics
             if one.direction in ("in", "both")
         )

@@ -107,6 +107,12 @@ def _step(
             detail = "the certificate and the Authentication Method name different users"
             handshake.refuse(connection, reason_codes.NOT_AUTHORIZED, detail)
             return
+        if connection.limits.username_as_client_id and step.username != connect.username:
+            detail = (
+                "CONNECT, whose user name is the client id here, and the Authentication Method name different users"
+            )
+            handshake.refuse(connection, reason_codes.NOT_AUTHORIZED, detail)
+            return
         state.username = step.username
         handshake.let_in(broker, connection, connect, step.username, answer, now)
     elif step.username != state.username:  # everything that the Session holds belongs to the first

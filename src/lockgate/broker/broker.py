@@ -14,6 +14,7 @@ from lockgate.broker.decisions import (
     NOT_PERMITTED,
     NOT_RETAINED,
     QUEUE_FULL,
+    RETAINED_EXPIRED,
     SESSION_ENDED,
     SHED,
     SLOW_READER,
@@ -68,6 +69,7 @@ class Broker:
         "_connections_made",
         "_retained_sweep_at",
         "_store_deadline",
+        "absent_authority",
         "authenticator",
         "awaited",
         "committed_number",
@@ -89,6 +91,7 @@ class Broker:
         "own_sessions",
         "packet_rules",
         "pending",
+        "proves_users",
         "qos_0_is_special",
         "queued_count",
         "received_limit",
@@ -120,7 +123,9 @@ class Broker:
         self.information = information if information is not None else ServerInformation()
         self.authenticator = authenticator  # of enhanced authentication
         self.control: Control | None = None
-        self.default_authority: Authority | None = None  # for what was stored by an earlier process
+        self.default_authority: Authority | None = None  # for bridges of ours that give a user name
+        self.absent_authority: Authority | None = None  # over who is not here; by which listener it came, nobody knows
+        self.proves_users = False  # somebody looks at user names, be it at another listener
         self.store = store
         self.log = log
         self.tells_connections = True  # connection_messages
@@ -199,12 +204,7 @@ class Broker:
         self.router.forget_all()
         for session in self.sessions.values():
             connection, permissions = session.connection, session.permissions
-            if connection is not None:
-                authority = connection.limits.authority
-            else:
-                authority = self.default_authority
-                if authority is None and permissions is not None:
-                    authority = permissions.authority
+            authority = connection.limits.authority if connection is not None else self.absent_authority
             if session.client_id in self.own_sessions:
                 authority = None
             if permissions is not None:
@@ -544,6 +544,7 @@ class Broker:
                 self.watch_retained(now)
                 return
             routing.forget_retained(self, message)
+            self.decisions.record(RETAINED_EXPIRED, message.publisher, message.topic, now)
         self._retained_sweep_at = now
         self.deadlines.add(now, RETAINED, "")
 
@@ -604,5 +605,5 @@ class Broker:
         session = self.sessions.get(client_id)
         if session is not None:
             return session.permissions
-        authority = self.default_authority
+        authority = self.absent_authority
         return Permissions(authority, client_id, will.publisher_user, self.memory) if authority is not None else None

@@ -49,6 +49,7 @@ CONNECTED: Final = 1
 AUTHENTICATING: Final = 2  # between CONNECT and CONNACK
 CLOSING: Final = 3  # output may still leave, input is ignored
 
+_BEHIND_CONNECT_BYTES: Final = 4096  # that are read before the client is let in
 # What one connection may do in one turn, in deliveries at QoS 0, before others come in: a few milliseconds
 _TURN_WORK: Final = 40_000
 _REASON_CHARACTERS: Final = 200  # of a Reason String, whatever the client's own words in it
@@ -203,6 +204,8 @@ class Connection:
                 if packet is None:
                     if decoder.pending != self._unfinished:
                         self._count_unfinished(decoder.pending)
+                        if self.login is not None:  # no more may be wanted
+                            self.touch()
                     return
                 broker.statistics.received[packet.type] += 1
                 if self.state == CONNECTED:
@@ -264,7 +267,7 @@ class Connection:
         self.receive(b"", now)
 
     def await_login(self, packet: Connect) -> None:
-        """Handle and read nothing more until it is known whether the client is let in: `answer_login`."""
+        """Handle nothing more until it is known whether the client is let in, and read little: `answer_login`."""
         self.login = packet
         self.state = AUTHENTICATING
         self.throttled = True
@@ -479,6 +482,8 @@ class Connection:
         gate = self._acknowledgements
         if gate is not None and len(gate.held) > self.broker.limits.withheld:
             return False
+        if self.login is not None and self.decoder.pending < _BEHIND_CONNECT_BYTES:
+            return True  # else it is not seen when the peer leaves, and time goes into the passwords of the gone
         return not self.throttled and self.output_bytes <= self.broker.limits.output_bytes
 
     @property

@@ -19,6 +19,9 @@ NOT_RETAINED: Final = 9
 # What happened to a client
 DISCONNECTED: Final = 10
 SESSION_ENDED: Final = 11
+# Why there is no retained message any more
+CLEARED: Final = 12
+RETAINED_EXPIRED: Final = 13
 
 NAMES: Final = (
     "queue full",
@@ -33,6 +36,8 @@ NAMES: Final = (
     "not retained",
     "disconnected",
     "session ended",
+    "retained cleared",
+    "retained expired",
 )
 
 _CHARACTERS: Final = 512  # of a topic, a client id or a detail that are kept

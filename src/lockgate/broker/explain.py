@@ -62,6 +62,11 @@ def explain(broker: Broker, client_id: str, topic: str) -> list[Finding]:
             what = "refused" if decision.reason == decisions.REFUSED else "not retained"
             why = decision.detail or "retained_messages, retained_bytes or the memory budget is spent"
             text = f"a message on this topic from client {printable(decision.client_id)!r} was {what}: {why}"
+        elif decision.reason == decisions.CLEARED or decision.reason == decisions.RETAINED_EXPIRED:
+            if broker.retained.get(topic) is not None:
+                continue
+            what = "was cleared, with an empty one, by" if decision.reason == decisions.CLEARED else "expired, of"
+            text = f"the retained message {what} client {printable(decision.client_id)!r}"
         elif decision.client_id == client_id:
             text = _TEXTS[decision.reason]
         else:
@@ -100,6 +105,66 @@ def session_list(broker: Broker, now: float) -> list[dict[str, object]]:
             }
         )
     return found
+
+
+def delivery(broker: Broker, client_id: str, topic: str, publisher: str, now: float) -> dict[str, object]:
+    """Tell all that decides whether a client gets messages on a topic, for JSON; times are seconds from now.
+
+    `publisher` is the client id of who publishes them, empty where it is not known.
+    """
+    session = broker.sessions.get(client_id)
+    retained = broker.retained.get(topic)
+    said: dict[str, object] = {"session": None, "retained": None, "publisher": None}
+    if session is not None:
+        said["session"] = _described(broker, session, topic, now)
+    if retained is not None:
+        said["retained"] = {
+            "qos": retained.qos,
+            "payload_bytes": len(retained.payload),
+            "publisher": retained.publisher,
+            "expires_in": retained.expires_at - now if retained.expires_at != NEVER else None,
+        }
+    sender = broker.sessions.get(publisher) if publisher else None
+    if sender is not None:
+        said["publisher"] = {
+            "connected": sender.connection is not None,
+            "user": sender.username,
+            "may_publish": sender.permissions is None
+            or sender.permissions.authority.may_publish(publisher, sender.username, topic),
+        }
+    return said
+
+
+def _described(broker: Broker, session: Session, topic: str, now: float) -> dict[str, object]:
+    connection, permissions = session.connection, session.permissions
+    subscriptions: list[dict[str, object]] = []
+    for one in session.subscriptions.values():
+        others = [
+            member.client_id
+            for member in broker.sessions.values()
+            if one.share_name and one.requested_filter in member.subscriptions and member is not session
+        ]
+        subscriptions.append(
+            {
+                "filter": one.requested_filter,
+                "matches": matches(one.topic_filter, topic),
+                "qos": one.qos,
+                "no_local": one.no_local,
+                "share": one.share_name,
+                "others": sorted(others)[:_FILTERS_TOLD],
+            }
+        )
+    return {
+        "user": session.username,
+        "address": connection.peer if connection is not None else None,
+        "mount_point": connection.limits.mount_point if connection is not None else "",
+        "disconnected_for": now - session.disconnected_at if connection is None else None,
+        "durable": session.durable,
+        "subscriptions": subscriptions,
+        "may_receive": permissions is None or permissions.looks_receivable(topic),
+        "queued": session.queued_count,
+        "in_flight": len(session.in_flight),
+    }
 
 
 def subscription_tree(broker: Broker) -> str:

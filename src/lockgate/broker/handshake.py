@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lockgate.broker import authentication, inbound, outbound, restoring, shedding
+from lockgate.broker import authentication, inbound, outbound, restoring, shedding, subscribing
 from lockgate.broker import connection as states
 from lockgate.broker.limits import LARGEST_PACKET_BYTES
 from lockgate.broker.memory import session_bytes
@@ -126,14 +126,15 @@ def let_in(
         while client_id in broker.sessions:  # somebody may have chosen that name [MQTT-3.2.2-16]
             client_id = prefix + broker.new_client_id()
         answer.assigned_client_identifier = client_id
-    # A user name that nobody has looked at owns nothing.
+    # A user name that nobody has looked at owns nothing; as a claim it counts where nobody looks at any.
     owner = username if connection.proves_users else None
+    claimed = owner if broker.proves_users else username
     if connection.own:
         broker.own_sessions.add(client_id)
     elif client_id in broker.own_sessions:
         refuse(connection, reason_codes.NOT_AUTHORIZED, f"{printable(client_id)} is a bridge of ours")
         return
-    elif _is_too_much(broker, connection, client_id, now) or _is_anothers(broker, connection, client_id, username):
+    elif _is_too_much(broker, connection, client_id, now) or _is_anothers(broker, connection, client_id, claimed):
         return
     keep_alive = packet.keep_alive
     longest = broker.limits.max_keepalive
@@ -174,6 +175,7 @@ def let_in(
     session.connection = connection
     session.version = version
     _set_permissions(broker, connection, session, owner)
+    subscribing.end_revoked(broker, session)
     connection.state = states.CONNECTED
     connection.client_name = printable(client_id)
     connection.keep_alive_seconds = keep_alive

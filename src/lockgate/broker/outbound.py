@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from lockgate.broker.backlog import Backlog
     from lockgate.broker.broker import Broker
     from lockgate.broker.connection import Connection
-    from lockgate.broker.permissions import Permissions
     from lockgate.broker.session import Session, Subscription
 
 # How well a member of a Shared Subscription could take a message, the best first
@@ -77,7 +76,8 @@ def deliver(broker: Broker, subscription: Subscription, message: Message, now: f
 def readiness(broker: Broker, subscription: Subscription, message: Message) -> int:
     """Say how well a member of a Shared Subscription could take a message now: READY is best, MAY_NOT worst."""
     session = subscription.session
-    if session.permissions is not None and not session.permissions.may_receive(message.topic):
+    permissions = session.permissions
+    if permissions is not None and not (permissions.may_receive(message.topic) and permissions.may_keep(subscription)):
         return MAY_NOT
     connection = session.connection
     if message.qos == 0 or subscription.qos == 0:
@@ -572,16 +572,17 @@ def _is_wanted(broker: Broker, subscription: Subscription, message: Message, sin
     if permissions is None:
         return True
     return permissions.looks_receivable(message.topic) and (
-        not broker.limits.check_retain_source or _is_backed(broker, permissions, message)
+        not broker.limits.check_retain_source or _is_backed(broker, message)
     )
 
 
-def _is_backed(broker: Broker, permissions: Permissions, message: Message) -> bool:
+def _is_backed(broker: Broker, message: Message) -> bool:
     """Whether who published a retained message might still do so (check_retain_source)."""
     author = message.publisher
     if not author or author in broker.own_sessions:
         return True
-    return permissions.authority.may_publish(author, message.publisher_user, message.topic)
+    authority = broker.absent_authority  # not that of the receiver, whose listener may be another
+    return authority is None or authority.may_publish(author, message.publisher_user, message.topic)
 
 
 def keep_backlog(broker: Broker, connection: Connection, session: Session, now: float) -> None:

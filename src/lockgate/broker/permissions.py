@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from lockgate.broker.memory import Memory
 from lockgate.broker.ports import Authority, text_bytes
+
+if TYPE_CHECKING:
+    from lockgate.broker.session import Subscription
 
 _REMEMBERED: Final = 32  # topics, in each direction
 _CHARACTERS: Final = 256  # longer topics are asked about each time
@@ -46,6 +49,10 @@ class Permissions:
     def looks_receivable(self, topic: str) -> bool:
         """Like `may_receive`, for who remembers the answer, or will not ask again."""
         return self.authority.may_receive(self.client_id, self.username, topic)
+
+    def may_keep(self, subscription: Subscription) -> bool:
+        """Whether a Subscription still stands; that of a client that is here was looked at when it was made."""
+        return subscription.session.connection is not None or self.may_subscribe(subscription.topic_filter)
 
     def may_subscribe(self, topic_filter: str) -> bool:
         """Whether the client may subscribe to a filter, which stands without its `$share/NAME/`."""

@@ -41,7 +41,7 @@ def restore_session(
     session = Session(client_id, stored.expiry_interval, stored.username)
     session.durable = True
     session.disconnected_at = now
-    authority = broker.default_authority
+    authority = broker.absent_authority
     if authority is not None and client_id not in broker.own_sessions:
         session.permissions = Permissions(authority, client_id, stored.username, broker.memory)
     broker.sessions[client_id] = session

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, final
 
 from lockgate.broker import outbound, shedding
-from lockgate.broker.decisions import NOT_RETAINED
+from lockgate.broker.decisions import CLEARED, NOT_RETAINED
 from lockgate.broker.memory import retained_bytes
 from lockgate.broker.ports import NEVER, RETAINED, Delivery, Message
 from lockgate.broker.topic_tree import Route, SharedGroup, TopicTree
@@ -124,14 +124,14 @@ def _keep_permitted(route: Route, topic: str) -> None:
     """Leave out who may not receive a topic; members of a group are asked when it is their turn."""
     for subscription in route.subscriptions:
         permissions = subscription.session.permissions
-        if permissions is not None and not permissions.looks_receivable(topic):
+        if permissions is not None and not (permissions.looks_receivable(topic) and permissions.may_keep(subscription)):
             break
     else:
         return
     kept: list[Subscription] = []
     for subscription in route.subscriptions:
         permissions = subscription.session.permissions
-        if permissions is None or permissions.looks_receivable(topic):
+        if permissions is None or (permissions.looks_receivable(topic) and permissions.may_keep(subscription)):
             kept.append(subscription)
     route.subscriptions = kept
 
@@ -270,6 +270,7 @@ def _retain(broker: Broker, message: Message, now: float) -> int:
         if old is None:
             return 0
         number = forget_retained(broker, old)
+        broker.decisions.record(CLEARED, message.publisher, message.topic, now)
     else:
         if not _has_room(broker, message, old):
             broker.drop(NOT_RETAINED, message.publisher, message.topic, now)

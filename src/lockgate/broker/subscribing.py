@@ -117,6 +117,25 @@ def subscribe(broker: Broker, session: Session, requested_filter: str, options: 
     return subscription
 
 
+def _remove(broker: Broker, session: Session, subscription: Subscription) -> None:
+    requested_filter = subscription.requested_filter
+    broker.router.remove(subscription)
+    broker.memory.used -= subscription_bytes(requested_filter)
+    if session.durable:
+        broker.store.delete(broker.change(), SUBSCRIPTIONS, (session.client_id, requested_filter))
+
+
+def end_revoked(broker: Broker, session: Session) -> None:
+    """End the Subscriptions of a client that returns which it might not make any more."""
+    permissions = session.permissions
+    if permissions is None:
+        return
+    for subscription in list(session.subscriptions.values()):
+        if not permissions.may_subscribe(subscription.topic_filter):
+            del session.subscriptions[subscription.requested_filter]
+            _remove(broker, session, subscription)
+
+
 def handle_unsubscribe(broker: Broker, connection: Connection, session: Session, packet: Unsubscribe) -> None:
     """Remove Subscriptions and answer UNSUBACK (§3.10.4)."""
     _check_answer(connection, len(packet.topic_filters))
@@ -134,12 +153,9 @@ def handle_unsubscribe(broker: Broker, connection: Connection, session: Session,
             continue
         codes.append(reason_codes.SUCCESS)
         broker.log.unsubscribed(connection.client_name, topic_filter)
-        broker.router.remove(subscription)
-        broker.memory.used -= subscription_bytes(topic_filter)
+        _remove(broker, session, subscription)
         if connection.backlog is not None:
             connection.backlog.discard(topic_filter)
-        if session.durable:
-            broker.store.delete(broker.change(), SUBSCRIPTIONS, (session.client_id, topic_filter))
     # A filter that is gone already may have gone with a change whose UNSUBACK the client never saw.
     commit = broker.last_change if session.durable else 0
     connection.acknowledge(encode(UnsubAck(packet.packet_id, codes), connection.version), commit)

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
     scram_authenticator(config.broker)
+    check_access(config)
     check_rules(config)
     check_certificates(config)
     check_bridges(config)
@@ -25,6 +26,13 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"Warning: {warning}")
     print(summary(config))
     return 0
+
+
+def check_access(config: Config) -> None:
+    """Read password, ACL and dynamic security files. Raises ConfigError, with file and line."""
+    from lockgate.access import authorities
+
+    authorities.check(config.broker)
 
 
 def check_rules(config: Config) -> None:
@@ -61,7 +69,7 @@ def check_bridges(config: Config) -> None:
                 option = f"bridge_{error.what}"
                 place = bridge.tls.places.get(option)
                 path, line = place if place is not None else (config.broker.path, None)
-                file = f"{error.path} " if error.path is not None else ""
+                file = f"{error.path}: " if error.path is not None else ""
                 raise MosquittoConfError(f"{option}: {file}{error}.", path=path, line=line, key=option) from None
 
 

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import dataclasses
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,11 +17,11 @@ from typing import NoReturn
 
 from lockgate import __version__, app
 from lockgate.cli import process
-from lockgate.config import lockgate_toml
+from lockgate.cli.common import load_mosquitto, socket_folders
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BrokerConfig, Config, ListenerConfig
 from lockgate.config.mosquitto_conf import LOCAL_ADDRESSES, LOG_TYPES
-from lockgate.telemetry import logs
+from lockgate.telemetry import health, logs
 
 _PORTS = 10
 
@@ -100,10 +99,7 @@ def _octal(text: str) -> int:
 
 def _load(arguments: argparse.Namespace) -> Config:
     path: Path | None = arguments.config_file
-    beside = path.parent / "lockgate.toml" if path is not None else None
-    if beside is not None and not beside.exists():
-        beside = None
-    config = lockgate_toml.load(beside, os.environ, path)
+    config = load_mosquitto(path)
     broker = config.broker
     if arguments.port and not broker.listeners_said:
         listeners = tuple(
@@ -130,14 +126,13 @@ def _keylog(listener: ListenerConfig, arguments: argparse.Namespace) -> Listener
 
 def _test(config: Config) -> int:
     """Say what a start would stumble over; only the configuration itself decides the status, as with Mosquitto."""
-    from lockgate.cli.check import check_certificates
+    from lockgate.cli.check import check_access, check_certificates
 
     for warning in config.broker.warnings:
         print(f"Warning: {warning}", file=sys.stderr)
-    checks = (lambda: app.make_access(config.broker, None), lambda: check_certificates(config))
-    for check in checks:
+    for check in (check_access, check_certificates):
         try:
-            check()
+            check(config)
         except ConfigError as error:
             print(f"Warning: {error}", file=sys.stderr)
     print("Configuration file is OK.", file=sys.stderr)
@@ -146,14 +141,14 @@ def _test(config: Config) -> int:
 
 @contextlib.contextmanager
 def _places(config: Config, uid: int | None) -> Iterator[Config]:
-    """Give each process a folder of its own for its socket, and make the store's folder as long as root may.
+    """Give the broker a folder for its socket, and make the store's folder as long as root may.
 
     Where persistence is not said, and there is no folder to keep anything in and none can be made, nothing is kept.
     """
     gateway, broker = config.gateway, config.broker
     made: Path | None = None
     if gateway.run_dir is None:
-        made = Path(tempfile.mkdtemp(prefix="lockgate-"))
+        made = _socket_folder(broker.path)
         gateway = dataclasses.replace(gateway, run_dir=made)
         if uid is not None:
             os.chown(made, uid, -1)
@@ -163,7 +158,19 @@ def _places(config: Config, uid: int | None) -> Iterator[Config]:
         yield dataclasses.replace(config, gateway=gateway, broker=broker)
     finally:
         if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another one has begun to use it
+                made.rmdir()
+
+
+def _socket_folder(path: Path | None) -> Path:
+    """Make the folder where other commands look for this configuration's broker, or one that nobody else has."""
+    for folder in socket_folders(path) if path is not None else ():
+        if health.ask(folder / "broker.sock") is None:  # another one has it
+            with contextlib.suppress(OSError):
+                folder.mkdir(0o755, exist_ok=True)
+                if os.access(folder, os.W_OK):
+                    return folder
+    return Path(tempfile.mkdtemp(prefix="lockgate-"))
 
 
 def _make_store_folder(config: Config, broker: BrokerConfig, uid: int | None) -> BrokerConfig:

@@ -100,6 +100,9 @@ def _parse(words: list[str]) -> _Options:
             options.algorithm = _algorithm(words.pop(0))
         else:
             options.rounds = _rounds(words.pop(0))
+    most = hashes.MAXIMUM_PASSES if options.algorithm == "argon2id" else hashes.MAXIMUM_ROUNDS
+    if options.rounds is not None and options.rounds > most:
+        raise _Failed(f"Error: Number of iterations must be at most {most}.")
     for one, other, flags in (
         (options.create, options.delete, "-c and -D"),
         (options.create, options.upgrade, "-c and -U"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import time
 
 from lockgate.cli.mosquitto_format import NotPrintable, Printer
@@ -16,6 +15,7 @@ from lockgate.cli.mosquitto_wire import (
     Wire,
     complain,
     end_quietly_on_a_closed_pipe,
+    put,
     stop_on_signals,
 )
 from lockgate.mqtt.packets import V5, Publish, SubAck, SubscriptionRequest
@@ -53,7 +53,7 @@ def main(words: list[str]) -> int:
         if not options.quiet:
             complain(str(failure) if str(failure).startswith("Unable") else f"Error: {failure}")
         return failure.status
-    return 0
+    return program.status
 
 
 class _Requester(Wire):
@@ -101,7 +101,7 @@ class _Requester(Wire):
             if not self._options.quiet:
                 complain(str(error))
             text = error.printed
-        sys.stdout.buffer.write(text)
-        sys.stdout.buffer.flush()
+        if not put(text):
+            self.status = 1
         self._asked_at = None
         self.disconnect()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
 
 from lockgate.cli.mosquitto_format import NotPrintable, Printer
@@ -17,6 +16,7 @@ from lockgate.cli.mosquitto_wire import (
     Wire,
     complain,
     end_quietly_on_a_closed_pipe,
+    put,
     stop_on_signals,
 )
 from lockgate.mqtt.packets import Publish, SubAck, SubscriptionRequest
@@ -54,7 +54,7 @@ def main(words: list[str]) -> int:
         if not options.quiet:
             complain(str(failure) if str(failure).startswith("Unable") else f"Error: {failure}")
         return failure.status
-    return 0
+    return program.status
 
 
 class _Subscriber(Wire):
@@ -156,5 +156,7 @@ class _Subscriber(Wire):
                 + b"\x1b[%d;1H\x1b[2K" % row
                 + text.rstrip(b"\n")
             )
-        sys.stdout.buffer.write(text)
-        sys.stdout.buffer.flush()
+        if not put(text):
+            self.status = 1
+            self._wanted = False
+            self.disconnect()

@@ -112,6 +112,18 @@ def end_quietly_on_a_closed_pipe() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
+def put(text: bytes) -> bool:
+    """Write to standard output at once; say whether that went well, which is complained about once."""
+    try:
+        sys.stdout.buffer.write(text)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        complain(f"Error: Unable to write: {error.strerror}")
+        return False
+    return True
+
+
 def stop_on_signals() -> None:
     """Have SIGINT and SIGTERM raise Stopped."""
 

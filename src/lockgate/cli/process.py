@@ -72,7 +72,7 @@ def become(user: pwd.struct_passwd) -> None:
 
 def become_for_good(uid: int, gid: int) -> None:
     """Be another user, in no group but its own, with no capability and no way to one. Raises PermissionError."""
-    import ctypes  # which a broker without a store does not need
+    import ctypes  # a broker that gives up nothing does without it
 
     libc = ctypes.CDLL(None)
     for capability in range(64):  # of the bounding set, as long as that may be changed

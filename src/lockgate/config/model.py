@@ -86,7 +86,7 @@ class ListenerConfig:
     interface: str | None = None  # network device
     websockets: bool = False
     http_api: bool = False
-    http_dir: Path | None = None  # files for http_api and WebSocket listeners
+    http_dir: Path | None = None  # files for http_api listeners
     websockets_origins: tuple[str, ...] = ()  # empty: any
     proxy_protocol: Literal[0, 1, 2] = 0
     proxy_require_tls: bool = False

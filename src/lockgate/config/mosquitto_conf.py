@@ -481,7 +481,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "port": Option(default_listener, "port", "–", "old way to say `listener PORT`"),
     "bind_address": Option(default_listener, "address", "any", "address of that listener"),
-    "http_dir": Option(to_listener(a_path), "folder", "–", "files for http_api and websockets listeners"),
+    "http_dir": Option(to_listener(a_path), "folder", "–", "files for listeners with protocol http_api"),
     "packet_buffer_size": Option(
         to_broker(headers_size, "websockets_headers_size"),
         "0 to 65535",
@@ -661,11 +661,17 @@ PLUGIN_OPTIONS = ("plugin_opt_", "auth_opt_")  # free names behind these
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def read_mosquitto_conf(path: Path) -> BrokerConfig:
-    """The configuration in `path`. Raises ConfigError, for all mistakes together, if it cannot be used."""
+Locate = Callable[[Path], Path]
+
+
+def read_mosquitto_conf(path: Path, locate: Locate = Path) -> BrokerConfig:
+    """The configuration in `path`. Raises ConfigError, for all mistakes together, if it cannot be used.
+
+    `locate` says where a folder of `include_dir` lies here, if that is not where the file says.
+    """
     draft = Draft()
     errors: list[ConfigError] = []
-    for name, value, file, line in _lines(path, errors):
+    for name, value, file, line in read_lines(path, errors, locate):
         try:
             _apply(draft, name, value, file, line)
         except BadValue as bad:
@@ -687,7 +693,9 @@ def read_mosquitto_conf(path: Path) -> BrokerConfig:
     return _finish(draft, path)
 
 
-def _lines(path: Path, errors: list[ConfigError], included: bool = False) -> Iterator[tuple[str, str, Path, int]]:
+def read_lines(
+    path: Path, errors: list[ConfigError], locate: Locate = Path, included: bool = False
+) -> Iterator[tuple[str, str, Path, int]]:
     """Option, value, file and line, with included files at the place of their `include_dir`."""
     try:
         content = path.read_bytes()
@@ -714,14 +722,20 @@ def _lines(path: Path, errors: list[ConfigError], included: bool = False) -> Ite
             problem = "include_dir is not allowed in an included file."
             errors.append(MosquittoConfError(problem, path=path, line=number, key=name))
         else:
-            folder = Path(value)  # like Mosquitto, from the working directory
+            folder = locate(Path(value))  # like Mosquitto, from the working directory
             if not value or not folder.is_dir():
                 problem = f"Unable to open include_dir '{value}'." if value else f"Empty {name} value in configuration."
                 errors.append(MosquittoConfError(problem, path=path, line=number, key=name, accepted="a folder"))
                 continue
+            try:
+                names = [one for one in os.listdir(folder) if one.endswith(".conf") and one != ".conf"]
+            except OSError as error:  # without what it says about security, the rest must not count
+                problem = f"Unable to open include_dir '{value}': {error.strerror}."
+                errors.append(MosquittoConfError(problem, path=path, line=number, key=name))
+                continue
             # without regard to case; the capital before the small letter where that alone differs
-            for file in sorted(folder.glob("*.conf"), key=lambda file: (file.name.lower(), file.name)):
-                yield from _lines(file, errors, included=True)
+            for file in sorted(names, key=lambda file: (file.lower(), file)):
+                yield from read_lines(folder / file, errors, locate, included=True)
 
 
 def _apply(draft: Draft, name: str, value: str, path: Path, line: int) -> None:
@@ -943,6 +957,11 @@ def _finish(draft: Draft, path: Path) -> BrokerConfig:
     else:  # local-only mode
         said, places = draft.before_listeners, draft.places[0]
         listeners = tuple(_listener(said | {"address": address}, places) for address in LOCAL_ADDRESSES)
+    for one in listeners:
+        if one.http_dir is not None and not one.http_api:
+            draft.warnings.append(
+                f"http_dir of the listener on port {one.port} is ignored: `protocol http_api` is what serves files."
+            )
     if draft.bridges:
         from lockgate.config import bridge_options
 

@@ -14,6 +14,7 @@ from lockgate.broker.ports import NEVER, Message
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import Publish
+from lockgate.net.logins import Logins
 
 if TYPE_CHECKING:
     from lockgate.net.service import BrokerService
@@ -50,20 +51,29 @@ Endpoint = Callable[[bytes, str, Callable[[str], list[str]]], ControlAnswer]
 class ControlTopics:
     """The core's `Control`: requests are handled one after the other, beside the loop, and answered on it."""
 
-    def __init__(self, service: BrokerService, endpoints: Mapping[str, Endpoint]) -> None:
+    def __init__(self, service: BrokerService) -> None:
         self._service = service
-        self.endpoints = endpoints  # by topic
         self.enable_broker = False  # enable_control_api
 
     def request(self, number: int, client_id: str, username: str | None, topic: str, payload: bytes) -> None:
         """Take a request of a client that may publish it."""
-        endpoint = self.endpoints.get(topic)
+        endpoints = self._endpoints(number)
+        endpoint = endpoints.get(topic)
         if endpoint is not None:
             self._hand_over(endpoint, username or client_id, topic, payload)
         elif topic == BROKER and self.enable_broker:
-            self._answer(topic, self._broker(payload))
+            self._answer(topic, self._broker(payload, sorted(endpoints)))
         else:
             self._refuse(number, topic)
+
+    def _endpoints(self, number: int) -> Mapping[str, Endpoint]:
+        """Give what the rules of a connection let its client ask: who has other rules does not change these."""
+        broker = self._service.broker
+        connection = broker.connections.get(number)
+        if connection is None:
+            return {}
+        authority = broker.default_authority if connection.own else connection.limits.authority
+        return authority.rules.endpoints() if isinstance(authority, Logins) else {}
 
     def _hand_over(self, endpoint: Endpoint, requester: str, topic: str, payload: bytes) -> None:
         addresses: dict[str, list[str]] = {}  # taken now: the thread must not look into the core
@@ -118,7 +128,7 @@ class ControlTopics:
             if connection.fits(frame):
                 connection.send(frame)
 
-    def _broker(self, payload: bytes) -> bytes:
+    def _broker(self, payload: bytes, served: list[str]) -> bytes:
         responses: list[dict[str, Any]] = []
         try:
             commands = json.loads(payload)["commands"]
@@ -131,10 +141,10 @@ class ControlTopics:
             responses.append({"command": "Unknown command", "error": "Invalid/missing commands"})
             commands = []
         for one in commands:
-            responses.append(self._command(one))
+            responses.append(self._command(one, served))
         return json.dumps({"responses": responses}).encode()
 
-    def _command(self, one: object) -> dict[str, Any]:
+    def _command(self, one: object, served: list[str]) -> dict[str, Any]:
         if not isinstance(one, dict):
             return {"command": "Unknown command", "error": "Command not an object"}
         name = one.get("command")
@@ -144,7 +154,6 @@ class ControlTopics:
         elif name.lower() == "listlisteners":
             answer["data"] = {"listeners": [_described(one) for one in self._service.listener_configs()]}
         elif name.lower() == "listplugins":
-            served = sorted(self.endpoints)
             answer["data"] = {
                 "plugins": [{"name": topic.split("/")[1], "version": __version__, "control-endpoints": [topic]}
                             for topic in served]

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import logging
+import os
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from lockgate.config.model import ListenerConfig
-from lockgate.net.listener import Listener, ListenerSettings, bind
+from lockgate.net.listener import Listener, ListenerSettings, bind, bind_unix
 from lockgate.net.logins import Logins
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 _CLIENT_ID: Final = "http-api"  # as the rules know who asks, Mosquitto's
 _HEADERS: Final = {"Access-Control-Allow-Origin": "*"}
 _STOP_SECONDS: Final = 1.0
+_MOST_LOGINS: Final = 8  # whose passwords are looked at or wait for that; MQTT's clients have the same thread
 
 
 class HttpApi(Listener):
@@ -31,44 +33,66 @@ class HttpApi(Listener):
 
     def __init__(self, settings: ListenerSettings, service: BrokerService) -> None:
         self._runner: web.ServerRunner | None = None
-        self._port = 0
         self._context: ssl.SSLContext | None = None
+        self._logins = 0
         super().__init__(settings, service)
 
     def use(self, settings: ListenerSettings) -> None:
-        """Go on with other settings; a new certificate counts for the connections that come."""
+        """Go on with other settings; those of TLS, files that are others now too, count for the connections to come."""
         super().use(settings)
-        if self._context is None:
-            self._context = settings.tls.context if settings.tls is not None else None
-        elif self.config.tls is not None:  # which has just been found to be good
-            self._context.load_cert_chain(self.config.tls.certfile, self.config.tls.keyfile)
-
-    @property
-    def port(self) -> int:
-        """The port that was really opened; 0 for a Unix socket."""
-        return self._port
+        before, self._context = self._context, settings.tls.context if settings.tls is not None else None
+        if self._runner is not None and (before is not None or self._context is not None):
+            self.broker.spawn(self._serve())
 
     async def open(self) -> None:
         """Begin to answer; raises PortInUse, or OSError with the address in its text."""
-        server = web.Server(self._handle, access_log=None)
-        self._runner = web.ServerRunner(server, shutdown_timeout=_STOP_SECONDS)
-        await self._runner.setup()
         if self.config.path is not None:
-            await web.UnixSite(self._runner, self.config.path, ssl_context=self._context).start()
-            return
-        for sock in bind(self.config):
-            self._port = int(sock.getsockname()[1])
-            log.info("Opening http_api listen socket on port %d.", self._port)
-            await web.SockSite(self._runner, sock, ssl_context=self._context).start()
+            self._bound = [bind_unix(self.config.path)]
+            self._inode = os.stat(self.config.path).st_ino
+        else:
+            self._bound = bind(self.config)
+            log.info("Opening http_api listen socket on port %d.", self.port)
+        await self._serve()
+
+    async def _serve(self) -> None:
+        """Answer in the present way alone: connections of another are ended."""
+        runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=_STOP_SECONDS)
+        await runner.setup()
+        for sock in self._bound:
+            await web.SockSite(runner, sock.dup(), ssl_context=self._context).start()
+        before, self._runner = self._runner, runner
+        if before is not None:
+            await before.cleanup()
+        if self.is_closed:
+            await runner.cleanup()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it answers."""
+        return self._runner is not None
+
+    async def rest(self) -> None:
+        """Answer nobody until `open`."""
+        for sock in self._bound:
+            sock.close()
+        self._bound.clear()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        self._runner = None
 
     def close(self) -> None:
         """Answer nobody any more."""
+        super().close()
+        for sock in self._bound:
+            sock.close()
         if self._runner is not None:
             self.broker.spawn(self._runner.cleanup())
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.method != "GET":
             return web.Response(status=405, headers=_HEADERS | {"Allow": "GET"})
+        if self._logins >= _MOST_LOGINS:
+            return web.Response(status=503, text="Busy\n", headers=_HEADERS | {"Retry-After": "1"})
         if not await self._may_read(request):
             headers = _HEADERS | {"WWW-Authenticate": 'Basic realm="broker"'}
             return web.Response(status=401, text="Not authorised\n", headers=headers)
@@ -91,7 +115,11 @@ class HttpApi(Listener):
         if not isinstance(authority, Logins):
             return self.limits.allow_anonymous
         rules = authority.rules
-        permitted = await self.broker.hashing.run(lambda: rules.login(_CLIENT_ID, username, password))
+        self._logins += 1
+        try:
+            permitted = await self.broker.hashing.run(lambda: rules.login(_CLIENT_ID, username, password))
+        finally:
+            self._logins -= 1
         return permitted and rules.may_receive(_CLIENT_ID, username, request.path)
 
     async def _file(self, path: str) -> web.StreamResponse:
@@ -106,6 +134,8 @@ class HttpApi(Listener):
 
 def _find(folder: Path, path: str) -> Path | None:
     """Give the file of a URL's path below a folder, None where there is none, or where it lies elsewhere."""
+    if any(level in (".", "..") for level in path.split("/")):  # the rules were asked about the path as it stands
+        return None
     folder = folder.resolve()
     try:
         file = (folder / path.lstrip("/")).resolve()

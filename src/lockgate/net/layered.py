@@ -61,7 +61,7 @@ class LayeredStream(Stream):
         self._heard = True
         for layer in tuple(self._layers):
             data = layer.receive(data)
-            if layer.identity is not None:
+            if layer.identity is not None and self.connection.limits.username_from_certificate:
                 self.connection.identity = layer.identity
             if isinstance(layer, ProxyProtocol) and layer.header is not None:
                 self._layers.remove(layer)

@@ -120,7 +120,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         kind = "websockets" if self.config.websockets else ""
         if self.config.path is not None:
-            sock = _bind_unix(self.config.path)
+            sock = bind_unix(self.config.path)
             self._inode = os.stat(self.config.path).st_ino
             self._bound.append(sock)
             log.info("Opening %s listen socket on path %s.", kind or "unix", self.config.path)
@@ -131,6 +131,19 @@ class Listener:
             family = "ipv6" if sock.family == socket.AF_INET6 else "ipv4"
             log.info("Opening %s listen socket on port %d.", kind or family, sock.getsockname()[1])
             self._servers.append(await loop.create_server(self._accept, sock=sock, backlog=_BACKLOG))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it accepts."""
+        return bool(self._servers)
+
+    async def rest(self) -> None:
+        """Accept nothing more until `open`; who is connected stays."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        self._bound.clear()
+        await asyncio.sleep(0)  # the loop closes the sockets in a turn of its own
 
     @property
     def port(self) -> int:
@@ -163,7 +176,7 @@ class Listener:
                     os.unlink(self.config.path)
 
 
-def _bind_unix(path: Path) -> socket.socket:
+def bind_unix(path: Path) -> socket.socket:
     """Bind to a path; a socket that a dead program left there is replaced."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lockgate.broker.ports import DENIED, LATER, PERMITTED, Authenticator
 from lockgate.config.model import BrokerConfig, ListenerConfig
-from lockgate.net.control import Endpoint
+
+if TYPE_CHECKING:
+    from lockgate.net.control import Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,9 @@ class Rules(Protocol):
 
     def may_unsubscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool: ...
 
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """What clients that these rules let in may ask of who makes them, by topics below `$CONTROL/`."""
+
     def readmits(self, client_id: str, username: str | None, by_certificate: bool, before: Any) -> bool:
         """Whether a client that the rules `before`, of the same kind, let in may stay under these."""
 
@@ -41,20 +46,21 @@ class Access(Protocol):
     def rules(self, listener: ListenerConfig) -> Rules | None:
         """Whom a listener asks; None where there is nobody to ask."""
 
-    def endpoints(self) -> Mapping[str, Endpoint]:
-        """What clients may ask of the authorities themselves, by topics below `$CONTROL/`."""
+
+class Methods(Authenticator, Protocol):
+    """The Authentication Methods of a configuration."""
+
+    def credential(self, username: str) -> object:
+        """What a user is known by, which is equal as long as nothing about the login changes; None: not known."""
 
 
 # Makes what a configuration names, and keeps of what was there what belongs to the running broker; raises ConfigError.
-MakeAccess = Callable[[BrokerConfig, Access | None], tuple[Authenticator | None, Access]]
+MakeAccess = Callable[[BrokerConfig, Access | None], tuple[Methods | None, Access]]
 
 
 class _Nobody:
     def rules(self, listener: ListenerConfig) -> None:
         return None
-
-    def endpoints(self) -> Mapping[str, Endpoint]:
-        return {}
 
 
 def no_access(config: BrokerConfig, before: Access | None) -> tuple[None, Access]:
@@ -97,6 +103,47 @@ class Logins:
     def may_unsubscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool:
         """Whether a client may end a Subscription."""
         return self.rules.may_unsubscribe(client_id, username, topic_filter)
+
+
+class SomeListener:
+    """An `Authority` over clients whose listener is not known: they may do what the rules of one of them allow.
+
+    A listener without rules lets do everything: `anonymous` says whether there is one, `users` whether it proves names.
+    """
+
+    def __init__(self, authorities: Iterable[Logins], *, anonymous: bool, users: bool) -> None:
+        self._authorities = tuple(authorities)
+        self._anonymous = anonymous
+        self._users = users
+
+    def ask_login(
+        self, number: int, client_id: str, username: str | None, password: bytes | None, certified: bool
+    ) -> int:
+        """Let nobody in: that is for a listener's own authority to do."""
+        return DENIED
+
+    def _unruled(self, username: str | None) -> bool:
+        return self._anonymous if username is None else self._users
+
+    def may_publish(self, client_id: str, username: str | None, topic: str) -> bool:
+        """Whether a client may publish to a topic."""
+        return self._unruled(username) or any(one.may_publish(client_id, username, topic) for one in self._authorities)
+
+    def may_receive(self, client_id: str, username: str | None, topic: str) -> bool:
+        """Whether a client may be sent a message of a topic."""
+        return self._unruled(username) or any(one.may_receive(client_id, username, topic) for one in self._authorities)
+
+    def may_subscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool:
+        """Whether a client may subscribe to a filter."""
+        return self._unruled(username) or any(
+            one.may_subscribe(client_id, username, topic_filter) for one in self._authorities
+        )
+
+    def may_unsubscribe(self, client_id: str, username: str | None, topic_filter: str) -> bool:
+        """Whether a client may end a Subscription."""
+        return self._unruled(username) or any(
+            one.may_unsubscribe(client_id, username, topic_filter) for one in self._authorities
+        )
 
 
 class Hashing:

@@ -23,9 +23,10 @@ from lockgate import __version__
 from lockgate.broker import restoring
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
-from lockgate.broker.explain import explain, session_list, subscription_tree
+from lockgate.broker.explain import delivery, explain, session_list, subscription_tree
 from lockgate.broker.limits import QUEUE_HEAD, Limits, ListenerLimits, ServerInformation, StandingSession
 from lockgate.broker.ports import (
+    Authority,
     Delivery,
     Keeper,
     Message,
@@ -44,8 +45,8 @@ from lockgate.mqtt.reason_codes import NOT_AUTHORIZED
 from lockgate.net.complaints import Complaints
 from lockgate.net.control import ControlTopics
 from lockgate.net.figures import Figures
-from lockgate.net.listener import Listener, ListenerSettings, door
-from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Rules, no_access
+from lockgate.net.listener import Listener, ListenerSettings, PortInUse, door
+from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Methods, Rules, SomeListener, no_access
 from lockgate.net.stream import Stream
 from lockgate.telemetry import logs
 
@@ -268,6 +269,16 @@ class Doors:
 
         self.settings = [ListenerSettings(one, config, authority(one)) for one in config.listeners]
         self.default = authority(ListenerConfig())
+        limits = [one.limits for one in self.settings if not one.config.http_api]
+        certified = config.scram_file is not None
+        self.prove_users = certified or any(one.authority or one.username_from_certificate for one in limits)
+        unruled = [one for one in limits if one.authority is None]
+        asked = dict.fromkeys(one.authority for one in limits if isinstance(one.authority, Logins))
+        self.absent: Authority | None = None
+        if asked:
+            users = bool(unruled) and (certified or any(one.username_from_certificate for one in unruled))
+            several = SomeListener(asked, anonymous=bool(unruled), users=users)
+            self.absent = several if unruled or len(asked) > 1 else next(iter(asked))
 
 
 def _spare_collector() -> None:
@@ -294,11 +305,11 @@ class BrokerService:
         make_bridges: MakeBridges | None = None,
     ) -> None:
         self._make_access = make_access if make_access is not None else no_access
-        authenticator, self._access = self._make_access(config, None)
+        self._methods, self._access = self._make_access(config, None)
         self._config = config
         self._store = open_store(self)
         limits, information = broker_limits(config), server_information(config)
-        self.broker = Broker(limits, self._store, _Log(), _new_client_id, authenticator, information)
+        self.broker = Broker(limits, self._store, _Log(), _new_client_id, self._methods, information)
         self.broker.tells_connections = config.connection_messages
         self.hashing = Hashing(self._is_there, self._login_answered)
         self._sys_interval = config.sys_interval
@@ -308,10 +319,12 @@ class BrokerService:
         self.complaints = Complaints()
         self.handshakes_failed = 0  # of TLS, WebSocket and the PROXY protocol
         self._warnings = config.warnings
+        self._topic_log: logging.Handler | None = None
         doors = Doors(config, self._access, self.hashing)
-        self.broker.default_authority = doors.default
+        self.broker.default_authority, self.broker.absent_authority = doors.default, doors.absent
+        self.broker.proves_users = doors.prove_users
         self.listeners = [self._listener(settings) for settings in doors.settings]
-        self._control = ControlTopics(self, self._access.endpoints())
+        self._control = ControlTopics(self)
         self._control.enable_broker = config.enable_control_api
         self.broker.control = self._control
         self._tasks: set[asyncio.Task[None]] = set()
@@ -375,9 +388,11 @@ class BrokerService:
         """
         config = whole.broker
         restart = [name for name in _AT_START if getattr(config, name) != getattr(self._config, name)]
-        authenticator, access = self._make_access(config, self._access)
+        methods, access = self._make_access(config, self._access)
         doors = Doors(config, access, self.hashing)
         known = {door(listener.config): listener for listener in self.listeners}
+        wanted = {door(settings.config) for settings in doors.settings}
+        leaving = [listener for place, listener in known.items() if place not in wanted]
         opened: list[Listener] = []
         listeners: dict[Listener, ListenerSettings] = {}
         try:
@@ -385,17 +400,21 @@ class BrokerService:
                 listener = known.get(door(settings.config))
                 if listener is None:
                     listener = self._listener(settings)
-                    if not await _open(listener, config):
+                    if not await self._make_room_and_open(listener, config, leaving):
                         continue
                     opened.append(listener)
                 listeners[listener] = settings
         except OSError:
             for listener in opened:
+                await listener.rest()
                 listener.close()
+            for listener in leaving:
+                if not listener.is_open:
+                    await listener.open()
             raise
         # Nothing fails from here on.
         for connection in list(self.broker.pending.values()):
-            if connection.login is not None:  # by the rules that were
+            if connection.login is not None or connection.authentication is not None:  # by the rules that were
                 connection.close("the rules have changed while it was let in; it may come again")
         before = {listener: listener.limits for listener in self.listeners}
         for listener, settings in listeners.items():
@@ -405,15 +424,16 @@ class BrokerService:
                 listener.close()
         self.listeners = list(listeners)
         self._access = access
-        self.broker.authenticator = authenticator
-        self.broker.default_authority = doors.default
+        known_before, self._methods = self._methods, methods
+        self.broker.authenticator = methods
+        self.broker.default_authority, self.broker.absent_authority = doors.default, doors.absent
+        self.broker.proves_users = doors.prove_users
         self.broker.tells_connections = config.connection_messages
-        self._control.endpoints = access.endpoints()
         self._control.enable_broker = config.enable_control_api
         self._trusted_proxies = config.trusted_proxies
         self.broker.reload(broker_limits(config), server_information(config))
         for listener, limits in before.items():
-            self._readmit(listener, limits)
+            self._readmit(listener, limits, known_before)
         if config.sys_interval != self._sys_interval:
             self._sys_interval = config.sys_interval
             if self._figures_timer is not None:
@@ -434,6 +454,18 @@ class BrokerService:
         self._config = config
         self.flush()
 
+    async def _make_room_and_open(self, listener: Listener, config: BrokerConfig, leaving: list[Listener]) -> bool:
+        """Like `_open`; a listener that goes and has the same port, at another address, say, gives it up."""
+        try:
+            return await _open(listener, config)
+        except PortInUse as error:
+            former = [one for one in leaving if one.is_open and one.port == error.port]
+            if not former:
+                raise
+            for one in former:
+                await one.rest()
+            return await _open(listener, config)
+
     def _warn_of_open_doors(self) -> None:
         for listener in self.listeners:
             config = listener.config
@@ -449,19 +481,27 @@ class BrokerService:
 
         return HttpApi(settings, self)
 
-    def _readmit(self, listener: Listener, before: ListenerLimits) -> None:
+    def _readmit(self, listener: Listener, before: ListenerLimits, known_before: Methods | None) -> None:
         """Disconnect the clients of a listener that its new rules would not let in."""
+        methods = self._methods
         limits, now = listener.limits, self.clock()
         old = before.authority.rules if isinstance(before.authority, Logins) else None
         new = limits.authority.rules if isinstance(limits.authority, Logins) else None
         for stream in list(listener.streams):
             connection = stream.connection
             session = connection.session
-            if session is None or connection.authentication is not None:
+            if session is None:
                 continue
             certified = limits.username_from_certificate
-            if new is None:
-                stays = limits.allow_anonymous or connection.identity is not None
+            proved = connection.authentication
+            if certified and (connection.identity is None or connection.identity != session.username):
+                stays = False
+            elif proved is not None:
+                known = methods.credential(proved.username) if methods is not None else None
+                was = known_before.credential(proved.username) if known_before is not None else None
+                stays = known is not None and known == was
+            elif new is None:
+                stays = limits.allow_anonymous or certified
             elif old is None:  # nobody had looked at its name
                 stays = new.login(session.client_id, session.username if certified else None, None, certified)
             else:
@@ -481,10 +521,14 @@ class BrokerService:
         return [listener.config for listener in self.listeners]
 
     def _log_to_topics(self, config: LogConfig) -> None:
+        if self._topic_log is not None:
+            logs.remove(self._topic_log)
+            self._topic_log = None
         if "topic" in config.destinations:
             from lockgate.net.topic_log import TopicLog
 
-            logs.add(TopicLog(self), config)
+            self._topic_log = TopicLog(self)
+            logs.add(self._topic_log, config)
 
     def lets_anonymous_in(self, config: ListenerConfig) -> bool:
         """Whether a listener lets clients in that give no user name."""
@@ -520,6 +564,8 @@ class BrokerService:
         while self._streams and self.clock() < deadline:
             await asyncio.sleep(0.01)
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._topic_log is not None:
+            logs.remove(self._topic_log)
         self.hashing.close()
         self.complaints.close()
         self._store.close()
@@ -748,7 +794,12 @@ class BrokerService:
 
     def answers(self) -> Mapping[str, Callable[[Mapping[str, object]], Mapping[str, object]]]:
         """Give what answers the questions of the command line."""
-        return {"explain": self.explain, "sessions": self.sessions, "health": self.health}
+        return {
+            "explain": self.explain,
+            "delivery": self.delivery,
+            "sessions": self.sessions,
+            "health": self.health,
+        }
 
     def health(self, _arguments: Mapping[str, object] = MappingProxyType({})) -> Mapping[str, object]:
         """Answer `lockgate healthcheck`: does the core pass a message on, and does the store commit?"""
@@ -782,6 +833,11 @@ class BrokerService:
             done = action == "drop" and self.broker.drop_session(client_id, now)
         self.save()  # nobody waits for it, and whoever asked wants to rely on it
         return {} if done else {"problem": "there is no session of this client id"}
+
+    def delivery(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        """Answer `lockgate doctor`: does a `client` get what comes on a `topic`? With what `explain` answers."""
+        client_id, topic, publisher = (str(arguments.get(name, "")) for name in ("client", "topic", "publisher"))
+        return {**delivery(self.broker, client_id, topic, publisher, self.clock()), **self.explain(arguments)}
 
     def explain(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
         """Answer `lockgate explain`: why did a `client` get nothing on a `topic`? Times are seconds since 1970."""

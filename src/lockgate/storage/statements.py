@@ -58,6 +58,7 @@ STATEMENTS: Final = {
     ),
     "delivered": Statement("DELETE FROM deliveries WHERE id IN (", "?", ")"),
 }
+DELIVERY_WIDTH: Final = STATEMENTS["deliveries"].row.count("?")  # values of a row; the first one is its id
 _END_SESSIONS: Final = (
     Statement("DELETE FROM sessions WHERE number IN (", "?", ")"),
     Statement("DELETE FROM subscriptions WHERE session IN (", "?", ")"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import sqlite3
@@ -53,13 +54,14 @@ _JOURNAL_BYTES: Final = 16 * 1024 * 1024  # of the WAL file, between bursts
 class _Commit:
     """What the writer thread is busy with."""
 
-    __slots__ = ("batches", "future", "makes_room", "purging", "wanted")
+    __slots__ = ("batches", "future", "makes_room", "purging", "removed", "wanted")
 
     def __init__(self, batches: list[Batch], wanted: list[tuple[str, int, int, int]], purging: list[int]) -> None:
         self.batches = batches
         self.wanted = wanted  # client id, number, after, limit
         self.purging = purging
-        self.makes_room: Batch | None = None  # only a few deliveries that are done, of a batch that waits
+        self.makes_room: Batch | None = None  # only a few deliveries that are done, of a batch that waits: `removed`
+        self.removed: list[object] = []
         self.future: Future[_Result]
 
 
@@ -349,11 +351,14 @@ class SqliteStore:
 
     def _make_room(self) -> bool:
         """Write only a few of the deliveries that are done, if there are any: on a full disk less is more."""
+        unwritten: set[object] = set()  # to remove them now would leave them in the file when they are written
         for batch in self._unwritten:
-            piece = batch.values["delivered"][:_PIECE]
+            done = batch.values["delivered"]
+            piece = list(itertools.islice((row for row in done if row not in unwritten), _PIECE))
+            unwritten.update(batch.values["deliveries"][:: statements.DELIVERY_WIDTH])
             if piece:
                 commit = _Commit([], [], [])
-                commit.makes_room = batch
+                commit.makes_room, commit.removed = batch, piece
 
                 def work(connection: sqlite3.Connection, piece: list[object] = piece) -> _Result:
                     execute_rows(connection, statements.STATEMENTS["delivered"], piece)
@@ -429,7 +434,9 @@ class SqliteStore:
         result = commit.future.result()
         if commit.makes_room is not None:
             self._reserve.keep()
-            del commit.makes_room.values["delivered"][:_PIECE]
+            removed = {*commit.removed}
+            values = commit.makes_room.values
+            values["delivered"] = [row for row in values["delivered"] if row not in removed]
             return
         for number in result.purged:
             self._purging.remove(number)

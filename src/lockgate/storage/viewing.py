@@ -90,6 +90,13 @@ class View:
         yield from self._read("retained", MESSAGE_COLUMNS, self._retained)
         yield from self._read("wills", WILL_COLUMNS, self._will)
 
+    def glance(self) -> None:
+        """Have SQLite check the file quickly, without its indexes, which `problems` then says."""
+        try:
+            self.problems.update(findings(self._connection, _MOST_FINDINGS, thorough=False))
+        except FAILURES as error:
+            self.problems[told(error)] += 1
+
     def examine(self) -> None:
         """Have SQLite check the file, and look for rows that belong to nothing, which `problems` then says."""
         try:

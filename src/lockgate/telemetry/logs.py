@@ -56,37 +56,68 @@ class _TypeFilter(logging.Filter):
         return min(record.levelno, logging.ERROR) // 10 * 10 in self._levels
 
 
+class Places:
+    """Where a LogConfig sends lines, opened and not in use yet."""
+
+    def __init__(self, config: LogConfig) -> None:
+        """Raises ConfigError for a destination that cannot be opened."""
+        self._config = config
+        places = [one for one in config.destinations if one not in ("none", "topic")]  # the broker sees to its topics
+        self._handlers = [_handler(destination, config) for destination in places]
+
+    def use(self) -> None:
+        """Send all log lines of this process here, to what was added, and nowhere else."""
+        formatter, types = MosquittoFormatter(self._config), _TypeFilter(self._config)
+        for handler in self._handlers:
+            if not isinstance(handler, SysLogHandler):  # syslog has a time of its own
+                handler.setFormatter(formatter)
+            handler.addFilter(types)
+        root = logging.getLogger()
+        for old in root.handlers[:]:
+            if old not in _added:
+                root.removeHandler(old)
+                old.close()
+        for handler in self._handlers or [logging.NullHandler()]:
+            root.addHandler(handler)
+        # A line nobody wants is not even made: at three for each client that comes and goes that was a quarter of its
+        # cost.
+        root.setLevel(types.lowest)
+        for logger, name in ((subscribe, "subscribe"), (unsubscribe, "unsubscribe")):
+            logger.setLevel(logging.INFO if name in self._config.types else logging.CRITICAL)
+        logging.getLogger("asyncio").setLevel(logging.INFO)
+        logging.captureWarnings(True)
+
+    def close(self) -> None:
+        """Close what will not be used."""
+        for handler in self._handlers:
+            handler.close()
+
+
+_added: list[logging.Handler] = []
+
+
 def configure(config: LogConfig) -> None:
-    """Send all log lines of this process where `config` says, and nowhere else.
+    """Send all log lines of this process where `config` says.
 
     Raises ConfigError for a destination that cannot be opened. Called again, it replaces what was there.
     """
-    places = [one for one in config.destinations if one not in ("none", "topic")]  # the broker sees to its topics
-    handlers = [_handler(destination, config) for destination in places]
-    formatter, types = MosquittoFormatter(config), _TypeFilter(config)
-    for handler in handlers:
-        if not isinstance(handler, SysLogHandler):  # syslog has a time of its own
-            handler.setFormatter(formatter)
-        handler.addFilter(types)
-    root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-        old.close()
-    for handler in handlers or [logging.NullHandler()]:
-        root.addHandler(handler)
-    # A line nobody wants is not even made: at three for each client that comes and goes that was a quarter of its cost.
-    root.setLevel(types.lowest)
-    for logger, name in ((subscribe, "subscribe"), (unsubscribe, "unsubscribe")):
-        logger.setLevel(logging.INFO if name in config.types else logging.CRITICAL)
-    logging.getLogger("asyncio").setLevel(logging.INFO)
-    logging.captureWarnings(True)
+    Places(config).use()
 
 
 def add(handler: logging.Handler, config: LogConfig) -> None:
-    """Send log lines to one more place, until `configure` is called again."""
+    """Send log lines to one more place, until `remove`."""
     handler.setFormatter(MosquittoFormatter(config))
     handler.addFilter(_TypeFilter(config))
     logging.getLogger().addHandler(handler)
+    _added.append(handler)
+
+
+def remove(handler: logging.Handler) -> None:
+    """Take back what was added."""
+    logging.getLogger().removeHandler(handler)
+    if handler in _added:
+        _added.remove(handler)
+    handler.close()
 
 
 def _handler(destination: str, config: LogConfig) -> logging.Handler:

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
+from typing import NamedTuple
 
 _LISTEN = "0A"
+_PROC = Path("/proc")
+
+
+class Holder(NamedTuple):
+    """A socket that listens; `pid` is None where its process cannot be seen."""
+
+    address: str
+    pid: int | None
+    name: str
+    command: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid})"
 
 
 def who_listens(port: int) -> str | None:
@@ -13,35 +28,63 @@ def who_listens(port: int) -> str | None:
 
     Another user's processes show their sockets only to root.
     """
-    inodes = _listening_inodes(port)
-    if not inodes:
-        return None
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal() and _holds(process, inodes):
-            return f"{_name(process)} (pid {process.name})"
-    return None
+    return next((str(one) for one in holders(port) if one.pid is not None), None)
 
 
-def _listening_inodes(port: int) -> set[str]:
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+def holders(port: int, proc: Path = _PROC) -> list[Holder]:
+    """Give every socket that listens on TCP `port`, with its process where that can be seen."""
+    sockets = _listening(port, proc)
+    if not sockets:
+        return []
+    owners = _owners({f"socket:[{inode}]" for _, inode in sockets}, proc)
+    found = []
+    for address, inode in sockets:
+        process = owners.get(f"socket:[{inode}]")
+        if process is None:
+            found.append(Holder(address, None, "a program", ()))
+        else:
+            found.append(Holder(address, int(process.name), _name(process), _command(process)))
+    return found
+
+
+def _listening(port: int, proc: Path) -> list[tuple[str, str]]:
+    """Give address and inode of each socket."""
+    found = []
+    for table in ("tcp", "tcp6"):
         try:
-            lines = Path(table).read_text().splitlines()[1:]
+            lines = (proc / "net" / table).read_text().splitlines()[1:]
         except OSError:
             continue
         for line in lines:
             columns = line.split()  # 1: local address, 3: state, 9: inode
-            if columns[3] == _LISTEN and int(columns[1].rpartition(":")[2], 16) == port:
-                inodes.add(columns[9])
-    return inodes
+            address, _, number = columns[1].rpartition(":")
+            if columns[3] == _LISTEN and int(number, 16) == port:
+                found.append((_spelled(address), columns[9]))
+    return found
 
 
-def _holds(process: Path, inodes: set[str]) -> bool:
-    sockets = {f"socket:[{inode}]" for inode in inodes}
+def _spelled(address: str) -> str:
+    """Give an address as people write it; the kernel prints words of the machine's byte order."""
+    words = [bytes.fromhex(address[at : at + 8])[::-1] for at in range(0, len(address), 8)]
+    return socket.inet_ntop(socket.AF_INET if len(words) == 1 else socket.AF_INET6, b"".join(words))
+
+
+def _owners(sockets: set[str], proc: Path) -> dict[str, Path]:
+    owners: dict[str, Path] = {}
+    for process in proc.iterdir():
+        if process.name.isdecimal():
+            for target in _targets(process) & sockets:
+                owners.setdefault(target, process)
+            if len(owners) == len(sockets):
+                break
+    return owners
+
+
+def _targets(process: Path) -> set[str]:
     try:
-        return any(_target(descriptor) in sockets for descriptor in (process / "fd").iterdir())
+        return {_target(descriptor) for descriptor in (process / "fd").iterdir()}
     except OSError:  # it ended, or it is not ours to look at
-        return False
+        return set()
 
 
 def _target(descriptor: Path) -> str:
@@ -56,3 +99,11 @@ def _name(process: Path) -> str:
         return (process / "comm").read_text().strip()
     except OSError:
         return "a program"
+
+
+def _command(process: Path) -> tuple[str, ...]:
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return ()
+    return tuple(word.decode(errors="replace") for word in words if word)

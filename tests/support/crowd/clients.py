@@ -296,7 +296,8 @@ class Publisher(Client):
             topic, qos = self.chance.choice(self._topics)
             self._sequences[topic] += 1
             clears = topic.startswith("retained/") and self.chance.random() < 0.1
-            note = Note(self.name, topic, self._sequences[topic], qos, clears, now)
+            refusable = self.version == V5
+            note = Note(self.name, topic, self._sequences[topic], qos, clears, now, refusable=refusable)
             outgoing = Outgoing(note, self._free.pop())
             self._outgoing[outgoing.packet_id] = outgoing
             self._awaited["PUBACK" if qos == 1 else "PUBREC"].append(outgoing.packet_id)

@@ -71,6 +71,10 @@ WHOLE = base64.b64encode(b"h" * 64).decode()
         ("$7$c2FsdA==$" + WHOLE, "is not a password hash"),
         ("$7$0$c2FsdA==$" + WHOLE, "has 0 rounds"),
         ("$7$9999999999$c2FsdA==$" + WHOLE, "has 9999999999 rounds"),
+        ("$7$10000001$c2FsdA==$" + WHOLE, "must be 1 to 10000000"),
+        (ARGON2ID.replace("m=64,", "m=1048577,"), "asks for 1048577 KiB"),
+        (ARGON2ID.replace("t=1,", "t=262145,"), "must be at most 262144"),
+        (ARGON2ID.replace("m=64,t=1", "m=0,t=1"), "damaged"),
         ("$7$-1$c2FsdA==$" + WHOLE, "is not a password hash"),
         ("$argon2id$", "is a damaged Argon2id hash"),
         (ARGON2ID.replace("m=64", "m=x"), "is a damaged Argon2id hash"),
@@ -101,7 +105,7 @@ def test_nobodys_hash_is_as_dear_and_fits_nothing(text: str) -> None:
 
 
 def test_a_hash_that_needs_more_memory_than_there_is_refuses_the_login(caplog: pytest.LogCaptureFixture) -> None:
-    assert not hashes.parse(ARGON2ID.replace("m=64", "m=4294967295")).verify(b"secret")
+    assert not Argon2id(ARGON2ID.replace("m=64", "m=4294967295")).verify(b"secret")
     assert "cannot be computed" in caplog.text
 
 
@@ -109,3 +113,26 @@ def test_a_hash_that_needs_more_memory_than_there_is_refuses_the_login(caplog: p
 def test_any_text_is_a_hash_or_a_value_error(text: str) -> None:
     with contextlib.suppress(ValueError):
         assert str(hashes.parse(text)) == text
+
+
+@pytest.mark.parametrize("algorithm", ["argon2id", "sha512-pbkdf2"])
+def test_a_password_that_was_right_is_known_again(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, other = hashes.make(b"right", algorithm), hashes.make(b"left", algorithm)
+    hashed: list[bytes] = []
+    dear = type(made)._fits  # type: ignore[attr-defined]
+
+    def fits(self: object, password: bytes) -> bool:
+        hashed.append(password)
+        return bool(dear(self, password))
+
+    monkeypatch.setattr(type(made), "_fits", fits)
+    assert [made.verify(word) for word in (b"right", b"right", b"wrong", b"wrong", b"right")] == [
+        True, True, False, False, True
+    ]  # fmt: skip
+    assert hashed == [b"right", b"wrong", b"wrong"]
+    assert not other.verify(b"right")
+    monkeypatch.setattr(hashes, "_MOST_REMEMBERED", 1)
+    assert other.verify(b"left")
+    assert made.verify(b"right")
+    assert made.verify(b"right")
+    assert not hashes.parse(str(hashes.like(made))).verify(b"right")

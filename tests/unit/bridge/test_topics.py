@@ -44,6 +44,14 @@ def test_an_empty_pattern_maps_exactly_one_topic() -> None:
     assert topics.out.map("a/bc") is None
 
 
+def test_taking_a_prefix_off_makes_no_topic_of_the_server_of_it() -> None:
+    topics = TopicMap([BridgeTopic(pattern="#", direction="both", remote_prefix="site/")])
+    assert topics.inwards.map("site/a") == "a"
+    assert topics.inwards.map("site/$CONTROL/dynamic-security/v1") is None
+    named = TopicMap([BridgeTopic(pattern="$CONTROL/#", direction="in", remote_prefix="site/")])
+    assert named.inwards.map("site/$CONTROL/x") == "$CONTROL/x"
+
+
 def test_the_first_line_that_matches_counts() -> None:
     topics = TopicMap(
         [

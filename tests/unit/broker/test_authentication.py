@@ -275,6 +275,18 @@ def test_where_the_certificate_is_the_user_the_method_must_name_the_same(identit
     assert peer.closed == (identity != "ann")
 
 
+@pytest.mark.parametrize("claimed", ["ann", "bob"])
+def test_where_the_user_is_the_client_id_the_method_must_name_the_same(claimed: str) -> None:
+    server = Server(listener=ListenerLimits(username_as_client_id=True), authenticator=Authority())
+    peer = server.peer()
+    properties = Properties(authentication_method="password", authentication_data=b"ann")
+    peer.send(Connect("c", username=claimed, properties=properties))
+    answer = peer.one()
+    assert isinstance(answer, ConnAck)
+    assert answer.reason_code == (0 if claimed == "ann" else rc.NOT_AUTHORIZED)
+    assert list(server.broker.sessions) == (["ann"] if claimed == "ann" else [])
+
+
 def test_a_connect_that_waits_counts_until_it_is_let_in(server: Server) -> None:
     peer = server.peer()
     before = server.broker.memory.used

@@ -309,3 +309,27 @@ def test_what_waits_at_qos_1_alone_is_counted() -> None:
     assert finding.reason == "waiting"
     assert finding.text.startswith("2 messages wait")
     assert (finding.count, finding.first_at, finding.last_at) == (0, 0.0, 0.0)
+
+
+def test_a_retained_message_that_was_cleared() -> None:
+    server = Server()
+    publisher = server.client("p")
+    publisher.publish("t/a", b"x", retain=True)
+    server.client("c").subscribe("t/#")
+    publisher.publish("t/a", b"", retain=True)
+    finding = only(server)
+    assert (finding.reason, finding.count) == ("retained cleared", 1)
+    assert "by client 'p'" in finding.text
+    publisher.publish("t/a", b"y", retain=True)
+    assert only(server).reason == explain.NOTHING_KNOWN
+
+
+def test_a_retained_message_that_expired() -> None:
+    server = Server()
+    publisher = server.client("p")
+    publisher.send(Publish("t/a", b"x", retain=True, properties=Properties(message_expiry_interval=10)))
+    server.client("c").subscribe("t/#")
+    server.advance(100.0)
+    finding = only(server)
+    assert finding.reason == "retained expired"
+    assert "client 'p'" in finding.text

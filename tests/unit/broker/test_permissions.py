@@ -76,12 +76,14 @@ def test_what_follows_connect_waits_until_the_login_is_answered(server: Server, 
     peer.send(Connect("c", version, username="u", password=b"p"), Publish("t", b"early", 0))
     peer.send(Publish("t", b"later", 0))
     assert peer.received() == []
+    assert peer.connection.wants_input  # to see it leave
+    peer.send(Publish("t", bytes(5000), 0))
     assert not peer.connection.wants_input
     assert watcher.messages() == []
     server.broker.login_answered(peer.connection.number, True, server.now)
     server.flush()
     peer.expect(ConnAck)
-    assert watcher.messages() == [("t", b"early"), ("t", b"later")]
+    assert watcher.messages() == [("t", b"early"), ("t", b"later"), ("t", bytes(5000))]
     assert peer.connection.wants_input
 
 
@@ -263,6 +265,28 @@ def test_a_refused_subscribe_is_told_in_the_words_of_each_version(
     if version == V5:
         peer.send(Subscribe(2, [SubscriptionRequest("$share/g/no", 0)]))
         assert peer.one() == SubAck(2, [code])
+
+
+@pytest.mark.parametrize("topic_filter", ["t", "$share/g/t"])
+def test_a_subscription_that_was_revoked_brings_nothing_to_who_is_away_or_returns(
+    rules: Rules, topic_filter: str
+) -> None:
+    server = Server(listener=rules.listener(), disk=Disk())
+    subscribed(server, "c", topic_filter, 1, session_expiry_interval=100).lose()
+    publisher = server.client("p")
+    publisher.publish("t", b"before", 1)
+    rules.deny("subscribe", "t")
+    server.broker.rules_changed()
+    publisher.publish("t", b"away", 1)
+    server.settle()
+    peer = server.client("c", clean_start=False, session_expiry_interval=100)
+    publisher.publish("t", b"here", 1)
+    server.settle()
+    assert peer.messages() == [("t", b"before")]
+    assert server.broker.sessions["c"].subscriptions == {}
+    peer.lose()
+    server.settle()
+    assert server.crash().broker.sessions["c"].subscriptions == {}
 
 
 def test_a_refused_unsubscribe_keeps_the_subscription(server: Server, rules: Rules) -> None:

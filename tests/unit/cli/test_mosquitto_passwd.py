@@ -81,3 +81,9 @@ def test_what_cannot_be_replaced_stays(file: Path, capsys: pytest.CaptureFixture
 def test_passwords_are_bytes(file: Path) -> None:
     assert main(["-c", "-b", "-H", "sha512", str(file), "anna", os.fsdecode(b"p\xff")]) == 0
     assert PasswordFile.load(file).users["anna"].verify(b"p\xff")
+
+
+def test_iterations_that_no_login_should_wait_for_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for algorithm, most in (("argon2id", "356"), ("sha512-pbkdf2", "10000000")):
+        assert main(["-H", algorithm, "-I", "10000001", "-c", "-b", "-", "u", "p"]) == 1
+        assert f"must be at most {most}" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -174,6 +176,17 @@ def test_include_dir_reads_its_files_in_order_and_in_place(tmp_path: Path) -> No
     assert "Unable to open include_dir" in refused(tmp_path, "include_dir /does/not/exist\n")
 
 
+def test_an_include_dir_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf.d").mkdir()
+
+    def refuse(_folder: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert "conf.d': Permission denied" in refused(tmp_path, f"include_dir {tmp_path}/conf.d\n")
+
+
 def test_no_option_is_in_both_tables() -> None:
     assert not OPTIONS.keys() & NOT_YET.keys()
 
@@ -249,3 +262,13 @@ def test_port_and_bind_address_are_a_listener(tmp_path: Path) -> None:
     assert config.allow_anonymous is False
     assert all("deprecated" in warning for warning in config.warnings)
     assert "Invalid port value (0)" in refused(tmp_path, "port 0\n")
+
+
+def test_http_dir_where_no_files_are_served_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "mosquitto.conf"
+    path.write_text(
+        "listener 9001\nprotocol websockets\nhttp_dir /srv\nlistener 8080\nprotocol http_api\nhttp_dir /srv\n"
+    )
+    (warning,) = read_mosquitto_conf(path).warnings
+    assert "port 9001" in warning
+    assert "http_api" in warning

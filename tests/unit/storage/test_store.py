@@ -320,6 +320,40 @@ def test_a_commit_that_fails_confirms_nothing_and_is_made_again(disk: Disk) -> N
     blocker.close()
 
 
+def test_what_is_done_before_it_could_be_written_leaves_nothing(disk: Disk) -> None:
+    """On a full disk what is done is removed first: not what an earlier commit that failed has still to write."""
+    store = disk.start()
+    session(store, 1)
+    for position in (1, 2):
+        append(store, position + 1, "s", position, message(b"old"))
+    disk.commit(3)
+    connect = store._writer._open_connection
+
+    def small() -> sqlite3.Connection:
+        connection = connect()
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    store._writer._open_connection = small
+    store._writer.between(lambda _connection: 1 / 0).exception(10)  # it is opened anew, with no room left
+    append(store, 4, "s", 3, message(b"x" * 100_000))
+    disk.commit(4)
+    for position in (1, 3):
+        store.acknowledge(4 + position, "s", position)
+    for _try in range(4):
+        store._retry_at = 0.0
+        disk.commit(7)
+    assert len(disk.rows("deliveries")) == 1  # what was written and is done made room
+    store._writer._open_connection = connect
+    store._writer.between(lambda _connection: 1 / 0).exception(10)
+    for _try in range(4):
+        store._retry_at = 0.0
+        disk.commit(7)
+    assert disk.owner.commits[-1] == 7
+    assert [row[0] for row in disk.rows("deliveries")] == [1 << 36 | 2]
+
+
 def test_a_question_that_fails_is_asked_again_after_a_while_and_ends_the_failure(disk: Disk) -> None:
     store = disk.start()
     session(store, 1)

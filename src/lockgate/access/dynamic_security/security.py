@@ -53,6 +53,8 @@ class DynamicSecurity:
     meanwhile, by what was true before; what is answered changes only when it is on the disk.
     """
 
+    topic = TOPIC
+
     def __init__(self, path: Path, state: State, algorithm: Algorithm = "argon2id") -> None:
         self.path = path
         self._algorithm = algorithm

@@ -1,0 +1,55 @@
+"""`lockgate check`: bridges, and the files of authorities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lockgate.cli import main
+
+BRIDGE = ("connection b", "address h:1884 i", "topic #")
+
+
+def check(folder: Path, *lines: str) -> int:
+    (folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
+    toml = folder / "lockgate.toml"
+    toml.write_text('[broker]\nmosquitto_conf = "mosquitto.conf"\n')
+    return main(["check", str(toml)])
+
+
+def test_bridges_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(tmp_path, *BRIDGE) == 0
+    assert "bridge     b: h:1884, i:1883" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_used_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "ca.pem"
+    broken.write_text("nothing")
+    assert check(tmp_path, *BRIDGE, f"bridge_cafile {broken}") != 0
+    told = capsys.readouterr().err
+    assert f"bridge_cafile: {broken}: no certificates in PEM." in told
+    assert "mosquitto.conf:4" in told
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "told"),
+    [
+        ("password_file", "anna:$9$what\n", "users:1"),
+        ("acl_file", "user anna\ntopic reed a\n", "users:2"),
+        ("plugin mosquitto_dynamic_security.so\nplugin_opt_config_file", "{", "users:1"),
+    ],
+)
+def test_a_damaged_file_of_an_authority_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, content: str, told: str
+) -> None:
+    (tmp_path / "users").write_text(content)
+    assert check(tmp_path, f"{option} {tmp_path / 'users'}") != 0
+    assert told in capsys.readouterr().err
+
+
+def test_nothing_is_made(tmp_path: Path) -> None:
+    state = tmp_path / "security.json"
+    assert check(tmp_path, "plugin mosquitto_dynamic_security.so", f"plugin_opt_config_file {state}") == 0
+    assert main(["mosquitto", "--test-config", "-c", str(tmp_path / "mosquitto.conf")]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lockgate.toml", "mosquitto.conf"]
