@@ -20,6 +20,7 @@ trap finish EXIT
 
 missing=()
 command -v dockerd >/dev/null || missing+=(docker.io iptables)
+[ -x /usr/bin/docker-compose ] || missing+=(docker-compose) # version 1.29; the current one comes with the extra dev
 command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
 if [ "$architecture" != "$machine" ]; then
     command -v "qemu-$(uname -m)-static" >/dev/null || missing+=(qemu-user-static binfmt-support arch-test)

@@ -30,6 +30,7 @@ ENTRY_POINT = "docker-entrypoint.sh"
 COMMANDS = {
     "run": "host services in this process",
     "up": "run every service as a child process, with restart",
+    "init": "write a compose stack of one's own, with its passwords and certificates",
     "check": "validate the configuration",
     "migrate": "what a configuration of Mosquitto will mean here, and what is unsafe in it",
     "status": "what the running services say about themselves",

@@ -7,6 +7,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -20,6 +21,7 @@ from lockgate.client.errors import (
 from lockgate.client.message import Message
 from lockgate.client.session import Session
 from lockgate.client.url import parse_url
+from lockgate.config.errors import ConfigError
 from lockgate.config.model import ConnectionConfig
 from lockgate.mqtt.errors import MqttError
 from lockgate.mqtt.packets import V3_1, V3_1_1, V5, ConnAck, Connect, SubscriptionRequest, Will
@@ -87,6 +89,8 @@ class Client:
             endpoint = Endpoint(host=address.host, port=address.port)
             if username is None and password is None:
                 username, password = address.username, address.password
+                if connection.password_file is not None:
+                    password = _first_line(connection.password_file)
         self.endpoint = endpoint
         version = _VERSIONS[connection.version]
         if version != V5 and not connection.client_id and (version == V3_1 or not clean_start):
@@ -432,6 +436,17 @@ class Client:
             properties,
             self._bridge,
         )
+
+
+def _first_line(path: Path) -> bytes:
+    """Give the password in a file. Raises ConfigError, which does not repeat it."""
+    try:
+        line = path.read_bytes().partition(b"\n")[0].rstrip(b"\r")
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", path=path, accepted="a file with the password") from None
+    if not line:
+        raise ConfigError("has no first line", path=path, accepted="a file with the password")
+    return line
 
 
 def _settle(result: asyncio.Future[list[int]]) -> Callable[[list[int] | ClientError], None]:

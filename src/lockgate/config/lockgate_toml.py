@@ -70,6 +70,12 @@ class Section:
 
 
 _CONNECTION = (
+    Key(
+        "password_file",
+        values.PATH,
+        "file whose first line is the password, for a URL that has only the user",
+        default="none: the password is in the URL, if there is one",
+    ),
     Key("client_id", values.TEXT, "Client Identifier; keep it unique at that server"),
     Key("mqtt_version", values.one_of("3.1.1", "5"), "version of MQTT to speak", field="version"),
     Key("keep_alive", values.whole_number(1, 65535), "Keep Alive in seconds", field="keep_alive_seconds"),

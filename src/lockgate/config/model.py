@@ -329,6 +329,7 @@ class ConnectionConfig:
     """How a service reaches an MQTT Server."""
 
     url: str = "mqtt://127.0.0.1:1883"  # mqtt://[user[:password]@]host[:port]
+    password_file: Path | None = None  # its first line is the password, also where the URL has one
     client_id: str = ""
     version: Literal["3.1", "3.1.1", "5"] = "5"
     keep_alive_seconds: int = 30

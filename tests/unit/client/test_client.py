@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from lockgate.client import Client, ConnectionLost, ConnectionRefused, NotConnected, parse_url
+from lockgate.config.errors import ConfigError
 from lockgate.config.model import ConnectionConfig
 from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode
@@ -145,3 +147,30 @@ def test_urls_that_are_wrong(url: str, complaint: str) -> None:
         parse_url(url)
     assert complaint in str(raised.value)
     assert "secret" not in str(raised.value)
+
+
+async def test_the_password_is_the_first_line_of_its_file(tmp_path: Path) -> None:
+    heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.set_result(await reader.read(1000))
+        writer.close()
+
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"from the file\r\nnot this\n")
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    async with server:
+        url = f"mqtt://me:inline@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        client = Client(ConnectionConfig(url=url, client_id="c", password_file=secret))
+        with pytest.raises(ConnectionLost):
+            await client.connect(retry=False)
+        assert (await heard).endswith(b"\0\x02me\0\x0dfrom the file")
+
+
+@pytest.mark.parametrize("text", [None, "", "\nlater\n"])
+def test_a_password_file_without_a_password(text: str | None, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    if text is not None:
+        secret.write_text(text)
+    with pytest.raises(ConfigError, match="secret: (cannot be read|has no first line)"):
+        Client(ConnectionConfig(url="mqtt://me@localhost", client_id="c", password_file=secret))

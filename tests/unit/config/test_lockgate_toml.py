@@ -40,6 +40,7 @@ mosquitto_conf = "mosquitto.conf"
 
 [processor]
 url = "mqtt://user:secret@127.0.0.1:1884"
+password_file = "secrets/processor"
 client_id = "proc"
 mqtt_version = "3.1.1"
 keep_alive = 10
@@ -129,7 +130,11 @@ def test_a_file_that_says_everything(tmp_path: Path) -> None:
         ),
         processor=ProcessorConfig(
             connection=ConnectionConfig(
-                url="mqtt://user:secret@127.0.0.1:1884", client_id="proc", version="3.1.1", keep_alive_seconds=10
+                url="mqtt://user:secret@127.0.0.1:1884",
+                password_file=tmp_path / "secrets/processor",
+                client_id="proc",
+                version="3.1.1",
+                keep_alive_seconds=10,
             ),
             receive_maximum=50,
             schemas=(
@@ -147,7 +152,7 @@ def test_a_file_that_says_everything(tmp_path: Path) -> None:
                     message_class="telemetry",
                     every_seconds=10.0,
                     sql="SELECT topic, avg(value) AS mean\nFROM reading\nGROUP BY topic\n",
-                    line=26,
+                    line=27,
                 ),
                 RuleConfig(
                     name="alarm",
@@ -155,7 +160,7 @@ def test_a_file_that_says_everything(tmp_path: Path) -> None:
                     message_class="alarm",
                     topic="alarms",
                     sql="SELECT :value AS value WHERE :value > 90",
-                    line=36,
+                    line=37,
                 ),
             ),
         ),

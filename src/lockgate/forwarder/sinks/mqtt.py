@@ -8,6 +8,7 @@ from typing import Final
 
 from lockgate.buffer import Row
 from lockgate.client import Client, ClientError, Properties, PublishRefused, reason_codes
+from lockgate.config.errors import ConfigError
 from lockgate.config.model import MqttSinkConfig
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
@@ -43,7 +44,7 @@ class MqttSink:
         except TimeoutError:
             await self.close()
             return Sent(0, fault=f"no acknowledgement within {timeout:g} seconds")
-        except (ClientError, OSError) as error:
+        except (ClientError, ConfigError, OSError) as error:  # a password file that is not there may come
             await self.close()
             return Sent(0, fault=str(error) or type(error).__name__)
         poison: dict[int, str] = {}
