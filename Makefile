@@ -63,7 +63,8 @@ mutate: $(VENV)/locked ## what the tests of mqtt/ and broker/ do not notice; ARG
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/lockgate/__init__.py)
 IMAGE ?= lockgate
-BUILD_IMAGE = docker build -q -f packaging/Dockerfile --build-arg VERSION=$(VERSION) \
+DOCKER := docker
+BUILD_IMAGE = $(DOCKER) build -q -f packaging/Dockerfile --build-arg VERSION=$(VERSION) \
   --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(PLATFORM),--platform $(PLATFORM)) \
   $(if $(EPOCH),--build-arg SOURCE_DATE_EPOCH=$(EPOCH)) $(if $(OFFLINE),--build-arg OFFLINE=1 --network none)
 EPOCH = $(shell git log -1 --format=%ct 2>/dev/null)
@@ -76,9 +77,10 @@ built-images:
 	$(BUILD_IMAGE) -t $(IMAGE):$(VERSION)-small --target broker-small .
 	$(BUILD_IMAGE) -t $(IMAGE):$(VERSION) --target gateway .
 
+# By BuildKit, which /usr/bin/docker has: to the classic builder `FROM scratch` is always of its own machine.
 image-arm64: ## the images for arm64 under emulation, and the functional check; half an hour where nothing is prepared
 	ARCHITECTURE=arm64 $(PREPARED) sh -ec '$(MAKE) --no-print-directory built-images VERSION=$(VERSION)-arm64 \
-	  BASE=lockgate-base:arm64 PLATFORM=linux/arm64 && \
+	  BASE=lockgate-base:arm64 PLATFORM=linux/arm64 DOCKER="env DOCKER_BUILDKIT=1 /usr/bin/docker" && \
 	  LOCKGATE_IMAGE=$(IMAGE):$(VERSION)-arm64 PYTHONPATH=$(CURDIR)/src $(BIN)/python -m pytest tests/containers \
 	  -k "documented_line or given_up_for_good" $(PYTEST_ARGS)'
 

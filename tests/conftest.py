@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,15 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def _run_is_clean() -> Iterator[None]:
-    """Remove the folders of status sockets that brokers left which were killed."""
+    """Remove the status sockets that brokers left which were killed, and their folders; not those of others."""
     before = set(Path("/run").glob("lockgate-*"))
     yield
     for folder in set(Path("/run").glob("lockgate-*")) - before:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(folder)
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            try:
+                probe.connect(str(folder / "broker.sock"))
+            except ConnectionRefusedError:  # nobody listens any more
+                shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -126,10 +126,7 @@ def store_opener(config: Config) -> OpenStore:
     if broker.persistence is False:
         from lockgate.storage.memory import MemoryStore
 
-        log.warning(
-            "persistence false in %s: sessions, queued and retained messages are lost when the broker ends",
-            broker.path,
-        )
+        log.warning("Nothing is kept: sessions, queued and retained messages are lost when the broker ends.")
         return MemoryStore
     from lockgate.storage.store import SqliteStore
     from lockgate.telemetry.clock import Clock

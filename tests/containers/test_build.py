@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(400)]
 image()
 
 ROOT = Path(__file__).parents[2]
-BUILD = ("build", "-q", "-f", "packaging/Dockerfile")
+BUILD = ("build", "-q", "--force-rm", "-f", "packaging/Dockerfile")
 SMALL_BYTES = 45_000_000
 # What the engine itself puts into a container
 _NOT_OURS = re.compile(r"\.dockerenv|(dev|proc|sys|etc/(hosts|hostname|resolv\.conf|mtab))(/|$)")
@@ -104,7 +104,7 @@ def test_without_a_network_it_is_installed_from_wheels(built: str, folder: Path)
     made = docker("create", built).stdout.split()[-1]
     docker("cp", f"{made}:/wheels", str(context / "wheels"))
     docker("rm", "-v", made)
-    command = (*BUILD[:2], "-f", str(context / "packaging/Dockerfile"), "-t", built, "--target", "broker-small")
+    command = (*BUILD[:3], "-f", str(context / "packaging/Dockerfile"), "-t", built, "--target", "broker-small")
     offline = (*command, "--network", "none", "--build-arg", "OFFLINE=1", str(context))
     docker(*offline)
     (folder / "mosquitto.conf").write_text(OPEN)

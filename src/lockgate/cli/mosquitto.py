@@ -182,9 +182,6 @@ def _make_store_folder(config: Config, broker: BrokerConfig, uid: int | None) ->
         if uid is not None:
             os.chown(folder, uid, -1)
     except OSError as error:
-        warning = (
-            f"Nothing is kept on disk: persistence is not set, and {folder} cannot be made ({error.strerror}). "
-            "Sessions, queued and retained messages are lost when the broker ends."
-        )
+        warning = f"persistence is not set, and {folder}, where the store would be, cannot be made ({error.strerror})."
         return dataclasses.replace(broker, persistence=False, warnings=(*broker.warnings, warning))
     return broker

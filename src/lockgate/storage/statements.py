@@ -73,7 +73,10 @@ DELIVERIES: Final = f"""
     SELECT deliveries.id, {_of("deliveries", DELIVERY_COLUMNS)}, {_of("messages", MESSAGE_COLUMNS)}
     FROM deliveries LEFT JOIN messages ON messages.id = deliveries.message
 """
-_WANTED: Final = f"{DELIVERIES} WHERE deliveries.id > ? AND deliveries.id < ? ORDER BY deliveries.id LIMIT ?"
+# What has a Packet Identifier is in the core already, wherever it stands in the queue: it would be sent twice.
+_WANTED: Final = f"""
+    {DELIVERIES} WHERE deliveries.id > ? AND deliveries.id < ? AND packet_id = 0 ORDER BY deliveries.id LIMIT ?
+"""
 IN_FLIGHT: Final = f"{DELIVERIES} WHERE packet_id != 0 ORDER BY deliveries.id"
 
 

@@ -211,7 +211,7 @@ def test_after_a_commit_has_met_damage_the_next_start_looks_at_all_indexes(folde
     store, owner = open_store(folder)
     assert store.damage is None
     for client_id in owner.queues:
-        for delivery in ask(store, owner, client_id):
+        for delivery in (*owner.queues[client_id].in_flight, *ask(store, owner, client_id)):
             store.acknowledge(7, client_id, delivery.position)
     with pytest.raises(StoreDamaged, match="malformed"):
         settle(store, owner, 7)
@@ -219,7 +219,7 @@ def test_after_a_commit_has_met_damage_the_next_start_looks_at_all_indexes(folde
     store, owner = open_store(folder)
     assert store.damage is not None
     for client_id in owner.queues:
-        for delivery in ask(store, owner, client_id):
+        for delivery in (*owner.queues[client_id].in_flight, *ask(store, owner, client_id)):
             store.acknowledge(7, client_id, delivery.position)
     settle(store, owner, 7)
     store.close()

@@ -221,6 +221,25 @@ def test_what_is_wanted_may_have_come_in_the_same_turn(disk: Disk) -> None:
     assert found.message.payload == b"new"
 
 
+def test_what_is_in_flight_is_not_found_again(disk: Disk) -> None:
+    """Even if something before it waits: a row that should be gone, in a store that was salvaged."""
+    store = disk.start()
+    session(store, 1)
+    append(store, 2, "s", 1, message(b"waits"))
+    flight = append(store, 3, "s", 2, message(b"flies"))
+    append(store, 4, "s", 3, message(b"waits, too"))
+    flight.packet_id, flight.state = 7, AWAITING_PUBREC
+    store.update(5, "s", flight)
+    disk.commit(5)
+    disk.stop()
+    store = disk.start()
+    assert [one.packet_id for one in disk.owner.queues["s"].in_flight] == [7]
+    store.want("s", disk.owner.queues["s"].head_position, 10)
+    disk.commit(0)
+    ((_client_id, found),) = disk.owner.found
+    assert [one.message.payload for one in found] == [b"waits", b"waits, too"]
+
+
 def test_a_session_that_ended_gets_no_answer_and_leaves_nothing(disk: Disk) -> None:
     store = disk.start()
     session(store, 1)
