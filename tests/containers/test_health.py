@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -13,7 +12,7 @@ import pytest
 
 from tests.containers.conftest import OPEN
 from tests.support.debian import publish
-from tests.support.disks import disk_trouble, make_image, memory_disk, mounted
+from tests.support.disks import disk_trouble, fill, make_image, memory_disk, mounted
 from tests.support.docker import Container, image
 from tests.support.peers import program
 
@@ -100,13 +99,6 @@ def test_a_disk_that_is_full(either: str, folder: Path) -> None:
                 filler.unlink()
                 broker.wait_for_health("healthy")
                 assert waiting.wait(20) == 0
-
-
-def fill(path: Path) -> None:
-    """Take all the room there is on a disk."""
-    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(65536))
 
 
 @pytest.mark.skipif(bool(disk_trouble("mkfs.ext4")), reason=disk_trouble("mkfs.ext4") or "there are disks")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.support.disks import fill, memory_disk
 from tests.support.docker import docker, image
 from tests.support.kubernetes import objects
 from tests.support.peers import program
@@ -162,6 +163,23 @@ def test_devices_are_let_in_while_the_processor_cannot_log_in(folder: Path) -> N
                     pod.wait_for(container["name"], probe)
         assert pod.asked("processor", "livenessProbe") == (False, "processor: not ready, it has no status socket\n")
         assert client("mosquitto_pub", pod, "-t", "sensors/1", "-m", "{}", "-q", "1")[0] == 0
+
+
+def test_a_full_disk_makes_the_pod_not_ready_and_restarts_nothing(folder: Path) -> None:
+    secrets = {"lockgate-auth": {"passwd": hashed(operator="secret"), "acl": ACL}}
+    with memory_disk(folder / "data", 8) as disk, Pod(objects("broker"), secrets, folder) as pod:
+        pod.wait_for("broker", "readinessProbe")
+        fill(disk / "filler")
+        login = ["-h", pod.address, "-u", "operator", "-P", "secret"]
+        command = [program("mosquitto_pub"), *login, "-t", "t", "-q", "1", "-r", "-m", "kept"]
+        with subprocess.Popen(command) as waiting:
+            said = "broker: the store cannot be written: the disk is full\n"
+            pod.wait_for("broker", "readinessProbe", passed=False)
+            assert pod.asked("broker", "readinessProbe") == (False, said)
+            assert pod.asked("broker", "livenessProbe") == (True, said)
+            (disk / "filler").unlink()
+            pod.wait_for("broker", "readinessProbe")
+            assert waiting.wait(20) == 0
 
 
 def test_helm_test_passes_every_listener_and_fails_with_a_wrong_password(folder: Path) -> None:

@@ -117,11 +117,14 @@ def test_our_own_check_takes_what_it_configures(kind: str, tmp_path: Path) -> No
         ((*USERS, "--set", "listner.mqtt.port=1"), "additional properties 'listner' not allowed"),
         ((*USERS, "--set", "listeners.mqtt.port=883"), "at '/listeners/mqtt/port': minimum: got 883, want 1,024"),
         ((*USERS, "--set-string", "listeners.mqtt.port=1883"), "at '/listeners/mqtt/port': got string, want integer"),
-        ((*USERS, "--set", "image.tag=latest"), "at '/image/tag'"),
+        ((*USERS, "--set", "image.tag=latest"), "image.tag: latest is another image tomorrow"),
         ((*USERS, "--set", "persistence.size=big"), "at '/persistence/size': 'big' does not match pattern"),
         ((*USERS, "--set", "service.type=Ingress"), "value must be one of 'ClusterIP', 'NodePort', 'LoadBalancer'"),
-        ((*USERS, "--set-string", "mosquittoConf=listener 1884"), "at '/mosquittoConf'"),
-        (("--set", "auth.passwordFile=anna:secret"), "at '/auth/passwordFile'"),
+        (
+            (*USERS, "--set-string", "mosquittoConf=listener 1884"),
+            "mosquittoConf: has listener, which the values listeners and auth say",
+        ),
+        (("--set", "auth.passwordFile=anna:secret"), "auth.passwordFile: line 1 is not NAME:HASH"),
     ],
 )
 def test_a_mistake_is_refused_and_named(words: tuple[str, ...], said: str) -> None:

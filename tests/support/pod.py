@@ -83,10 +83,10 @@ class Pod:
             return False, "nothing"
         return done.returncode == 0, done.stdout + done.stderr
 
-    def wait_for(self, container: str, probe: str, seconds: float = 30.0) -> None:
-        """Return when a probe passes; fails if it does not in time."""
+    def wait_for(self, container: str, probe: str, seconds: float = 30.0, *, passed: bool = True) -> None:
+        """Return when a probe passes, or when it does not; fails if that does not come in time."""
         deadline = time.monotonic() + seconds
-        while not (answer := self.asked(container, probe))[0]:
+        while (answer := self.asked(container, probe))[0] is not passed:
             if time.monotonic() > deadline or not self.containers[container].running():
                 pytest.fail(f"{container}: {probe}: {answer[1]}\n{self.containers[container].logs()}")
             time.sleep(0.2)

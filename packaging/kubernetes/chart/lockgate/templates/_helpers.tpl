@@ -98,6 +98,11 @@ failureThreshold: 4
 {{- if ne (int $ways) 1 }}{{ fail (printf "auth: %s. Set exactly one: auth.existingSecret (a Secret with the key passwd), auth.passwordFile (lines of mosquitto_passwd), or auth.anonymous=true, which lets everybody in" (ternary "nobody could log in" "more than one way to log in is given" (eq (int $ways) 0))) }}{{ end -}}
 {{- if and $v.auth.aclFile (not $v.auth.passwordFile) }}{{ fail "auth.aclFile goes with auth.passwordFile; a Secret of your own (auth.existingSecret) has it as its key acl, with auth.acl=true" }}{{ end -}}
 {{- if and $v.auth.acl (not $v.auth.existingSecret) }}{{ fail "auth.acl says that auth.existingSecret has a key acl, but there is no auth.existingSecret; accepted besides: auth.aclFile" }}{{ end -}}
+{{- range $number, $line := splitList "\n" $v.auth.passwordFile -}}
+{{- if not (regexMatch "^\\s*(#.*|[^:]+:\\$.+)?$" $line) }}{{ fail (printf "auth.passwordFile: line %d is not NAME:HASH as mosquitto_passwd writes it; a password as it is would lie open in the values" (add1 $number)) }}{{ end -}}
+{{- end -}}
+{{- with regexFind "(?m)^\\s*(listener|port|password_file|acl_file|allow_anonymous)\\s" $v.mosquittoConf }}{{ fail (printf "mosquittoConf: has %s, which the values listeners and auth say" (trim .)) }}{{ end -}}
+{{- if eq $v.image.tag "latest" }}{{ fail "image.tag: latest is another image tomorrow; accepted: a version, or image.digest" }}{{ end -}}
 {{- if not (include "lockgate.ports" .) }}{{ fail "listeners: none is enabled, so no client could come in; set listeners.mqtt.enabled=true or another" }}{{ end -}}
 {{- $wantsTls := or $v.listeners.mqtts.enabled (and $v.listeners.websockets.enabled $v.listeners.websockets.tls) -}}
 {{- if and $wantsTls (not $v.tls.existingSecret) }}{{ fail "tls.existingSecret: a listener speaks TLS, but no Secret has its certificate; make one: kubectl create secret tls NAME --cert FILE --key FILE" }}{{ end -}}
