@@ -9,7 +9,7 @@ HAVE_CC := $(shell printf '\043include <Python.h>\n' | $(or $(CC),cc) -E -I"$$($
 PYTEST_ARGS ?=
 
 .PHONY: run test test-compiled test-interpreted test-peers check format bench fuzz mutate lock docs image image-arm64 wheels sbom built-images \
-  test-containers clean
+  test-containers manifests kubernetes-tools checkov clean
 
 run: $(VENV)/installed ## the demo: a gateway, devices and a cloud on this machine
 	$(BIN)/lockgate up --demo
@@ -99,6 +99,26 @@ test-containers: $(VENV)/locked ## the images, on a Docker Engine, where one can
 	  LOCKGATE_IMAGE=$(IMAGE):$(VERSION) LOCKGATE_REBUILD=$(REBUILD) PYTHONPATH=$(CURDIR)/src \
 	  $(BIN)/python -m pytest tests/containers $(PYTEST_ARGS)' \
 	  || { status=$$?; [ $$status = 77 ] && echo "lockgate: no container was tested here" || exit $$status; }
+
+# --- Kubernetes ------------------------------------------------------------------------------------------------------------
+
+CHART := packaging/kubernetes/chart/lockgate
+HELM ?= $(or $(wildcard build/tools/helm),helm)
+
+kubernetes-tools: ## build/tools: helm and kubernetes-validate, with which the tests of packaging/kubernetes try it
+	PYTHON=$(PYTHON) tests/packaging/install_tools.sh
+
+manifests: ## packaging/kubernetes/*.yaml, which are what the chart gives
+	for made in lockgate:broker lockgate-gateway:gateway; do \
+	  values=$(CHART)/ci/$${made#*:}-values.yaml; \
+	  { echo "# Made by \`make manifests\` of the chart and $$values; see docs/how-to/kubernetes.md."; \
+	    $(HELM) template lockgate $(CHART) --namespace lockgate --skip-tests -f $$values; \
+	  } > packaging/kubernetes/$${made%:*}.yaml || exit 1; \
+	done
+
+checkov: kubernetes-tools ## what checkov thinks of the manifests and the Dockerfile; not in the tests, it takes minutes to install
+	PYTHON=$(PYTHON) tests/packaging/install_tools.sh checkov
+	build/tools/checkov/bin/checkov --config-file packaging/kubernetes/checkov.yaml
 
 lock: ## write requirements.lock anew from pyproject.toml; needs pip-tools
 	pip-compile --quiet --generate-hashes --all-extras --allow-unsafe --strip-extras --no-header --no-emit-index-url \

@@ -17,20 +17,28 @@ if TYPE_CHECKING:
 
 SECONDS = 3.0  # an answer takes less than a thousandth of that
 VARIABLE = "LOCKGATE_GATEWAY_RUN_DIR"
+ALIVE = "--alive"
 EXPECTED = "services"  # the file, beside the sockets, that names who should be there; one in each line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dir", default=None, metavar="FOLDER", help=f"of the status sockets (default: ${VARIABLE})")
+    parser.add_argument(
+        ALIVE, action="store_true", help="that each service answers is enough: for whoever restarts what fails"
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Exit status 1 where a service is missing or not well."""
-    return check(arguments.dir or os.environ.get(VARIABLE, ""))
+    return check(arguments.dir or os.environ.get(VARIABLE, ""), arguments.alive)
 
 
-def check(folder: str) -> int:
-    """Print a line for each service whose status socket should lie in a folder; gives the exit status."""
+def check(folder: str, alive: bool = False) -> int:
+    """Print a line for each service whose status socket should lie in a folder; gives the exit status.
+
+    With `alive` it is enough that each answers: a full disk is told, but whoever restarts what fails would only
+    disconnect all clients for it.
+    """
     lines: list[str] = []
     try:
         with open(f"{folder}/{EXPECTED}") as file:
@@ -41,15 +49,15 @@ def check(folder: str) -> int:
     if not names:
         lines.append(f"no service was started here: there is no {folder}/{EXPECTED}")
     for name in names:
-        well, text = ask(name, f"{folder}/{name}.sock")
+        well, text = ask(name, f"{folder}/{name}.sock", alive)
         healthy = healthy and well
         lines.append(f"{name}: {text}")
     print("\n".join(lines))
     return 0 if healthy else 1
 
 
-def ask(name: str, path: str) -> tuple[bool, str]:
-    """Whether a service is well, and what there is to be said about it."""
+def ask(name: str, path: str, alive: bool = False) -> tuple[bool, str]:
+    """Whether a service is well, or answers at all, and what there is to be said about it."""
     answer = b""
     try:
         _become_owner(path)
@@ -73,7 +81,7 @@ def ask(name: str, path: str) -> tuple[bool, str]:
     except (ValueError, LookupError, TypeError):
         return False, f"its answer makes no sense: {answer[:200]!r}"
     if problems:
-        return False, "; ".join(problems)
+        return alive, "; ".join(problems)
     words = ["well"]
     if "round_trip_us" in said:
         words.append(f"a message takes {said['round_trip_us']} µs")
@@ -94,4 +102,4 @@ def _become_owner(path: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(check(os.environ.get(VARIABLE, "")))
+    sys.exit(check(os.environ.get(VARIABLE, ""), ALIVE in sys.argv))

@@ -73,12 +73,12 @@ class Places:
                 handler.setFormatter(formatter)
             handler.addFilter(types)
         root = logging.getLogger()
-        for old in root.handlers[:]:
-            if old not in _added:
-                root.removeHandler(old)
-                old.close()
+        before = [handler for handler in root.handlers if handler not in _added]
         for handler in self._handlers or [logging.NullHandler()]:
             root.addHandler(handler)
+        for handler in before:  # after that: a line of another thread is told twice rather than lost
+            root.removeHandler(handler)
+            handler.close()
         # A line nobody wants is not even made: at three for each client that comes and goes that was a quarter of its
         # cost.
         root.setLevel(types.lowest)

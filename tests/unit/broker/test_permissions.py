@@ -384,6 +384,42 @@ def test_who_takes_a_session_over_gets_it_by_their_own_rules(rules: Rules) -> No
     assert ("receive", "c", "bob", "t") in rules.asked
 
 
+def test_who_comes_back_by_another_listener_gets_it_by_the_rules_there(rules: Rules) -> None:
+    elsewhere = Rules()
+    server = Server(listener=rules.listener())
+    subscribed(server, "c", "t", username="u", session_expiry_interval=100).lose()
+    publisher = server.client("p")
+    rules.deny("receive", "t")
+    held = server.broker.memory.used
+    server.listener = elsewhere.listener()
+    back = server.client("c", clean_start=False, username="u", session_expiry_interval=100)
+    publisher.publish("t", b"x")
+    assert back.messages() == [("t", b"x")]
+    assert ("receive", "c", "u", "t") in elsewhere.asked
+    back.lose()
+    server.listener = rules.listener()
+    again = server.client("c", clean_start=False, username="u", session_expiry_interval=100)
+    publisher.publish("t", b"y")
+    assert again.messages() == []
+    again.lose()
+    assert server.broker.memory.used - held < 200, "what was remembered by other rules counts no more"
+
+
+def test_a_retained_will_is_its_users(server: Server, rules: Rules) -> None:
+    server.client("c", username="alice", will=Will("gone", b"x", retain=True)).lose()
+    rules.asked.clear()
+    assert subscribed(server, "w", "gone").messages() == [("gone", b"x")]
+    assert ("publish", "c", "alice", "gone") in rules.asked
+
+
+def test_no_will_is_a_request(server: Server) -> None:
+    peer = server.peer()
+    peer.send(Connect("c", V5, will=Will("$CONTROL/dynamic-security/v1", b"{}")))
+    assert peer.one() == ConnAck(reason_codes.NOT_AUTHORIZED)
+    assert peer.closed
+    assert server.broker.sessions == {}
+
+
 def test_an_operator_may_give_a_session_to_somebody_else(rules: Rules) -> None:
     server = Server(listener=rules.listener(), disk=Disk())
     mine = subscribed(server, "c", "t", 1, username="alice", session_expiry_interval=100)

@@ -78,6 +78,27 @@ def test_one_that_is_not_well_is_enough(
     assert f"processor: {text}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("words", "status"), [([], 1), (["--alive"], 0)])
+def test_one_that_answers_is_alive_even_if_its_disk_is_full(
+    tmp_path: Path, serve: Serve, words: list[str], status: int
+) -> None:
+    serve("broker", b'{"problems": ["the store cannot be written: disk full"]}\n')
+    command = [sys.executable, "-I", "-S", healthcheck.__file__, *words]
+    done = subprocess.run(
+        command, env={healthcheck.VARIABLE: str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (status, "broker: the store cannot be written: disk full\n")
+
+
+@pytest.mark.parametrize("answer", [None, b"what?"])
+def test_one_that_does_not_answer_is_not_alive(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, answer: bytes | None
+) -> None:
+    monkeypatch.setattr(healthcheck, "SECONDS", 0.05)
+    serve("broker", answer)
+    assert healthcheck.check(str(tmp_path), alive=True) == 1
+
+
 def test_a_service_that_does_not_answer_is_blocked(
     tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
