@@ -73,7 +73,9 @@ class Stack:
             self.wait_healthy(service)
 
     def remove(self) -> None:
-        self.compose("down", "-v", "-t", "5")
+        """Remove it with its volumes, and the networks of every file that may have been used."""
+        files = [word for path in sorted(self.folder.glob("*.yml")) for word in ("-f", path.name)]
+        self.compose(*files, "down", "-v", "-t", "5")
 
     def inspect(self, service: str) -> dict[str, Any]:
         """Give what the engine knows of a service's container."""

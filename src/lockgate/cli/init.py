@@ -91,7 +91,10 @@ def main(arguments: argparse.Namespace) -> int:
 def _ask(asks: bool, question: str, default: str) -> str:
     if not asks:
         return default
-    return input(f"{question} [{default}]: ").strip() or default
+    try:
+        return input(f"{question} [{default}]: ").strip() or default
+    except EOFError:
+        raise KeyboardInterrupt from None
 
 
 def _check(hosts: list[str], device: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lockgate import __version__
 from lockgate.access.password_file import PasswordFile
 from lockgate.cli import main
 from tests.support.peers import program
@@ -39,6 +40,15 @@ def test_what_is_packed_is_what_packaging_has(stack: str) -> None:
     beside = contents(ROOT / "packaging" / "compose" / stack)
     used = MADE | {"secrets/processor_password"}
     assert {name: data for name, data in beside.items() if name not in used} == contents(TEMPLATES / stack)
+
+
+def test_the_image_is_that_of_this_version() -> None:
+    named = [
+        version
+        for path in (ROOT / "packaging" / "compose").glob("*/*.yml")
+        for version in re.findall(r"\$\{LOCKGATE_IMAGE:-lockgate:(.*)\}", path.read_text())
+    ]
+    assert named == [__version__] * 3
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -203,5 +213,11 @@ def test_on_a_terminal_it_asks_for_what_was_not_given(
     assert passwords_in(said).keys() == {"operator", "device-1"}
     assert "connect with TLS to one.example, port 8883" in said
 
+    def hang_up(_question: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", hang_up)
+    assert main(["init", str(tmp_path / "other")]) == 130
+    assert not (tmp_path / "other").exists()
     assert main(["init", str(tmp_path / "other"), "--non-interactive"]) == 0
     assert not (tmp_path / "other" / "config" / "lockgate.toml").exists()
