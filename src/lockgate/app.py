@@ -89,8 +89,7 @@ Build = Callable[[Config], Service]
 def preload(config: Config) -> None:
     """Import what the broker will need: another user may not be able to read this installation."""
     broker = config.broker
-    kinds = {one.kind for one in broker.authorities}
-    kinds.update(one.kind for listener in broker.listeners for one in listener.authorities)
+    kinds = {one.kind for one in broker.every_authority()}
     wanted = ["access.authorities", "net.service", *(f"access.{kind}" for kind in kinds)]
     wanted.append("storage.memory" if broker.persistence is False else "storage.store")
     wanted += ["transport.mistakes", "net.layered", "transport.tls", "transport.websocket", "transport.proxy_protocol"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from lockgate.access.authority import Authority, Chain
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import AuthorityConfig, BrokerConfig, ListenerConfig
@@ -22,16 +20,11 @@ class Authorities:
         self._loaded: dict[AuthorityConfig, Authority] = {}
         self._chains: dict[tuple[tuple[AuthorityConfig, ...], bool], Chain] = {}
         kept = before._loaded if before is not None else {}
-        for one in self._named():
+        for one in config.every_authority():
             if one.kind == "dynamic_security" and one in kept:
                 self._loaded[one] = kept[one]
             elif one not in self._loaded:
                 self._loaded[one] = _load(one)
-
-    def _named(self) -> Iterator[AuthorityConfig]:
-        yield from self._config.authorities
-        for listener in self._config.listeners:
-            yield from listener.authorities
 
     def rules(self, listener: ListenerConfig) -> Chain | None:
         """Give whom a listener asks, None where there is nobody; those who ask the same have one Chain."""
@@ -50,10 +43,9 @@ class Authorities:
 
 def check(config: BrokerConfig) -> None:
     """Read every file that a configuration names, and make none. Raises ConfigError."""
-    for listener in (None, *config.listeners):
-        for one in config.authorities if listener is None else listener.authorities:
-            if one.kind != "dynamic_security" or one.path.exists() or one.path.is_symlink():
-                _load(one)
+    for one in config.every_authority():
+        if one.kind != "dynamic_security" or one.path.exists() or one.path.is_symlink():
+            _load(one)
 
 
 def _load(config: AuthorityConfig) -> Authority:

@@ -6,7 +6,7 @@ lockgate.toml. Defaults stand beside their fields, so that the reference page ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -298,6 +298,12 @@ class BrokerConfig:
     response_information: str = ""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     limits: BrokerLimitsConfig = field(default_factory=lambda: BrokerLimitsConfig())
+
+    def every_authority(self) -> Iterator[AuthorityConfig]:
+        """Give those that all listeners ask, then those of each listener; one may come more than once."""
+        yield from self.authorities
+        for listener in self.listeners:
+            yield from listener.authorities
 
 
 # --- lockgate.toml ------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def used(case: Case) -> Iterator[Used]:
     if case.config is None:
         return
     broker = case.config.broker
-    for authority in (*broker.authorities, *(one for listener in broker.listeners for one in listener.authorities)):
+    for authority in broker.every_authority():
         place = authority.place
         where = f"{place.path}:{place.line}" if place is not None else case.place(authority.kind)
         dynamic = authority.kind == "dynamic_security"
