@@ -18,9 +18,9 @@ from lockgate.access import acl_file, hashes, password_file
 from lockgate.access.dynamic_security import file as dynamic_security
 from lockgate.access.hashes import Pbkdf2, Sha512
 from lockgate.access.secret_file import SYMLINKS_VARIABLE
-from lockgate.cli.migrate_setup import Authority, Line, Scope, Setup, is_local, is_public, opening, port_of
+from lockgate.cli.migrate_setup import Authority, Line, Scope, Setup, is_public, opening, port_of
 from lockgate.config.errors import ConfigError, ConfigErrors
-from lockgate.config.model import BridgeTlsConfig, Place, TlsConfig
+from lockgate.config.model import BridgeTlsConfig, Place, TlsConfig, is_local
 from lockgate.config.mosquitto_conf import read_mosquitto_conf
 from lockgate.config.options_table import ROWS, instead_of
 from lockgate.doctor.x509 import read

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from lockgate.config.errors import ConfigError
+from lockgate.config.model import is_local
 from lockgate.config.mosquitto_conf import PLUGIN_OPTIONS, PLUGINS, BadValue, integer, read_lines
 from lockgate.config.options_table import ROWS
 
@@ -174,11 +174,3 @@ def is_public(listener: Scope) -> bool:
         address = listener["bind_address"][0].value if "bind_address" in listener else ""
     interface = listener["bind_interface"][0].value if "bind_interface" in listener else ""
     return port_of(listener) != 0 and interface != "lo" and not is_local(address.strip())
-
-
-def is_local(host: str) -> bool:
-    """Whether an address or a host name is this machine's alone."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

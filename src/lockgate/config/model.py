@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -73,6 +73,14 @@ class AuthorityConfig:
     password_init_file: Path | None = None  # of dynamic_security: the first password of its admin
     deny_special_chars: bool = True  # refuse user names and client ids with + or # where an acl_file has patterns
     place: Place | None = field(default=None, compare=False, repr=False)
+
+
+def is_local(host: str) -> bool:
+    """Whether an address or a host name is this machine's alone."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

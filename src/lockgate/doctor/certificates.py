@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from lockgate.cli.migrate_setup import is_local
 from lockgate.config.errors import ConfigError
-from lockgate.config.model import ListenerConfig, TlsConfig
+from lockgate.config.model import ListenerConfig, TlsConfig, is_local
 from lockgate.doctor.case import Case, port_name
 from lockgate.doctor.finding import Finding, good
 from lockgate.doctor.x509 import Certificate, read

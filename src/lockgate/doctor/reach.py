@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lockgate.cli.migrate_setup import is_local
-from lockgate.config.model import ListenerConfig
+from lockgate.config.model import ListenerConfig, is_local
 from lockgate.doctor import docker
 from lockgate.doctor.case import Case, port_name
 from lockgate.doctor.finding import Finding, good

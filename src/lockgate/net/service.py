@@ -40,7 +40,7 @@ from lockgate.broker.ports import (
 )
 from lockgate.broker.probe import round_trip
 from lockgate.broker.sys_topics import publish_figures
-from lockgate.config.model import BridgeConfig, BrokerConfig, Config, ListenerConfig, LogConfig
+from lockgate.config.model import BridgeConfig, BrokerConfig, Config, ListenerConfig, LogConfig, is_local
 from lockgate.mqtt.reason_codes import NOT_AUTHORIZED
 from lockgate.net.complaints import Complaints
 from lockgate.net.control import ControlTopics
@@ -162,16 +162,6 @@ class _Log:
 
 def _new_client_id() -> str:
     return str(uuid.uuid4()).upper()
-
-
-def is_local(config: ListenerConfig) -> bool:
-    """Whether a listener is reached from this machine alone."""
-    if config.path is not None or config.address == "localhost":
-        return True
-    try:
-        return config.address is not None and ipaddress.ip_address(config.address).is_loopback
-    except ValueError:  # a host name
-        return False
 
 
 async def _open(listener: Listener, config: BrokerConfig) -> bool:
@@ -306,27 +296,19 @@ class BrokerService:
     ) -> None:
         self._make_access = make_access if make_access is not None else no_access
         self._methods, self._access = self._make_access(config, None)
-        self._config = config
         self._store = open_store(self)
         limits, information = broker_limits(config), server_information(config)
         self.broker = Broker(limits, self._store, _Log(), _new_client_id, self._methods, information)
-        self.broker.tells_connections = config.connection_messages
         self.hashing = Hashing(self._is_there, self._login_answered)
-        self._sys_interval = config.sys_interval
         self._figures_timer: asyncio.TimerHandle | None = None
         self.figures = Figures(self, self.clock())
-        self._trusted_proxies = config.trusted_proxies
         self.complaints = Complaints()
         self.handshakes_failed = 0  # of TLS, WebSocket and the PROXY protocol
-        self._warnings = config.warnings
         self._topic_log: logging.Handler | None = None
         doors = Doors(config, self._access, self.hashing)
-        self.broker.default_authority, self.broker.absent_authority = doors.default, doors.absent
-        self.broker.proves_users = doors.prove_users
         self.listeners = [self._listener(settings) for settings in doors.settings]
-        self._control = ControlTopics(self)
-        self._control.enable_broker = config.enable_control_api
-        self.broker.control = self._control
+        self.broker.control = self._control = ControlTopics(self)
+        self._follow(config, doors)
         self._tasks: set[asyncio.Task[None]] = set()
         self._make_bridges = make_bridges
         self.bridges = self._bridges(config)
@@ -350,7 +332,7 @@ class BrokerService:
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Open all listeners, call `ready`, and serve until cancelled; then every client is disconnected."""
-        for warning in self._warnings:
+        for warning in self._config.warnings:
             log.warning("%s", warning)
         if not self._config.listeners_said:  # in Mosquitto's words
             log.warning(
@@ -387,7 +369,8 @@ class BrokerService:
         Whoever is connected stays so, unless its listener is gone or the new rules would not let it in.
         """
         config = whole.broker
-        restart = [name for name in _AT_START if getattr(config, name) != getattr(self._config, name)]
+        former = self._config
+        restart = [name for name in _AT_START if getattr(config, name) != getattr(former, name)]
         methods, access = self._make_access(config, self._access)
         doors = Doors(config, access, self.hashing)
         known = {door(listener.config): listener for listener in self.listeners}
@@ -426,16 +409,11 @@ class BrokerService:
         self._access = access
         known_before, self._methods = self._methods, methods
         self.broker.authenticator = methods
-        self.broker.default_authority, self.broker.absent_authority = doors.default, doors.absent
-        self.broker.proves_users = doors.prove_users
-        self.broker.tells_connections = config.connection_messages
-        self._control.enable_broker = config.enable_control_api
-        self._trusted_proxies = config.trusted_proxies
+        self._follow(config, doors)
         self.broker.reload(broker_limits(config), server_information(config))
         for listener, limits in before.items():
             self._readmit(listener, limits, known_before)
-        if config.sys_interval != self._sys_interval:
-            self._sys_interval = config.sys_interval
+        if config.sys_interval != former.sys_interval:
             if self._figures_timer is not None:
                 self._figures_timer.cancel()
             self._tell()
@@ -451,8 +429,16 @@ class BrokerService:
         self._warn_of_open_doors()
         if restart:
             log.warning("What the configuration now says of %s counts from the next start.", ", ".join(restart))
-        self._config = config
         self.flush()
+
+    def _follow(self, config: BrokerConfig, doors: Doors) -> None:
+        """Have a configuration count, as far as the broker is not told of it as limits."""
+        self._config = config
+        broker = self.broker
+        broker.default_authority, broker.absent_authority = doors.default, doors.absent
+        broker.proves_users = doors.prove_users
+        broker.tells_connections = config.connection_messages
+        self._control.enable_broker = config.enable_control_api
 
     async def _make_room_and_open(self, listener: Listener, config: BrokerConfig, leaving: list[Listener]) -> bool:
         """Like `_open`; a listener that goes and has the same port, at another address, say, gives it up."""
@@ -470,7 +456,8 @@ class BrokerService:
         for listener in self.listeners:
             config = listener.config
             certified = config.require_certificate or (config.tls is not None and config.tls.require_certificate)
-            if not listener.limits.allow_anonymous or certified or config.http_api or is_local(config):
+            listens_locally = config.path is not None or (config.address is not None and is_local(config.address))
+            if not listener.limits.allow_anonymous or certified or config.http_api or listens_locally:
                 continue
             log.warning("Everybody who reaches port %d is let in: allow_anonymous is true there.", config.port)
 
@@ -594,7 +581,7 @@ class BrokerService:
             parsed = ipaddress.ip_address(address.partition("%")[0].strip("[]"))
         except ValueError:
             return address
-        for network in self._trusted_proxies:
+        for network in self._config.trusted_proxies:
             if parsed.version == network.version and parsed in network:
                 return ""
         return address
@@ -756,12 +743,13 @@ class BrokerService:
 
     def _tell(self) -> None:
         """Say the figures below $SYS, now and at every multiple of sys_interval, as Mosquitto does."""
-        if not self._sys_interval:
+        interval = self._config.sys_interval
+        if not interval:
             return
         self.figures.average(self.clock())
         publish_figures(self.broker, self.figures.topics(VERSION), self.clock())
         self.flush()
-        wait = self._sys_interval - time.time() % self._sys_interval
+        wait = interval - time.time() % interval
         self._figures_timer = asyncio.get_running_loop().call_later(wait, self._tell)
 
     def store_status(self) -> Mapping[str, object]:
