@@ -140,7 +140,6 @@ class Broker:
         self.work = 0  # done for one connection since it was read: deliveries, and more for what costs more
         self.queued_count = 0  # deliveries that wait, of all Sessions
         self.router = Router(limits.routes, limits.ack_after)
-        self.router.one_copy = not limits.allow_duplicate_messages
         self.retained = Retained()
         self.wills: dict[str, tuple[Message, float]] = {}  # of Sessions without a connection, and when they are due
         self.deadlines = Deadlines(self._is_live)
@@ -224,7 +223,6 @@ class Broker:
         self.information = information
         self.memory.set_budget(limits.memory_budget)
         self.router.ack_after = limits.ack_after
-        self.router.one_copy = not limits.allow_duplicate_messages
         self._derive(limits)
         self.rules_changed()
 
@@ -233,6 +231,7 @@ class Broker:
         self.connect_rate = Rate(limits.connect_rate)
         self.flapping = Flapping(limits.flapping_connects, limits.flapping_window, limits.flapping_hold_off)
         self._address_rate = Rate(limits.connect_rate_per_address)
+        self.router.one_copy = not limits.allow_duplicate_messages
         # It does not simply go to whoever is connected.
         self.qos_0_is_special = limits.upgrade_outgoing_qos or limits.queue_qos_0
         # A SUBSCRIBE somewhat beyond what a client may have is told so for each filter, one far beyond is no mistake.

@@ -13,7 +13,7 @@ from lockgate.mqtt import reason_codes
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.errors import MqttError
 from lockgate.mqtt.packets import V3_1_1, V5, SubAck, Subscribe, UnsubAck, Unsubscribe
-from lockgate.mqtt.topics import SHARE_PREFIX, split_shared
+from lockgate.mqtt.topics import SHARE_PREFIX, split_shared, without_share
 
 if TYPE_CHECKING:
     from lockgate.broker.broker import Broker
@@ -41,9 +41,8 @@ def handle_subscribe(broker: Broker, connection: Connection, session: Session, p
     mount_point = connection.limits.mount_point
     for request in packet.requests:
         qos = min(request.qos, connection.limits.max_qos)
-        if mount_point:
-            request.topic_filter = _mounted(mount_point, request.topic_filter)
-        if permissions is not None and not permissions.may_subscribe(_without_share(request.topic_filter)):
+        request.topic_filter = _mounted(mount_point, request.topic_filter)
+        if permissions is not None and not permissions.may_subscribe(without_share(request.topic_filter)):
             codes.append(_DENIED_CODES.get(connection.version, qos))
             continue
         is_new = request.topic_filter not in session.subscriptions
@@ -71,11 +70,6 @@ def handle_subscribe(broker: Broker, connection: Connection, session: Session, p
     connection.acknowledge(encode(SubAck(packet.packet_id, codes), connection.version), commit)
     if connection.backlog is not None:
         outbound.pump(broker, connection, session, now)
-
-
-def _without_share(requested_filter: str) -> str:
-    """Give the Topic Filter that rules speak of."""
-    return split_shared(requested_filter)[1] if requested_filter.startswith(SHARE_PREFIX) else requested_filter
 
 
 def _mounted(mount_point: str, requested_filter: str) -> str:
@@ -144,7 +138,7 @@ def handle_unsubscribe(broker: Broker, connection: Connection, session: Session,
     permissions = session.permissions
     for requested_filter in packet.topic_filters:
         topic_filter = _mounted(connection.limits.mount_point, requested_filter)
-        if permissions is not None and not permissions.may_unsubscribe(_without_share(topic_filter)):
+        if permissions is not None and not permissions.may_unsubscribe(without_share(topic_filter)):
             codes.append(reason_codes.NOT_AUTHORIZED)
             continue
         subscription = session.subscriptions.pop(topic_filter, None)

@@ -10,7 +10,7 @@ from typing import Any
 from lockgate.doctor.case import Case
 from lockgate.doctor.finding import Finding, good
 from lockgate.mqtt.errors import MqttError
-from lockgate.mqtt.topics import SHARE_PREFIX, check_topic_filter, check_topic_name, matches, split_shared
+from lockgate.mqtt.topics import check_topic_filter, check_topic_name, matches, without_share
 from lockgate.telemetry import health
 
 Facts = Mapping[str, Any]
@@ -103,7 +103,7 @@ def _asked(where: str, topic: str, topic_filter: str | None) -> Iterator[Finding
             f"a filter like {_proposal(topic_filter)!r}",
         )  # fmt: skip
         return
-    plain = _plain(topic_filter)
+    plain = without_share(topic_filter)
     if not matches(plain, topic):
         why = near_miss(plain, topic) or "their levels differ"
         yield Finding(
@@ -155,7 +155,7 @@ def _subscription(where: str, said: Facts, topic: str, topic_filter: str | None)
         if not fitting:
             return
     if not fitting:
-        misses = [f"{one!r}: {why}" for one in filters if (why := near_miss(_plain(one), topic))]
+        misses = [f"{one!r}: {why}" for one in filters if (why := near_miss(without_share(one), topic))]
         mount = said["session"]["mount_point"]
         below = f"; its listener puts {mount!r} before its topics (mount_point)" if mount else ""
         told = f". Nearly: {'; '.join(misses[:5])}" if misses else ""
@@ -280,12 +280,6 @@ def near_miss(topic_filter: str, topic: str) -> str | None:
 
 def _spaceless(topic_filter: str, topic: str) -> bool:
     return matches(topic_filter.replace(" ", ""), topic.replace(" ", ""))
-
-
-def _plain(topic_filter: str) -> str:
-    if not topic_filter.startswith(SHARE_PREFIX):
-        return topic_filter
-    return split_shared(topic_filter)[1]
 
 
 def _proposal(topic_filter: str) -> str:

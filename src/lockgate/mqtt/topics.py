@@ -29,8 +29,7 @@ def check_topic_name(topic_name: str, levels: int = MAXIMUM_LEVELS) -> None:
 
 def check_topic_filter(topic_filter: str, levels: int = MAXIMUM_LEVELS) -> None:
     """Raise an error unless this is a valid Topic Filter, shared or not (§4.7.1, §4.8.2)."""
-    if topic_filter.startswith(SHARE_PREFIX):
-        _group, topic_filter = split_shared(topic_filter)
+    topic_filter = without_share(topic_filter)
     if not topic_filter:
         raise MalformedPacket("an empty Topic Filter", reason_codes.MALFORMED_PACKET)
     if topic_filter.count("/") >= levels:
@@ -52,6 +51,11 @@ def split_shared(topic_filter: str) -> tuple[str, str]:
     if not share_name or not slash or not rest or "#" in share_name or "+" in share_name:
         raise ProtocolError(f"shared Topic Filter {shown(topic_filter)} is not $share/NAME/FILTER")
     return share_name, rest
+
+
+def without_share(topic_filter: str) -> str:
+    """Give a Topic Filter as it is matched, without `$share/{ShareName}/`; raises ProtocolError as `split_shared`."""
+    return split_shared(topic_filter)[1] if topic_filter.startswith(SHARE_PREFIX) else topic_filter
 
 
 def matches(topic_filter: str, topic_name: str) -> bool:

@@ -18,7 +18,7 @@ from lockgate.access.dynamic_security.model import (
     State,
 )
 from lockgate.mqtt.errors import MqttError
-from lockgate.mqtt.topics import SHARE_PREFIX, matches, split_shared
+from lockgate.mqtt.topics import matches, without_share
 
 _CONTROL = "$CONTROL"
 
@@ -141,9 +141,7 @@ def _filled(acl: Acl, client_id: str, username: str | None) -> str | None:
 
 
 def _without_share(topic_filter: str) -> str:
-    if not topic_filter.startswith(SHARE_PREFIX):
-        return topic_filter
     try:
-        return split_shared(topic_filter)[1]
+        return without_share(topic_filter)
     except MqttError:
         return topic_filter  # no broker grants it
