@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple, cast
 
+from lockgate.cli.mosquitto_wire import complain
 from lockgate.mqtt.packets import Publish
 from lockgate.mqtt.properties import Properties
 
@@ -109,6 +110,15 @@ class Printer:
         self._verbose = verbose
         self._eol = b"\n" if eol else b""
         self._pretty = pretty
+
+    def shown(self, message: Publish, *, quiet: bool) -> bytes:
+        """Give what is printed of one, or of as much as can be; what cannot is complained of."""
+        try:
+            return self.render(message)
+        except NotPrintable as error:
+            if not quiet:
+                complain(str(error))
+            return error.printed
 
     def render(self, message: Publish) -> bytes:
         """Give what is printed of one. Raises NotPrintable."""

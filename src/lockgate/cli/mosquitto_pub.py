@@ -32,7 +32,7 @@ def main(words: list[str]) -> int:
         program.run()
     except Failure as failure:
         if not quiet:
-            complain(str(failure) if str(failure).startswith("Unable") else f"Error: {failure}")
+            complain(failure.line)
         return program.status or failure.status
     except KeyboardInterrupt:
         program.leave()
@@ -52,7 +52,6 @@ class _Publisher(Wire):
             disconnect_properties=options.of("disconnect"),
         )
         self._options = options
-        self._quiet = options.quiet
         self._to_send = options.repeat
         self._properties = options.of("publish")
         self._rest = b""  # of standard input, of a line whose end has not come

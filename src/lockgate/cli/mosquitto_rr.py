@@ -5,18 +5,14 @@ from __future__ import annotations
 import copy
 import time
 
-from lockgate.cli.mosquitto_format import NotPrintable, Printer
+from lockgate.cli.mosquitto_format import Printer
 from lockgate.cli.mosquitto_options import RR, Done, Options, UsageError, parse, report
 from lockgate.cli.mosquitto_wire import (
-    NOT_CONNECTED,
-    TIMED_OUT,
-    Failure,
-    Stopped,
     Wire,
     complain,
     end_quietly_on_a_closed_pipe,
+    listen,
     put,
-    stop_on_signals,
 )
 from lockgate.mqtt.packets import V5, Publish, SubAck, SubscriptionRequest
 from lockgate.mqtt.properties import Properties
@@ -34,26 +30,7 @@ def main(words: list[str]) -> int:
         return 1
     except UsageError as error:
         return report(RR, error)
-    try:
-        stop_on_signals()
-        program.open()
-        if options.timeout:
-            program.deadline = time.monotonic() + options.timeout
-        program.run()
-    except Stopped as stopped:
-        program.leave()
-        if not stopped.timed_out:
-            return 0
-        if not options.quiet:
-            complain("Timed out")
-        return TIMED_OUT
-    except Failure as failure:
-        if program.status or failure.status == NOT_CONNECTED:
-            return program.status
-        if not options.quiet:
-            complain(str(failure) if str(failure).startswith("Unable") else f"Error: {failure}")
-        return failure.status
-    return program.status
+    return listen(program, options.timeout, quiet=options.quiet)
 
 
 class _Requester(Wire):
@@ -95,13 +72,7 @@ class _Requester(Wire):
             return
         if self._options.latency:
             print(f"Latency: {(time.monotonic() - self._asked_at) * 1000:.3f} ms", flush=True)
-        try:
-            text = self._printer.render(message)
-        except NotPrintable as error:
-            if not self._options.quiet:
-                complain(str(error))
-            text = error.printed
-        if not put(text):
+        if not put(self._printer.shown(message, quiet=self._options.quiet)):
             self.status = 1
         self._asked_at = None
         self.disconnect()

@@ -5,19 +5,15 @@ from __future__ import annotations
 import random
 import time
 
-from lockgate.cli.mosquitto_format import NotPrintable, Printer
+from lockgate.cli.mosquitto_format import Printer
 from lockgate.cli.mosquitto_options import SUB, Done, Options, UsageError, parse, report
 from lockgate.cli.mosquitto_wire import (
     INTERRUPTED,
-    NOT_CONNECTED,
-    TIMED_OUT,
-    Failure,
-    Stopped,
     Wire,
     complain,
     end_quietly_on_a_closed_pipe,
+    listen,
     put,
-    stop_on_signals,
 )
 from lockgate.mqtt.packets import Publish, SubAck, SubscriptionRequest
 from lockgate.mqtt.topics import matches
@@ -33,28 +29,7 @@ def main(words: list[str]) -> int:
         return 1
     except UsageError as error:
         return report(SUB, error)
-    try:
-        stop_on_signals()
-        program.open()
-        if options.timeout:
-            program.deadline = time.monotonic() + options.timeout
-        program.run()
-    except Stopped as stopped:
-        if program.connack is None:
-            return INTERRUPTED
-        program.leave()
-        if not stopped.timed_out:
-            return 0
-        if not options.quiet:
-            complain("Timed out")
-        return TIMED_OUT
-    except Failure as failure:
-        if program.status or failure.status == NOT_CONNECTED:  # refused, or the server said goodbye
-            return program.status
-        if not options.quiet:
-            complain(str(failure) if str(failure).startswith("Unable") else f"Error: {failure}")
-        return failure.status
-    return program.status
+    return listen(program, options.timeout, quiet=options.quiet, unconnected=INTERRUPTED)
 
 
 class _Subscriber(Wire):
@@ -69,8 +44,6 @@ class _Subscriber(Wire):
             disconnect_properties=options.of("disconnect"),
         )
         self._options = options
-        self._debug = options.debug
-        self._quiet = options.quiet
         self._printer = Printer(options.format, verbose=options.verbose, eol=options.eol, pretty=options.pretty)
         self._wanted = True  # messages
         self._counted = 0
@@ -142,12 +115,7 @@ class _Subscriber(Wire):
         if self._options.message_rate:
             self._rate += 1
             return
-        try:
-            text = self._printer.render(message)
-        except NotPrintable as error:
-            if not self._quiet:
-                complain(str(error))
-            text = error.printed
+        text = self._printer.shown(message, quiet=self._quiet)
         if self._options.watch:
             row = self._rows.setdefault(message.topic, len(self._rows) + 1)
             # clear the screen once; then to the row, clear it, print without the line's end

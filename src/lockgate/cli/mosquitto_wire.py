@@ -88,6 +88,11 @@ class Failure(Exception):
         super().__init__(_TEXTS.get(status, "") if text is None else text)
         self.status = status
 
+    @property
+    def line(self) -> str:
+        """What is said of it."""
+        return str(self) if str(self).startswith("Unable") else f"Error: {self}"
+
 
 class Stopped(Exception):
     """A signal or the time of `-W` ends the program."""
@@ -132,6 +137,35 @@ def stop_on_signals() -> None:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+
+
+def listen(program: Wire, timeout: float, *, quiet: bool, unconnected: int = 0) -> int:
+    """Run a program that waits for messages, until `timeout` seconds are over if that is not 0; give its exit status.
+
+    `unconnected`, if not 0, is that of one that is stopped before the server has answered it.
+    """
+    try:
+        stop_on_signals()
+        program.open()
+        if timeout:
+            program.deadline = time.monotonic() + timeout
+        program.run()
+    except Stopped as stopped:
+        if unconnected and program.connack is None:
+            return unconnected
+        program.leave()
+        if not stopped.timed_out:
+            return 0
+        if not quiet:
+            complain("Timed out")
+        return TIMED_OUT
+    except Failure as failure:
+        if program.status or failure.status == NOT_CONNECTED:  # refused, or the server said goodbye
+            return program.status
+        if not quiet:
+            complain(failure.line)
+        return failure.status
+    return program.status
 
 
 class Wire:
