@@ -122,18 +122,14 @@ class Router:
 
 def _keep_permitted(route: Route, topic: str) -> None:
     """Leave out who may not receive a topic; members of a group are asked when it is their turn."""
-    for subscription in route.subscriptions:
-        permissions = subscription.session.permissions
-        if permissions is not None and not (permissions.looks_receivable(topic) and permissions.may_keep(subscription)):
-            break
-    else:
-        return
-    kept: list[Subscription] = []
-    for subscription in route.subscriptions:
-        permissions = subscription.session.permissions
-        if permissions is None or (permissions.looks_receivable(topic) and permissions.may_keep(subscription)):
-            kept.append(subscription)
-    route.subscriptions = kept
+    kept = [one for one in route.subscriptions if _is_permitted(one, topic)]
+    if len(kept) < len(route.subscriptions):
+        route.subscriptions = kept
+
+
+def _is_permitted(subscription: Subscription, topic: str) -> bool:
+    permissions = subscription.session.permissions
+    return permissions is None or (permissions.looks_receivable(topic) and permissions.may_keep(subscription))
 
 
 def _keep_one_copy(route: Route) -> None:
