@@ -3,7 +3,7 @@
 from lockgate.buffer.cursor import Cursor
 from lockgate.buffer.log import Log
 from lockgate.buffer.reader import DamagedSegment, LogReader
-from lockgate.buffer.rows import Batch, Entry, PacketRecord, Quarantined, Row
+from lockgate.buffer.rows import Batch, Entry, PacketRecord, Quarantined, Row, RuleCursor
 from lockgate.sqlite import CommitFailed
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "PacketRecord",
     "Quarantined",
     "Row",
+    "RuleCursor",
 ]

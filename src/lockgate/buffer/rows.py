@@ -52,6 +52,17 @@ class PacketRecord(NamedTuple):
     digest: bytes
 
 
+class RuleCursor(NamedTuple):
+    """How far a window rule has come in the log, and what it needs of the log to go on from there."""
+
+    schema: str
+    needed: int  # rows of the schema after this seq are needed again; purge keeps them
+    seq: int = 0  # of the last row that the rule has taken
+    boot_id: str = ""  # whose clock `until` is of, for a window by arrival
+    until: int | None = None  # the windows up to this time, in nanoseconds, are settled
+    shape: str = ""  # what the window was when this was written
+
+
 @dataclass(slots=True, kw_only=True)
 class Batch:
     """Everything that is committed together; `intake` is keyed by term and detail, as (“filtered”, “hot”)."""
@@ -64,5 +75,5 @@ class Batch:
     packets: dict[int, PacketRecord] = field(default_factory=dict)
     forget_arrivals_until: int = 0  # Packet Identifiers of these and earlier arrivals can no longer come again
     arrivals: int | None = None  # how many messages the session has brought, this batch included
-    rule_cursors: dict[str, tuple[str, int]] = field(default_factory=dict)  # rule: (schema, seq of the last row used)
+    rule_cursors: dict[str, RuleCursor] = field(default_factory=dict)  # by rule
     forget_rules: list[str] = field(default_factory=list)

@@ -11,6 +11,7 @@ from typing import Final
 
 import orjson
 
+from lockgate.buffer.rows import RuleCursor
 from lockgate.sqlite import Schema
 from lockgate.sqlite.database import create_tables, sync_folder
 
@@ -50,7 +51,7 @@ class State:
     opening: dict[str, int] = field(default_factory=dict)  # `appended` when this segment began
     intake: dict[str, dict[str, int]] = field(default_factory=dict)  # term, detail
     arrivals: int = 0
-    rule_cursors: dict[str, tuple[str, int]] = field(default_factory=dict)  # rule: (schema, seq)
+    rule_cursors: dict[str, RuleCursor] = field(default_factory=dict)  # by rule
     quarantine_bytes: int = 0
     quarantine_dropped: int = 0
     token: str = ""  # the last append, so that trying it again does not do it twice
@@ -63,11 +64,12 @@ class State:
         if row is None:
             return None
         state = cls(**orjson.loads(row[0]))
-        state.rule_cursors = {rule: (schema, seq) for rule, (schema, seq) in state.rule_cursors.items()}
+        state.rule_cursors = {rule: RuleCursor(*cursor) for rule, cursor in state.rule_cursors.items()}
         return state
 
     def store(self, connection: sqlite3.Connection) -> None:
-        connection.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (orjson.dumps(asdict(self)),))
+        body = asdict(self) | {"rule_cursors": {rule: list(cursor) for rule, cursor in self.rule_cursors.items()}}
+        connection.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (orjson.dumps(body),))
 
 
 def segment_path(folder: Path, number: int) -> Path:

@@ -14,7 +14,7 @@ from lockgate.config.model import SchemaConfig
 Value = int | float | str | None
 
 GIVEN_COLUMNS: Final = (("topic", "TEXT"), ("received_at", "INTEGER"))  # what every message has beside its fields
-_RESERVED: Final = frozenset({"topic", "received_at", "window_end"})
+_RESERVED: Final = frozenset({"topic", "received_at", "window_start", "window_end"})
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SQL_TYPES: Final = {"integer": "INTEGER", "real": "REAL", "text": "TEXT"}
 _INT64: Final = range(-(1 << 63), 1 << 63)
@@ -38,6 +38,10 @@ class Schema:
         self.config = config
         _check(config)
         self.columns = tuple((name, _SQL_TYPES[kind]) for name, kind in config.fields) + GIVEN_COLUMNS
+
+    def place(self, field: str) -> int:
+        """Where a field stands among the columns."""
+        return [name for name, _ in self.columns].index(field)
 
     def decode(self, payload: bytes) -> list[Value]:
         """The fields in the order of `columns`; raises NotAccepted."""

@@ -91,7 +91,7 @@ class Processor:
         finally:
             reader.close()
             await self._log.close()
-            book.rules.close()
+            book.close()
 
     def status(self) -> dict[str, object]:
         return {
