@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -78,6 +78,7 @@ class Gateway:
         rules: Sequence[RuleConfig],
         receive_maximum: int = 100,
         schemas: Sequence[SchemaConfig] = (SCHEMA,),
+        **keys: Any,
     ) -> None:
         self.folder = folder
         self.clock = ScriptedClock()
@@ -86,8 +87,10 @@ class Gateway:
             schemas=tuple(schemas),
             rules=tuple(rules),
             receive_maximum=receive_maximum,
+            **keys,
         )
         self.reader = LogReader(folder)
+        self.book: Rulebook
 
     def set_rules(self, rules: Sequence[RuleConfig]) -> None:
         """Of the next start."""
@@ -97,7 +100,7 @@ class Gateway:
     async def running(self) -> AsyncIterator[Runner]:
         buffer = BufferConfig()
         log = await Log.open(self.folder, buffer, {}, clock=self.clock)  # type: ignore[arg-type]
-        book = Rulebook(self.config, buffer)
+        self.book = book = Rulebook(self.config, buffer)
         runner = Runner(self.config, book, log, self.reader)
         await runner.start()
         try:

@@ -234,6 +234,8 @@ class Log:
         )
         if batch.forget_arrivals_until:
             connection.execute("DELETE FROM packets WHERE arrival <= ?", (batch.forget_arrivals_until,))
+        connection.executemany("DELETE FROM last_values WHERE topic = ?", [(topic,) for topic in batch.forget_values])
+        connection.executemany("INSERT OR REPLACE INTO last_values VALUES (?, ?, ?, ?)", batch.last_values)
         if batch.quarantined:
             self._quarantine(connection, batch.quarantined, wall_ns, state)
 

@@ -63,6 +63,15 @@ class RuleCursor(NamedTuple):
     shape: str = ""  # what the window was when this was written
 
 
+class LastValue(NamedTuple):
+    """What a topic said last, for rules that ask."""
+
+    topic: str
+    schema: str
+    received_at: int  # Unix milliseconds
+    value: str  # its fields, as a JSON object
+
+
 @dataclass(slots=True, kw_only=True)
 class Batch:
     """Everything that is committed together; `intake` is keyed by term and detail, as (“filtered”, “hot”)."""
@@ -77,3 +86,5 @@ class Batch:
     arrivals: int | None = None  # how many messages the session has brought, this batch included
     rule_cursors: dict[str, RuleCursor] = field(default_factory=dict)  # by rule
     forget_rules: list[str] = field(default_factory=list)
+    last_values: list[LastValue] = field(default_factory=list)  # in the place of those of their topics
+    forget_values: list[str] = field(default_factory=list)  # topics; one that is in both stays

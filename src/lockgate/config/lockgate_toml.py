@@ -32,6 +32,7 @@ from lockgate.config.model import (
     SchemaConfig,
     SinkConfig,
     StandingSessionConfig,
+    TableConfig,
 )
 from lockgate.config.mosquitto_conf import read_mosquitto_conf
 from lockgate.config.toml_lines import key_lines, line_of
@@ -255,6 +256,11 @@ SECTIONS: tuple[Section, ...] = (
                 "how long the broker keeps messages for a processor that is away (MQTT 5)",
                 field="session_expiry_seconds",
             ),
+            Key(
+                "state_topics",
+                values.whole_number(1, 1_000_000),
+                "topics whose last value is kept for rules that read `state`; the one heard of longest ago goes first",
+            ),
         ),
         ProcessorConfig,
     ),
@@ -293,6 +299,19 @@ SECTIONS: tuple[Section, ...] = (
             Key("optional", values.NAMES_OR_NONE, "fields that may be absent; they are NULL then", default="none"),
         ),
         SchemaConfig,
+        named=True,
+    ),
+    Section(
+        "tables",
+        "A file that rules can join with, as a table of this name. It is read again when it changes; a broken one "
+        "leaves what was there. Its first column is indexed.",
+        (
+            Key("path", values.PATH, "CSV with the names of the columns in the first line, or SQLite", required=True),
+            Key("table", values.TEXT, "table or view of an SQLite file", default="the section's name"),
+            Key("fields", values.FIELDS, "columns and their types", default="all columns; of a CSV as text"),
+            Key("delimiter", values.DELIMITER, "what parts the columns of a CSV"),
+        ),
+        TableConfig,
         named=True,
     ),
     Section(
@@ -452,13 +471,17 @@ class _Reading:
 
         buffer = BufferConfig(**plain["buffer"])  # type: ignore[arg-type]
         schemas = tuple(SchemaConfig(name=name, **said) for name, said in named["schemas"])  # type: ignore[arg-type]
+        tables = tuple(
+            TableConfig(name=name, line=self._line("tables", name), **said)  # type: ignore[arg-type]
+            for name, said in named["tables"]
+        )
         rules = tuple(self._rule(name, said) for name, said in named["rules"])
         gateway = {"id": socket.gethostname()} | plain["gateway"]
         config = Config(
             path=self.path,
             gateway=GatewayConfig(**gateway),  # type: ignore[arg-type]
             broker=broker,
-            processor=_processor(plain["processor"], schemas, rules),
+            processor=_processor(plain["processor"], schemas=schemas, tables=tables, rules=rules),
             buffer=buffer,
             forwarder=ForwarderConfig(
                 sinks=tuple(model(**({"classes": buffer.classes} | said)) for model, said in sinks)
@@ -669,9 +692,9 @@ class _Reading:
         return line_of(self.lines, where)
 
 
-def _processor(said: Said, schemas: tuple[SchemaConfig, ...], rules: tuple[RuleConfig, ...]) -> ProcessorConfig:
+def _processor(said: Said, **named: object) -> ProcessorConfig:
     connection = _connection(said, ProcessorConfig().connection.client_id)
-    return ProcessorConfig(connection=connection, schemas=schemas, rules=rules, **said)  # type: ignore[arg-type]
+    return ProcessorConfig(connection=connection, **named, **said)  # type: ignore[arg-type]
 
 
 def _connection(said: Said, client_id: str) -> ConnectionConfig:

@@ -363,6 +363,18 @@ class SchemaConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TableConfig:
+    """[tables.NAME]: a file that rules can join with, read again when it changes. Its first column is indexed."""
+
+    name: str
+    path: Path  # a CSV file with the names of its columns in its first line, or an SQLite file
+    table: str | None = None  # of an SQLite file; None: the name
+    fields: tuple[tuple[str, Literal["integer", "real", "text"]], ...] = ()  # empty: all columns, of a CSV as text
+    delimiter: str = ","
+    line: int | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuleConfig:
     """[rules.NAME]: one SELECT over the messages of a schema.
 
@@ -395,12 +407,14 @@ class RuleConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorConfig:
-    """[processor], [schemas.*] and [rules.*]."""
+    """[processor], [schemas.*], [tables.*] and [rules.*]."""
 
     connection: ConnectionConfig = field(default_factory=lambda: ConnectionConfig(client_id="lockgate-processor"))
     receive_maximum: int = 1000  # unacknowledged messages the processor takes at once
     session_expiry_seconds: int = 7 * 24 * 3600  # how long the broker queues for a processor that is away
+    state_topics: int = 10_000  # whose last value is kept for rules that read `state`
     schemas: tuple[SchemaConfig, ...] = ()
+    tables: tuple[TableConfig, ...] = ()
     rules: tuple[RuleConfig, ...] = ()
 
 

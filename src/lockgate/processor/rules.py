@@ -16,8 +16,10 @@ from lockgate.buffer.log import WINDOW_INPUT
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import RuleConfig
 from lockgate.processor import sql_text
+from lockgate.processor.references import Reference
 from lockgate.processor.sandbox import RuleError, Sandbox
 from lockgate.processor.schemas import Schema, Schemas, Value
+from lockgate.processor.state import TABLE, LastValues, define_state
 from lockgate.processor.tables import Logged, WindowTable
 from lockgate.processor.windows import Frame, Window, check_window, shape_of, window_of
 from lockgate.telemetry.clock import Moment
@@ -142,7 +144,9 @@ class MessageRule(Rule):
     def __init__(self, config: RuleConfig, schema: Schema, sandbox: Sandbox) -> None:
         names = [name for name, _ in schema.columns]
         super().__init__(config, schema, sandbox, names)
-        self._for_all = sql_text.row_by_row(self.sql, _batch_table(schema), _PLACE, names)
+        self._for_all = None
+        if TABLE not in self.reads:  # which changes from one message to the next
+            self._for_all = sql_text.row_by_row(self.sql, _batch_table(schema), _PLACE, names)
         try:
             if self._for_all is not None and sandbox.aggregates(self._for_all):
                 self._for_all = None
@@ -326,10 +330,18 @@ class WindowRule(Rule):
 class Rules:
     """All rules, by schema. Building them checks them: raises ConfigError for the first that is wrong."""
 
-    def __init__(self, configs: Sequence[RuleConfig], schemas: Schemas, classes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        configs: Sequence[RuleConfig],
+        schemas: Schemas,
+        classes: Sequence[str],
+        references: Sequence[Reference] = (),
+        state_topics: int = 0,
+    ) -> None:
+        self._references = references
         self.by_message: dict[str, list[MessageRule]] = {name: [] for name in schemas.by_name}
         self.tables: dict[str, list[WindowTable]] = {name: [] for name in schemas.by_name}
-        self._messages = Sandbox()
+        self._messages = self._new_sandbox()
         self._inserts: dict[str, str] = {}
         for schema in schemas.by_name.values():
             # Columns without a type, so that they compare as bound parameters do
@@ -342,7 +354,24 @@ class Rules:
         except ConfigError:
             self.close()
             raise
-        self.windows = [rule for tables in self.tables.values() for table in tables for rule in table.rules]
+        self.windows = [rule for table in self.all_tables() for rule in table.rules]
+        reading: list[tuple[Sandbox, Sequence[Rule]]] = [
+            (self._messages, [rule for rules in self.by_message.values() for rule in rules]),
+            *((table.sandbox, table.rules) for table in self.all_tables()),
+        ]
+        self._readers = [(sandbox, {name for rule in rules for name in rule.reads}) for sandbox, rules in reading]
+        self.state = LastValues((sandbox for sandbox, reads in self._readers if TABLE in reads), state_topics)
+        for reference in references:
+            self.fill(reference)
+
+    def fill(self, reference: Reference) -> None:
+        """Hand what a reference table holds to the rules that read it."""
+        for sandbox, reads in self._readers:
+            if reference.name in reads:
+                try:
+                    reference.fill(sandbox)
+                except sqlite3.Error as error:
+                    log.error("table %s stays as it was: %s", reference.name, error)
 
     def all(self) -> list[Rule]:
         return [*(rule for rules in self.by_message.values() for rule in rules), *self.windows]
@@ -352,17 +381,23 @@ class Rules:
 
     def evaluate(self, messages: Sequence[Decoded]) -> None:
         """Run the rules for each message on some, which then know what they give rise to."""
+        if self.state.wanted:
+            for message in messages:
+                for rule in self.by_message[message.schema.name]:
+                    if TABLE in rule.reads:
+                        rule.evaluate(message)
+                self.state.remember(message.topic, message.schema.name, message.schema.columns, message.values)
         by_schema: dict[str, list[Decoded]] = {}
         for message in messages:
             by_schema.setdefault(message.schema.name, []).append(message)
         for name, some in by_schema.items():
-            rules = self.by_message[name]
+            rules = [rule for rule in self.by_message[name] if TABLE not in rule.reads]
             if len(some) > 1 and any(rule.at_once for rule in rules):
                 rows = ((place, *message.values) for place, message in enumerate(some))
                 self._messages.execute_many(self._inserts[name], rows)
             for rule in rules:
                 rule.evaluate_all(some)
-            if len(some) > 1:
+            if len(some) > 1 and any(rule.at_once for rule in rules):
                 self._messages.execute(f'DELETE FROM "{_batch_table(some[0].schema)}"')
 
     def close(self) -> None:
@@ -387,12 +422,19 @@ class Rules:
         else:
             WindowRule(config, schema, self._table(schema, config.time), window)
 
+    def _new_sandbox(self) -> Sandbox:
+        sandbox = Sandbox()
+        define_state(sandbox)
+        for reference in self._references:
+            reference.define(sandbox)
+        return sandbox
+
     def _table(self, schema: Schema, time_field: str | None) -> WindowTable:
         tables = self.tables[schema.name]
         for table in tables:
             if table.time_field == time_field:
                 return table
-        tables.append(WindowTable(schema, time_field, Sandbox()))
+        tables.append(WindowTable(schema, time_field, self._new_sandbox()))
         return tables[-1]
 
 

@@ -11,9 +11,11 @@ from typing import Final, Protocol
 from lockgate.buffer import Batch, Entry, Log, LogReader, PacketRecord, Quarantined, Row, RuleCursor
 from lockgate.buffer.log import WINDOW_INPUT
 from lockgate.config.model import BufferConfig, ProcessorConfig
+from lockgate.processor.references import Reference, check_tables
 from lockgate.processor.rules import Decoded, Rules
 from lockgate.processor.sandbox import RuleError
 from lockgate.processor.schemas import NotAccepted, Schemas, Value
+from lockgate.processor.state import TABLE
 from lockgate.processor.tables import Logged, WindowTable
 from lockgate.telemetry.clock import Moment
 
@@ -50,7 +52,9 @@ class Rulebook:
 
     def __init__(self, config: ProcessorConfig, buffer: BufferConfig) -> None:
         self.schemas = Schemas(config.schemas)
-        self.rules = Rules(config.rules, self.schemas, buffer.classes)
+        check_tables(config.tables, [*self.schemas.by_name, TABLE])
+        self.references = [Reference(table) for table in config.tables]
+        self.rules = Rules(config.rules, self.schemas, buffer.classes, self.references, config.state_topics)
         self.filter_names = {
             name: "+".join(rule.name for rule in rules) or NO_RULE for name, rules in self.rules.by_message.items()
         }
@@ -76,6 +80,7 @@ class Runner:
     async def start(self) -> None:
         """Fill the windows from the log, and settle those that ended while nobody ran."""
         await self._match_cursors()
+        self._rules.state.load(self._reader.last_values())
         await self._fill()
         await self.close_windows()
 
@@ -98,6 +103,7 @@ class Runner:
             self._take(self._decoded(some, session, received_at, batch), batch, inputs)
         session.write(batch)
         self._note_cursors(batch)
+        self._rules.state.note(batch)
         first_seq = await self._buffer.append(batch)
         if inputs:
             out = Batch(moment=batch.moment)
@@ -127,6 +133,10 @@ class Runner:
         if not ends:
             return None
         return max(0.0, (min(ends) - self._buffer.clock.now().boottime_ns) / 1e9)
+
+    def read_again(self, reference: Reference) -> None:
+        """A reference table has changed."""
+        self._rules.fill(reference)
 
     def status(self) -> dict[str, object]:
         return {rule.name: rule.status() for rule in self._rules.all()}

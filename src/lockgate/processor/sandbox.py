@@ -42,7 +42,7 @@ class Sandbox:
         self._connection = sqlite3.connect("", isolation_level=None, cached_statements=_CACHED_STATEMENTS)
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_RESULT_BYTES)
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        self._connection.execute("PRAGMA journal_mode = OFF")
+        self._connection.execute("PRAGMA journal_mode = MEMORY")
         self._connection.execute("PRAGMA synchronous = OFF")
         self._connection.create_function("topic_level", 2, topic_level, deterministic=True)
         for function in ("json_each", "json_tree"):  # registering them writes the catalogue, which is denied later
@@ -61,14 +61,18 @@ class Sandbox:
         with self._trusting():
             return self._connection.execute(statement, values).fetchall()
 
-    def execute_many(self, statement: str, rows: Iterable[Sequence[Value]]) -> None:
-        """Raises sqlite3.Error; none of the rows is there then."""
+    def execute_many(self, statement: str, rows: Iterable[Sequence[Value]], *, before: str = "") -> None:
+        """Raises sqlite3.Error; nothing has happened then, nor what `before` says."""
         with self._trusting():
             self._connection.execute("BEGIN")
             try:
+                if before:
+                    self._connection.execute(before)
                 self._connection.executemany(statement, rows)
-            finally:
-                self._connection.execute("COMMIT")
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
 
     @contextmanager
     def _trusting(self) -> Iterator[None]:

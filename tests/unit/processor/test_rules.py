@@ -87,7 +87,10 @@ def test_a_mistake_is_named_with_what_there_is(sql: str, message: str) -> None:
         message_rule(sql)
     assert caught.value.line == 7
     assert caught.value.key == "rules.r.sql"
-    assert caught.value.accepted == "parameters :value, :unit, :topic, :received_at"
+    assert caught.value.accepted is not None
+    parameters, _, tables = caught.value.accepted.partition("; ")
+    assert parameters == "parameters :value, :unit, :topic, :received_at"
+    assert tables == "table state with columns topic, schema, received_at, value"
 
 
 def test_a_window_rule_is_told_its_table() -> None:

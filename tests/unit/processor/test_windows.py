@@ -204,7 +204,7 @@ async def test_restarts_change_nothing(tmp_path: Path, shape: dict[str, Any]) ->
         unlucky = random.Random(6)
         running = gateway.running()
         runner = await running.__aenter__()
-        for value in range(120):
+        for value in range(60):
             ts = gateway.clock.boottime_ns // 1_000_000 + chance.randrange(-5000, 1)
             await runner.process([Publish(orjson.dumps({"value": value, "ts": ts}), topic="t")])
             gateway.clock.boottime_ns += chance.choice([0, 1, 1, 2, 7]) * SECOND
@@ -219,7 +219,7 @@ async def test_restarts_change_nothing(tmp_path: Path, shape: dict[str, Any]) ->
         await runner.close_windows()
         await running.__aexit__(None, None, None)
         rows.append(gateway.rows("telemetry"))
-    assert len(rows[0]) > 10
+    assert len(rows[0]) > 5
     first, *others = [[row.payload for row in some] for some in rows]
     assert all(other == first for other in others)
 
