@@ -373,6 +373,13 @@ SECTIONS: tuple[Section, ...] = (
                 "topic of rows that have no column `topic`",
                 default="none: the SELECT gives a column `topic`",
             ),
+            Key(
+                "test",
+                values.RULE_TESTS,
+                "what the rule has to make of some messages; `lockgate rules test` and SIGHUP try it",
+                field="tests",
+                default="none",
+            ),
         ),
         RuleConfig,
         named=True,

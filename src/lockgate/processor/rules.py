@@ -66,11 +66,16 @@ class Rule:
         self.counts = RuleCounts()
         self.sql = config.sql.strip().rstrip(";")
         self._sandbox = sandbox
+        self._parameters = tuple(parameters)
         self.columns, self.reads = self._check(parameters)
         self._topic_place = _place(self.columns, "topic")
         self._time_place = _place(self.columns, "device_ts")
         if self._topic_place is None and config.topic is None:
             raise self._mistake("no topic", 'a result column named "topic", or the key topic', "topic")
+
+    def plan(self) -> list[str]:
+        """How SQLite goes about it, step by step."""
+        return self._sandbox.plan(self.sql, self._parameters)
 
     def status(self) -> dict[str, object]:
         c = self.counts
@@ -372,6 +377,18 @@ class Rules:
                     reference.fill(sandbox)
                 except sqlite3.Error as error:
                     log.error("table %s stays as it was: %s", reference.name, error)
+
+    def inherit(self, before: Rules) -> None:
+        """Go on counting for the rules that are the same as before; say what is new."""
+        known = {rule.name: rule for rule in before.all()}
+        for rule in self.all():
+            old = known.pop(rule.name, None)
+            if old is not None and old.config == rule.config and old.schema.config == rule.schema.config:
+                rule.counts = old.counts
+            else:
+                log.info("rule %s is %s", rule.name, "new" if old is None else "another one")
+        for name in known:
+            log.info("rule %s is gone", name)
 
     def all(self) -> list[Rule]:
         return [*(rule for rules in self.by_message.values() for rule in rules), *self.windows]

@@ -107,6 +107,11 @@ class Sandbox:
         """Compile a text and nothing more; raises sqlite3.Error or sqlite3.Warning for what is wrong with it."""
         self._connection.execute(f"EXPLAIN {sql}", dict.fromkeys(parameters)).close()
 
+    def plan(self, sql: str, parameters: Iterable[str]) -> list[str]:
+        """How SQLite goes about a query, step by step."""
+        rows = self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", dict.fromkeys(parameters))
+        return [str(row[3]) for row in rows]
+
     def aggregates(self, sql: str) -> bool:
         """Whether a query makes one row of several; raises sqlite3.Error."""
         return any(row[1].startswith("Agg") for row in self._connection.execute(f"EXPLAIN {sql}"))

@@ -44,7 +44,7 @@ class WindowTable:
         self.rules: list[WindowRule] = []
         self.time_field = time_field
         self._time_place = None if time_field is None else schema.place(time_field)
-        self._moment: Moment | None = None  # of the last row, or of the last look at the clock
+        self.moment: Moment | None = None  # of the last row, or of the last look at the clock
         names = ", ".join(f'"{name}"' for name, _ in schema.columns)
         sandbox.define("#rows", (("#seq", "INTEGER PRIMARY KEY"), ("#time", "INTEGER"), *schema.columns))
         sandbox.define("#frame", (("after", "INTEGER"), ("upto", "INTEGER"), ("low", "INTEGER"), ("high", "INTEGER")))
@@ -81,7 +81,7 @@ class WindowTable:
         for _, group in groupby(rows, key=lambda row: row.moment.boot_id if self._time_place is None else ""):
             chunk = list(group)
             self._enter(chunk[0].moment, chunk[0].seq, out)
-            self._moment = chunk[-1].moment
+            self.moment = chunk[-1].moment
             self._store(chunk)
             for rule in self.rules:
                 rule.take(chunk, out)
@@ -89,9 +89,9 @@ class WindowTable:
 
     def settle(self, moment: Moment, out: Batch) -> None:
         """What is over by now."""
-        if self._moment is not None:
+        if self.moment is not None:
             self._enter(moment, None, out)
-        self._moment = moment
+        self.moment = moment
         emitted = [rule.settle(moment, out) for rule in self.rules]
         if any(emitted):
             self._trim()
@@ -111,8 +111,8 @@ class WindowTable:
         """A time of the table in Unix milliseconds; None for the beginning of all."""
         if abs(time) >= _LONGEST_TIME:
             return None
-        if self._time_place is None and self._moment is not None:
-            time += self._moment.wall_ns - self._moment.boottime_ns
+        if self._time_place is None and self.moment is not None:
+            time += self.moment.wall_ns - self.moment.boottime_ns
         return time // 1_000_000
 
     def count(self, after: int) -> int:
@@ -141,7 +141,7 @@ class WindowTable:
 
     def _enter(self, moment: Moment, seq: int | None, out: Batch) -> None:
         """Another boot: what was held is moved to its clock where both wall clocks were good, else it is let go."""
-        before = self._moment
+        before = self.moment
         if self._time_place is not None:
             return
         offset: int | None = None
