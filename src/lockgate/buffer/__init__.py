@@ -3,7 +3,7 @@
 from lockgate.buffer.cursor import Cursor
 from lockgate.buffer.log import Log
 from lockgate.buffer.reader import DamagedSegment, LogReader
-from lockgate.buffer.rows import Batch, Entry, PacketRecord, Quarantined, Row
+from lockgate.buffer.rows import Batch, Entry, PacketRecord, PacketRecords, Quarantined, Row
 from lockgate.sqlite import CommitFailed
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Log",
     "LogReader",
     "PacketRecord",
+    "PacketRecords",
     "Quarantined",
     "Row",
 ]
