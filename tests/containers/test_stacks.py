@@ -12,9 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from paho.mqtt import MQTTException
+from paho.mqtt.publish import single as publish_by_paho
+from paho.mqtt.subscribe import simple as subscribe_by_paho
 
 from tests.support.compose import Stack, new_compose, old_compose
 from tests.support.disks import cut_power, disk_trouble, make_image, mounted
@@ -121,6 +125,25 @@ def troubles(stack: Stack) -> set[str]:
     found = json.loads(subprocess.run(["docker", *words], capture_output=True, text=True, check=False).stdout)
     assert len(found["findings"]) > 8
     return {one["check"] for one in found["findings"] if one["severity"] != "ok"} - {"clock", "clock-free"}
+
+
+# --- (b) the broker behind a tunnel; the vendor's image cannot be had here -------------------------------------------
+
+
+def test_the_broker_behind_a_tunnel_serves_websockets_and_publishes_nothing(tmp_path: Path) -> None:
+    stack = Stack(tmp_path / "tunnel", "tunnel", TUNNEL_TOKEN="eyJhIjoiMDEyMzQ1Njc4OWFiY2RlZiJ9")
+    try:
+        stack.compose("up", "-d", "broker")
+        stack.wait_healthy("broker")
+        assert not any((stack.inspect("broker")["NetworkSettings"]["Ports"] or {}).values())
+        door: dict[str, Any] = {"hostname": stack.address("broker"), "port": 9001, "transport": "websockets"}
+        pump: Any = {"username": "pump", "password": stack.passwords["pump"]}
+        publish_by_paho("pump/state", "on", qos=1, retain=True, auth=pump, **door)
+        assert subscribe_by_paho("pump/#", auth=pump, **door).payload == b"on"
+        with pytest.raises(MQTTException, match="Not authorized"):
+            publish_by_paho("pump/state", "off", qos=1, **door)
+    finally:
+        stack.remove()
 
 
 # --- (c) the gateway --------------------------------------------------------------------------------------------------
