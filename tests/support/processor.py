@@ -76,7 +76,6 @@ class Gateway:
         self,
         folder: Path,
         rules: Sequence[RuleConfig],
-        receive_maximum: int = 100,
         schemas: Sequence[SchemaConfig] = (SCHEMA,),
         **keys: Any,
     ) -> None:
@@ -86,7 +85,6 @@ class Gateway:
             connection=ConnectionConfig(client_id="p"),
             schemas=tuple(schemas),
             rules=tuple(rules),
-            receive_maximum=receive_maximum,
             **keys,
         )
         self.reader = LogReader(folder)

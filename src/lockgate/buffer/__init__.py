@@ -3,7 +3,7 @@
 from lockgate.buffer.cursor import Cursor
 from lockgate.buffer.log import Log
 from lockgate.buffer.reader import DamagedSegment, LogReader
-from lockgate.buffer.rows import Batch, Entry, LastValue, PacketRecord, Quarantined, Row, RuleCursor
+from lockgate.buffer.rows import Batch, Entry, LastValue, PacketRecord, PacketRecords, Quarantined, Row, RuleCursor
 from lockgate.sqlite import CommitFailed
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Log",
     "LogReader",
     "PacketRecord",
+    "PacketRecords",
     "Quarantined",
     "Row",
     "RuleCursor",

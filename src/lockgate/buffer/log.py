@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from lockgate.buffer.cursor import cursor_names, read_positions
-from lockgate.buffer.rows import Batch, PacketRecord, Quarantined
+from lockgate.buffer.rows import Batch, PacketRecord, PacketRecords, Quarantined
 from lockgate.buffer.segments import (
     SEGMENT,
     State,
@@ -48,7 +48,7 @@ class Log:
 
     def __init__(self, folder: Path, config: BufferConfig, sinks: Mapping[str, tuple[str, ...]], clock: Clock) -> None:
         self.state = State()  # as last committed
-        self.packets: dict[int, PacketRecord] = {}  # as last committed, by Packet Identifier
+        self.packets = PacketRecords()  # as last committed
         self.clock = clock
         self._folder = folder
         self._config = config
@@ -121,10 +121,7 @@ class Log:
         self.state = state
         if batch.session_lost:
             self.packets.clear()
-        self.packets.update(batch.packets)
-        if batch.forget_arrivals_until:
-            keep = {i: record for i, record in self.packets.items() if record.arrival > batch.forget_arrivals_until}
-            self.packets = keep
+        self.packets.update(batch.packets.items())
         if size >= self._config.segment_bytes:
             self._writer.between(self._rotate_if_large).add_done_callback(_report_rotation)
         return first_seq
@@ -232,8 +229,6 @@ class Log:
         connection.executemany(
             "INSERT OR REPLACE INTO packets VALUES (?, ?, ?)", [(i, *record) for i, record in batch.packets.items()]
         )
-        if batch.forget_arrivals_until:
-            connection.execute("DELETE FROM packets WHERE arrival <= ?", (batch.forget_arrivals_until,))
         connection.executemany("DELETE FROM last_values WHERE topic = ?", [(topic,) for topic in batch.forget_values])
         connection.executemany("INSERT OR REPLACE INTO last_values VALUES (?, ?, ?, ?)", batch.last_values)
         if batch.quarantined:
@@ -279,7 +274,7 @@ class Log:
                 self._account_damage(connection, number)
         self.state = self._load(connection)
         packets = connection.execute("SELECT packet_id, arrival, digest FROM packets")
-        self.packets = {packet_id: PacketRecord(arrival, digest) for packet_id, arrival, digest in packets}
+        self.packets.update((packet_id, PacketRecord(arrival, digest)) for packet_id, arrival, digest in packets)
 
     def _open_newest(self, salvaged: Damage | None = None) -> sqlite3.Connection:
         """`salvaged`: what has just been done to it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -48,8 +50,28 @@ class Quarantined(NamedTuple):
 class PacketRecord(NamedTuple):
     """The last message that came under a Packet Identifier."""
 
-    arrival: int  # counts the messages of the session
-    digest: bytes
+    arrival: int  # counts the messages of the session, from 1
+    digest: bytes  # 8 bytes
+
+
+class PacketRecords:
+    """A record for each Packet Identifier that was used: 1 MiB for all 65,535, as tuples they would be 15."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self._arrivals = array("Q", bytes(8 * 65_536))
+        self._digests = bytearray(8 * 65_536)
+
+    def get(self, packet_id: int) -> PacketRecord | None:
+        arrival = self._arrivals[packet_id]
+        return PacketRecord(arrival, bytes(self._digests[8 * packet_id : 8 * packet_id + 8])) if arrival else None
+
+    def update(self, records: Iterable[tuple[int, PacketRecord]]) -> None:
+        for packet_id, (arrival, digest) in records:
+            self._arrivals[packet_id] = arrival
+            self._digests[8 * packet_id : 8 * packet_id + 8] = digest
 
 
 class RuleCursor(NamedTuple):
@@ -82,7 +104,6 @@ class Batch:
     quarantined: list[Quarantined] = field(default_factory=list)
     session_lost: bool = False  # forget all Packet Identifiers stored before this batch
     packets: dict[int, PacketRecord] = field(default_factory=dict)
-    forget_arrivals_until: int = 0  # Packet Identifiers of these and earlier arrivals can no longer come again
     arrivals: int | None = None  # how many messages the session has brought, this batch included
     rule_cursors: dict[str, RuleCursor] = field(default_factory=dict)  # by rule
     forget_rules: list[str] = field(default_factory=list)

@@ -426,8 +426,14 @@ TOP_LEVEL = (*(name for name in PLAIN if "." not in name), *NAMED, "sinks")
 
 
 def find() -> Path | None:
-    """The first of `PLACES` that exists."""
-    return next((path for path in PLACES if path.exists()), None)
+    """The first of `PLACES` that exists; the file itself where that is a link, as in the container image.
+
+    Relative paths count from its folder. The relative links of a Kubernetes ConfigMap lead to copies, and stay.
+    """
+    found = next((path for path in PLACES if path.exists()), None)
+    if found is not None and found.is_symlink() and (target := found.readlink()).is_absolute():
+        return target
+    return found
 
 
 def load(path: Path | None, environment: Mapping[str, str], mosquitto_conf: Path | None = None) -> Config:

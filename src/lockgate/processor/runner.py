@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
-from lockgate.buffer import Batch, Entry, Log, LogReader, PacketRecord, Quarantined, Row, RuleCursor
+from lockgate.buffer import Batch, Entry, Log, LogReader, PacketRecord, PacketRecords, Quarantined, Row, RuleCursor
 from lockgate.buffer.log import WINDOW_INPUT
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig, ProcessorConfig, RuleConfig
@@ -28,7 +28,9 @@ NO_RULE: Final = "(no rule)"  # under this name messages are counted filtered wh
 _READ_ROWS: Final = 1000
 _TURN_SECONDS: Final = 0.2  # of rules in one go, and what the last of them takes
 _TOGETHER: Final = 256  # messages that the rules are run on at once
-_RECEIVE_MAXIMUM_V3: Final = 65_535  # MQTT 3.1.1 has no Receive Maximum
+# A resend comes fewer messages after the first PUBLISH: half of all Packet Identifiers. A Server that counts them up
+# has reused none by then, and none has more in flight.
+_RESEND_WINDOW: Final = 32_768
 
 
 class Message(Protocol):
@@ -109,9 +111,6 @@ class Runner:
         self._tables = book.rules.all_tables()
         self._buffer = buffer
         self._reader = reader
-        # The broker never has more unacknowledged messages under way than this, so no message older than that can be
-        # resent: its Packet Identifier has been given to another one.
-        self._resend_window = config.receive_maximum if config.connection.version == "5" else _RECEIVE_MAXIMUM_V3
 
     async def start(self) -> None:
         """Fill the windows from the log, and settle those that ended while nobody ran."""
@@ -130,7 +129,7 @@ class Runner:
         self._settle(batch)
         received_at = batch.moment.wall_ns // 1_000_000
         inputs: list[tuple[int, Decoded]] = []  # place among the entries, message
-        session = _Session(self._buffer, self._resend_window)
+        session = _Session(self._buffer)
         give_up = time.monotonic() + _TURN_SECONDS
         taken = 0
         while taken < len(messages) and (not taken or time.monotonic() < give_up):
@@ -305,16 +304,15 @@ def _stamped(
 class _Session:
     """Which Packet Identifiers have been seen, as it will be after this batch."""
 
-    def __init__(self, buffer: Log, resend_window: int) -> None:
+    def __init__(self, buffer: Log) -> None:
         self._known = buffer.packets
         self._new: dict[int, PacketRecord] = {}
         self._lost = False
         self._arrivals = buffer.state.arrivals
-        self._window = resend_window
 
     def lose(self) -> None:
         self._lost = True
-        self._known = {}
+        self._known = PacketRecords()
         self._new = {}
 
     def is_resend(self, message: Message) -> bool:
@@ -328,7 +326,7 @@ class _Session:
         digest = hashlib.blake2b(message.topic.encode() + b"\0" + message.payload, digest_size=8).digest()
         if message.duplicate:
             record = self._new.get(message.packet_id) or self._known.get(message.packet_id)
-            if record is not None and record.digest == digest and self._arrivals - record.arrival < self._window:
+            if record is not None and record.digest == digest and self._arrivals - record.arrival < _RESEND_WINDOW:
                 return True
         self._arrivals += 1
         self._new[message.packet_id] = PacketRecord(self._arrivals, digest)
@@ -338,8 +336,6 @@ class _Session:
         batch.session_lost = self._lost
         batch.packets = self._new
         batch.arrivals = self._arrivals
-        if len(self._known) > 2 * self._window:
-            batch.forget_arrivals_until = self._arrivals - self._window
 
 
 def intake_of(state_intake: dict[str, dict[str, int]]) -> dict[str, object]:

@@ -84,32 +84,34 @@ async def test_sealed_segments_are_plain_files(tmp_path: Path) -> None:
 async def test_the_state_moves_to_the_next_segment_and_over_a_restart(tmp_path: Path) -> None:
     log = await open_log(tmp_path)
     first = batch(*[KILOBYTE] * 100)
-    first.packets = {1: PacketRecord(1, b"a"), 2: PacketRecord(2, b"b")}
+    first.packets = {1: PacketRecord(1, b"digest-a"), 65_535: PacketRecord(2, b"digest-b")}
     first.rule_cursors = {"mean": RuleCursor("s", 5), "old": RuleCursor("s", 4)}
     first.arrivals = 100
     first.quarantined = [Quarantined("t", "s", "not JSON", "line 1", b"{")]
     await log.append(first)
     second = batch(b"")
-    second.packets = {3: PacketRecord(3, b"c")}
-    second.forget_arrivals_until = 1
+    second.packets = {1: PacketRecord(3, b"digest-c")}
     second.forget_rules = ["old"]
     await log.append(second)
     await log.close()
     assert list_segments(tmp_path) == [1, 2]
 
     log = await open_log(tmp_path)
-    assert log.packets == {2: PacketRecord(2, b"b"), 3: PacketRecord(3, b"c")}
+    assert log.packets.get(1) == PacketRecord(3, b"digest-c")
+    assert log.packets.get(65_535) == PacketRecord(2, b"digest-b")
     assert log.state.rule_cursors == {"mean": RuleCursor("s", 5)}
     assert log.state.arrivals == 100
     assert log.state.intake == {"received": {"": 101}, "logged": {"": 101}}
     lost = batch()
     lost.session_lost = True
-    lost.packets = {9: PacketRecord(4, b"d")}
+    lost.packets = {9: PacketRecord(4, b"digest-d")}
     await log.append(lost)
-    assert log.packets == {9: PacketRecord(4, b"d")}
+    assert log.packets.get(9) == PacketRecord(4, b"digest-d")
+    assert log.packets.get(1) is None
     await log.close()
     log = await open_log(tmp_path)
-    assert log.packets == {9: PacketRecord(4, b"d")}
+    assert log.packets.get(9) == PacketRecord(4, b"digest-d")
+    assert log.packets.get(1) is None
     await log.close()
     with sqlite3.connect(segment_path(tmp_path, 2)) as connection:
         assert connection.execute("SELECT reason, payload FROM quarantine").fetchall() == [("not JSON", b"{")]
