@@ -17,6 +17,7 @@ from lockgate.buffer.log import WINDOW_INPUT
 from lockgate.cli.common import add_config_argument, load_config
 from lockgate.config.errors import ConfigError, did_you_mean
 from lockgate.config.model import Config, RuleConfig
+from lockgate.processor.functions import Function, find_functions
 from lockgate.processor.references import Reference, check_tables
 from lockgate.processor.rules import MessageRule
 from lockgate.processor.schemas import Schemas
@@ -26,6 +27,7 @@ from lockgate.processor.windows import shape_of
 from lockgate.telemetry import health
 from lockgate.telemetry.clock import Moment
 
+Beside = tuple[list[Reference], list[Function]]
 _READ_ROWS: Final = 1000
 _MEASURED: Final = 2000  # messages that the cost of a rule is measured with
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -67,16 +69,19 @@ def _chosen(config: Config, names: Sequence[str]) -> list[RuleConfig]:
     return [known[name] for name in names or known]
 
 
-def _references(config: Config) -> list[Reference]:
-    check_tables(config.processor.tables, [*Schemas(config.processor.schemas).by_name, TABLE])
-    return [Reference(table) for table in config.processor.tables]
+def _beside(config: Config) -> Beside:
+    """What rules have at hand: reference tables and functions."""
+    processor = config.processor
+    check_tables(processor.tables, [*Schemas(processor.schemas).by_name, TABLE])
+    functions = find_functions(processor.functions, processor.function_packages)
+    return [Reference(table) for table in processor.tables], functions
 
 
 def _test(config: Config, names: Sequence[str]) -> int:
-    references = _references(config)
+    beside = _beside(config)
     failed = 0
     for rule in _chosen(config, names):
-        failures = run_tests(rule, config.processor, references)
+        failures = run_tests(rule, config.processor, *beside)
         failed += len(failures)
         for failure in failures:
             print(f"{config.path}:{rule.line}: {failure}")
@@ -86,17 +91,17 @@ def _test(config: Config, names: Sequence[str]) -> int:
 
 
 def _explain(config: Config, names: Sequence[str]) -> int:
-    references = _references(config)
+    beside = _beside(config)
     answer = health.ask(config.gateway.sockets_dir / "processor.sock")
     status = answer.get("status") if answer else None
     running = status.get("rules", {}) if isinstance(status, dict) else {}
     for rule in _chosen(config, names):
-        print("\n".join(_explained(config, rule, references, running.get(rule.name))))
+        print("\n".join(_explained(config, rule, beside, running.get(rule.name))))
     return 0
 
 
-def _explained(config: Config, rule: RuleConfig, references: Sequence[Reference], running: object) -> Iterator[str]:
-    with Trial(rule, config.processor, references) as trial:
+def _explained(config: Config, rule: RuleConfig, beside: Beside, running: object) -> Iterator[str]:
+    with Trial(rule, config.processor, *beside) as trial:
         checked = trial.rule
         given = [column for column in checked.columns if column.lower() not in ("topic", "device_ts")]
         yield f"rule {rule.name}"
@@ -108,7 +113,7 @@ def _explained(config: Config, rule: RuleConfig, references: Sequence[Reference]
         yield f"  gives     {', '.join(given) or 'an empty object'}; to {topic}, class {rule.message_class}"
         for step in checked.plan():
             yield f"  plan      {step}"
-    yield f"  costs     {_cost(config, rule, references)}"
+    yield f"  costs     {_cost(config, rule, beside)}"
     if isinstance(running, dict):
         said = ", ".join(f"{name} {value}" for name, value in running.items() if value is not None)
         yield f"  running   {said}"
@@ -120,7 +125,7 @@ def _when(rule: RuleConfig, message_rule: MessageRule | None) -> str:
     return f"on a window: {shape_of(rule)}"
 
 
-def _cost(config: Config, rule: RuleConfig, references: Sequence[Reference]) -> str:
+def _cost(config: Config, rule: RuleConfig, beside: Beside) -> str:
     """What a message costs, decoding included, measured on what can be had."""
     with contextlib.closing(LogReader(config.gateway.buffer_dir)) as reader:
         logged = list(islice(_logged(reader, rule, 0), _MEASURED))
@@ -134,7 +139,7 @@ def _cost(config: Config, rule: RuleConfig, references: Sequence[Reference]) -> 
         for number in range(_MEASURED):
             one = given[number % len(given)]
             messages.append((one.topic, one.payload, Moment("cost", number * 1_000_000, STARTS_NS, True)))
-    with Trial(rule, config.processor, references) as trial:
+    with Trial(rule, config.processor, *beside) as trial:
         for topic, payload, moment in messages:
             trial.give(topic, payload, moment)
         trial.finish()
@@ -148,7 +153,7 @@ def _backtest(config: Config, name: str, since: str) -> int:
     made = 0
     with (
         contextlib.closing(LogReader(config.gateway.buffer_dir)) as reader,
-        Trial(rule, config.processor, _references(config)) as trial,
+        Trial(rule, config.processor, *_beside(config)) as trial,
     ):
         for row in _logged(reader, rule, after):
             for entry in trial.give(row.topic, row.payload, _moment(row)):

@@ -440,6 +440,8 @@ class ProcessorConfig:
     receive_maximum: int = 1000  # unacknowledged messages the processor takes at once
     session_expiry_seconds: int = 7 * 24 * 3600  # how long the broker queues for a processor that is away
     state_topics: int = 10_000  # whose last value is kept for rules that read `state`
+    functions: Path | None = None  # a folder of Python files with functions for rules
+    function_packages: tuple[str, ...] = ()  # entry points of the group lockgate.functions
     schemas: tuple[SchemaConfig, ...] = ()
     tables: tuple[TableConfig, ...] = ()
     rules: tuple[RuleConfig, ...] = ()

@@ -13,11 +13,12 @@ from lockgate.buffer import Batch, Entry, Log, LogReader, PacketRecord, PacketRe
 from lockgate.buffer.log import WINDOW_INPUT
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig, ProcessorConfig, RuleConfig
+from lockgate.processor.functions import find_functions
 from lockgate.processor.references import Reference, check_tables
 from lockgate.processor.rules import Decoded, Rules
 from lockgate.processor.sandbox import RuleError
 from lockgate.processor.schemas import NotAccepted, Schemas, Value
-from lockgate.processor.state import TABLE
+from lockgate.processor.state import MEMORY, TABLE
 from lockgate.processor.tables import Logged, WindowTable
 from lockgate.processor.trial import run_tests
 from lockgate.telemetry.clock import Moment
@@ -62,7 +63,10 @@ class Rulebook:
         self.schemas = Schemas(config.schemas)
         check_tables(config.tables, [*self.schemas.by_name, TABLE])
         self.references = [Reference(table) for table in config.tables]
-        self.rules = Rules(config.rules, self.schemas, buffer.classes, self.references, config.state_topics)
+        self.functions = find_functions(config.functions, config.function_packages)
+        self.rules = Rules(
+            config.rules, self.schemas, buffer.classes, self.references, config.state_topics, self.functions
+        )
         self.filter_names = {
             name: "+".join(rule.name for rule in rules) or NO_RULE for name, rules in self.rules.by_message.items()
         }
@@ -77,12 +81,13 @@ class Rulebook:
         """
         before = {rule.name: rule for rule in self.config.rules}
         references = [Reference(table) for table in config.tables]
+        functions = find_functions(config.functions, config.function_packages)
         check_tables(config.tables, [*Schemas(config.schemas).by_name, TABLE])
         chosen: list[RuleConfig] = []
         rejected: dict[str, str] = {}
         for rule in config.rules:
             try:
-                problems = [str(failure) for failure in run_tests(rule, config, references)]
+                problems = [str(failure) for failure in run_tests(rule, config, references, functions)]
             except ConfigError as error:
                 problems = [str(error)]
             old = before.get(rule.name)
@@ -115,7 +120,10 @@ class Runner:
     async def start(self) -> None:
         """Fill the windows from the log, and settle those that ended while nobody ran."""
         await self._match_cursors()
-        self._rules.state.load(self._reader.last_values())
+        kept = self._reader.last_values()
+        self._rules.state.load(value for value in kept if value.schema != MEMORY)
+        names = {rule.name for rule in self._rules.all()}
+        self._rules.memory.load((value for value in kept if value.schema == MEMORY), names)
         await self._fill()
         await self.close_windows()
 
@@ -139,6 +147,7 @@ class Runner:
         session.write(batch)
         self._note_cursors(batch)
         self._rules.state.note(batch)
+        self._rules.memory.note(batch)
         first_seq = await self._buffer.append(batch)
         if inputs:
             out = Batch(moment=batch.moment)
@@ -234,6 +243,7 @@ class Runner:
         """Commit what windows gave, if anything; cursors alone wait for the next commit."""
         if out.entries or out.quarantined:
             self._note_cursors(out)
+            self._rules.memory.note(out)
             await self._buffer.append(out)
 
     def _note_cursors(self, batch: Batch) -> None:

@@ -18,6 +18,7 @@ from lockgate.processor.runner import Message, Rulebook, Runner, SessionLost, in
 
 log = logging.getLogger(__name__)
 
+_RELOADED: Final = ("schemas", "tables", "rules", "state_topics", "functions", "function_packages")
 _DISCONNECT_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 1.0  # between two looks at the files of reference tables
 _QUEUE_BYTES: Final = 16 * 1024 * 1024  # of payloads taken from the client and not yet committed
@@ -133,7 +134,7 @@ class Processor:
         self._arrived.set()  # another window may be the first to end
 
     def _rules_of(self, config: ProcessorConfig) -> dict[str, Any]:
-        return {name: getattr(config, name) for name in ("schemas", "tables", "rules", "state_topics")}
+        return {name: getattr(config, name) for name in _RELOADED}
 
     def status(self) -> dict[str, object]:
         return {

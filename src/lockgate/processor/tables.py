@@ -100,12 +100,11 @@ class WindowTable:
         """CLOCK_BOOTTIME at which `settle` will have something to do."""
         return min((rule.deadline for rule in self.rules if rule.deadline is not None), default=None)
 
-    def evaluate(self, sql: str, frame: Frame, budget: float) -> list[tuple[object, ...]]:
+    def evaluate(self, sql: str, frame: Frame, budget: float, owner: str) -> list[tuple[object, ...]]:
         """The result of a query over one frame; raises RuleError."""
         self.sandbox.execute('UPDATE "#frame" SET after = ?, upto = ?, low = ?, high = ?', frame[:4])
-        return self.sandbox.run(
-            sql, {"window_start": self.wall_ms(frame.start), "window_end": self.wall_ms(frame.end)}, budget
-        )
+        bounds: dict[str, Value] = {"window_start": self.wall_ms(frame.start), "window_end": self.wall_ms(frame.end)}
+        return self.sandbox.run(sql, bounds, budget, owner)
 
     def wall_ms(self, time: int) -> int | None:
         """A time of the table in Unix milliseconds; None for the beginning of all."""

@@ -13,6 +13,7 @@ import orjson
 
 from lockgate.buffer import Batch, Entry
 from lockgate.config.model import ExpectedMessage, ProcessorConfig, RuleConfig, RuleTest
+from lockgate.processor.functions import Function
 from lockgate.processor.references import Reference
 from lockgate.processor.rules import Decoded, Rules
 from lockgate.processor.schemas import NotAccepted, Schemas
@@ -37,9 +38,15 @@ class Failure(NamedTuple):
 class Trial(AbstractContextManager["Trial"]):
     """One rule with nothing beside it. Raises ConfigError for a rule that is wrong."""
 
-    def __init__(self, rule: RuleConfig, config: ProcessorConfig, references: Sequence[Reference]) -> None:
+    def __init__(
+        self,
+        rule: RuleConfig,
+        config: ProcessorConfig,
+        references: Sequence[Reference],
+        functions: Sequence[Function] = (),
+    ) -> None:
         self._schemas = Schemas(config.schemas)
-        self._rules = Rules([rule], self._schemas, [rule.message_class], references, config.state_topics)
+        self._rules = Rules([rule], self._schemas, [rule.message_class], references, config.state_topics, functions)
         (self.rule,) = self._rules.all()
         self.messages = 0
         self.seconds = 0.0  # what they took
@@ -100,16 +107,18 @@ class Trial(AbstractContextManager["Trial"]):
         return made
 
 
-def run_tests(rule: RuleConfig, config: ProcessorConfig, references: Sequence[Reference]) -> list[Failure]:
+def run_tests(
+    rule: RuleConfig, config: ProcessorConfig, references: Sequence[Reference], functions: Sequence[Function] = ()
+) -> list[Failure]:
     """What the tests of a rule find. Raises ConfigError for a rule that is wrong."""
     found = []
     for number, test in enumerate(rule.tests, start=1):
-        with Trial(rule, config, references) as trial:
+        with Trial(rule, config, references, functions) as trial:
             problem = _run(trial, test)
         if problem is not None:
             found.append(Failure(rule.name, number, problem))
     if not rule.tests:
-        Trial(rule, config, references).__exit__(None, None, None)
+        Trial(rule, config, references, functions).__exit__(None, None, None)
     return found
 
 
