@@ -141,7 +141,7 @@ def _cost(config: Config, rule: RuleConfig, beside: Beside) -> str:
             messages.append((one.topic, one.payload, Moment("cost", number * 1_000_000, STARTS_NS, True)))
     with Trial(rule, config.processor, *beside) as trial:
         for topic, payload, moment in messages:
-            trial.give(topic, payload, moment)
+            trial.give(topic, payload, moment, logged=bool(logged))
         trial.finish()
         each = trial.seconds / len(messages) * 1e6
     return f"{each:.1f} µs a message, one by one and with its decoding ({len(messages)} measured, {source})"
@@ -156,7 +156,7 @@ def _backtest(config: Config, name: str, since: str) -> int:
         Trial(rule, config.processor, *_beside(config)) as trial,
     ):
         for row in _logged(reader, rule, after):
-            for entry in trial.give(row.topic, row.payload, _moment(row)):
+            for entry in trial.give(row.topic, row.payload, _moment(row), logged=True):
                 made += 1
                 print(show(entry))
         for entry in trial.finish():

@@ -204,6 +204,9 @@ class Runner:
             try:
                 values = schema.decode(message.payload)
             except NotAccepted as error:
+                if schema.config.misfits == "refuse":
+                    batch.intake["refused", error.reason] += 1
+                    continue
                 batch.intake["quarantined", error.reason] += 1
                 batch.quarantined.append(
                     Quarantined(message.topic, schema.name, error.reason, error.detail, message.payload)
@@ -224,7 +227,9 @@ class Runner:
                 batch.quarantined.append(Quarantined(message.topic, name, reason, detail, message.payload))
             if self._rules.tables[name]:
                 inputs.append((len(batch.entries), message))
-                batch.entries.append(Entry(message.topic, WINDOW_INPUT, name, message.payload))
+                batch.entries.append(
+                    Entry(message.topic, WINDOW_INPUT, name, message.schema.to_log(message.payload, message.values))
+                )
                 made = True
             if message.failures:  # what the other rules made of it goes on
                 batch.intake["quarantined", message.failures[0][0]] += 1
@@ -289,7 +294,7 @@ class Runner:
 
     def _logged(self, table: WindowTable, row: Row, out: Batch) -> Logged | None:
         try:
-            values: list[Value] = table.schema.decode(row.payload)
+            values: list[Value] = table.schema.decode_logged(row.payload)
         except NotAccepted as error:  # the schema has been changed since
             log.warning("a window over %s cannot use message %d any more: %s", row.schema, row.seq, error)
             for rule in table.rules:
