@@ -3,7 +3,7 @@
 from lockgate.buffer.cursor import Cursor
 from lockgate.buffer.log import Log
 from lockgate.buffer.reader import DamagedSegment, LogReader
-from lockgate.buffer.rows import Batch, Entry, PacketRecord, PacketRecords, Quarantined, Row
+from lockgate.buffer.rows import Batch, Entry, LastValue, PacketRecord, PacketRecords, Quarantined, Row, RuleCursor
 from lockgate.sqlite import CommitFailed
 
 __all__ = [
@@ -12,10 +12,12 @@ __all__ = [
     "Cursor",
     "DamagedSegment",
     "Entry",
+    "LastValue",
     "Log",
     "LogReader",
     "PacketRecord",
     "PacketRecords",
     "Quarantined",
     "Row",
+    "RuleCursor",
 ]

@@ -229,6 +229,8 @@ class Log:
         connection.executemany(
             "INSERT OR REPLACE INTO packets VALUES (?, ?, ?)", [(i, *record) for i, record in batch.packets.items()]
         )
+        connection.executemany("DELETE FROM last_values WHERE topic = ?", [(topic,) for topic in batch.forget_values])
+        connection.executemany("INSERT OR REPLACE INTO last_values VALUES (?, ?, ?, ?)", batch.last_values)
         if batch.quarantined:
             self._quarantine(connection, batch.quarantined, wall_ns, state)
 
@@ -511,9 +513,9 @@ def _needed(segment: sqlite3.Connection, passed: Mapping[str, int], state: State
         query = "SELECT EXISTS (SELECT 1 FROM log WHERE class = ? AND seq > ?)"
         if segment.execute(query, (message_class, seq)).fetchone()[0]:
             return True
-    for schema, seq in state.rule_cursors.values():
+    for cursor in state.rule_cursors.values():
         query = "SELECT EXISTS (SELECT 1 FROM log WHERE class = ? AND seq > ? AND schema = ?)"
-        if segment.execute(query, (WINDOW_INPUT, seq, schema)).fetchone()[0]:
+        if segment.execute(query, (WINDOW_INPUT, cursor.needed, cursor.schema)).fetchone()[0]:
             return True
     return False
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from lockgate.buffer.rows import Row
+from lockgate.buffer.rows import LastValue, Row
 from lockgate.buffer.segments import LOG_COLUMNS, State, list_segments, segment_path, suspect_path, wal_path
 from lockgate.sqlite import open_readonly
 from lockgate.sqlite.database import is_damage
@@ -109,6 +109,16 @@ class LogReader:
     def state(self) -> State:
         """What the newest segment knows beside its rows."""
         return self._retrying(self._state)
+
+    def last_values(self) -> list[LastValue]:
+        """What topics said last, as far as a rule asked."""
+
+        def read() -> list[LastValue]:
+            newest = self.segments()[-1:]
+            rows = [self.of(s, lambda s: s.connection.execute("SELECT * FROM last_values").fetchall()) for s in newest]
+            return [LastValue._make(row) for some in rows for row in some]
+
+        return self._retrying(read)
 
     def last_seq(self) -> int:
         """The last seq given out, 0 for none; cheap enough to poll."""

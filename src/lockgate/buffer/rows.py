@@ -74,6 +74,26 @@ class PacketRecords:
             self._digests[8 * packet_id : 8 * packet_id + 8] = digest
 
 
+class RuleCursor(NamedTuple):
+    """How far a window rule has come in the log, and what it needs of the log to go on from there."""
+
+    schema: str
+    needed: int  # rows of the schema after this seq are needed again; purge keeps them
+    seq: int = 0  # of the last row that the rule has taken
+    boot_id: str = ""  # whose clock `until` is of, for a window by arrival
+    until: int | None = None  # the windows up to this time, in nanoseconds, are settled
+    shape: str = ""  # what the window was when this was written
+
+
+class LastValue(NamedTuple):
+    """What a topic said last, for rules that ask."""
+
+    topic: str
+    schema: str
+    received_at: int  # Unix milliseconds
+    value: str  # its fields, as a JSON object
+
+
 @dataclass(slots=True, kw_only=True)
 class Batch:
     """Everything that is committed together; `intake` is keyed by term and detail, as (“filtered”, “hot”)."""
@@ -85,5 +105,7 @@ class Batch:
     session_lost: bool = False  # forget all Packet Identifiers stored before this batch
     packets: dict[int, PacketRecord] = field(default_factory=dict)
     arrivals: int | None = None  # how many messages the session has brought, this batch included
-    rule_cursors: dict[str, tuple[str, int]] = field(default_factory=dict)  # rule: (schema, seq of the last row used)
+    rule_cursors: dict[str, RuleCursor] = field(default_factory=dict)  # by rule
     forget_rules: list[str] = field(default_factory=list)
+    last_values: list[LastValue] = field(default_factory=list)  # in the place of those of their topics
+    forget_values: list[str] = field(default_factory=list)  # topics; one that is in both stays

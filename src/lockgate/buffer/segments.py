@@ -11,11 +11,17 @@ from typing import Final
 
 import orjson
 
+from lockgate.buffer.rows import RuleCursor
 from lockgate.sqlite import Schema
 from lockgate.sqlite.database import create_tables, sync_folder
 
+_LAST_VALUES: Final = """
+        CREATE TABLE last_values (
+            topic TEXT PRIMARY KEY, schema TEXT NOT NULL, received_at INTEGER NOT NULL, value TEXT NOT NULL
+        )
+"""
 SEGMENT: Final = Schema(
-    version=1,
+    version=2,
     statements="""
         CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), body BLOB NOT NULL);
         CREATE TABLE log (
@@ -31,11 +37,13 @@ SEGMENT: Final = Schema(
         );
         CREATE TABLE damage (
             segment INTEGER NOT NULL, class TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL
-        )
-    """,
-    tables=("state", "log", "packets", "quarantine", "damage"),
+        );
+    """
+    + _LAST_VALUES,
+    migrations={1: _LAST_VALUES},
+    tables=("state", "log", "packets", "quarantine", "damage", "last_values"),
 )
-MOVED_TABLES: Final = ("packets", "quarantine", "damage")  # beside `state`, copied to the next segment
+MOVED_TABLES: Final = ("packets", "quarantine", "damage", "last_values")  # beside `state`, copied to the next segment
 LOG_COLUMNS: Final = "seq, number, boot_id, boottime_ns, wall_ns, clock_ok, device_ts, topic, class, schema, payload"
 
 _NAME: Final = re.compile(r"segment-(\d{6,})\.sqlite")
@@ -50,7 +58,7 @@ class State:
     opening: dict[str, int] = field(default_factory=dict)  # `appended` when this segment began
     intake: dict[str, dict[str, int]] = field(default_factory=dict)  # term, detail
     arrivals: int = 0
-    rule_cursors: dict[str, tuple[str, int]] = field(default_factory=dict)  # rule: (schema, seq)
+    rule_cursors: dict[str, RuleCursor] = field(default_factory=dict)  # by rule
     quarantine_bytes: int = 0
     quarantine_dropped: int = 0
     token: str = ""  # the last append, so that trying it again does not do it twice
@@ -63,11 +71,12 @@ class State:
         if row is None:
             return None
         state = cls(**orjson.loads(row[0]))
-        state.rule_cursors = {rule: (schema, seq) for rule, (schema, seq) in state.rule_cursors.items()}
+        state.rule_cursors = {rule: RuleCursor(*cursor) for rule, cursor in state.rule_cursors.items()}
         return state
 
     def store(self, connection: sqlite3.Connection) -> None:
-        connection.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (orjson.dumps(asdict(self)),))
+        body = asdict(self) | {"rule_cursors": {rule: list(cursor) for rule, cursor in self.rule_cursors.items()}}
+        connection.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (orjson.dumps(body),))
 
 
 def segment_path(folder: Path, number: int) -> Path:
@@ -116,7 +125,10 @@ def create_segment(folder: Path, number: int, state: State, previous: sqlite3.Co
 
 
 def copy_small_tables(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    there = {name for (name,) in source.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     for table in MOVED_TABLES:
+        if table not in there:  # a sealed segment of an older version
+            continue
         rows = source.execute(f"SELECT * FROM {table}")
         target.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(rows.description))})", rows)
 

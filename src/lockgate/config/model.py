@@ -363,16 +363,29 @@ class SchemaConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TableConfig:
+    """[tables.NAME]: a file that rules can join with, read again when it changes. Its first column is indexed."""
+
+    name: str
+    path: Path  # a CSV file with the names of its columns in its first line, or an SQLite file
+    table: str | None = None  # of an SQLite file; None: the name
+    fields: tuple[tuple[str, Literal["integer", "real", "text"]], ...] = ()  # empty: all columns, of a CSV as text
+    delimiter: str = ","
+    line: int | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuleConfig:
     """[rules.NAME]: one SELECT over the messages of a schema.
 
-    Without `every` the rule runs once for each message, whose columns are bound parameters: `SELECT :topic AS topic,
-    :value AS value WHERE :value > 90`. With `every` it runs once for each tumbling window of that length in which
-    messages arrived, over a table named like the schema, and `:window_end` is bound (Unix milliseconds). The columns
-    are the schema's fields, `topic` and `received_at` (Unix milliseconds). Each row of the result becomes one
-    message; a column named `topic` is its topic, else the rule's `topic` is; a column named `device_ts` (Unix
-    milliseconds) is its time; the other columns are its JSON payload. `topic_level(topic, n)` gives the n-th level of
-    a topic, from 1; from the end with negative n.
+    Without a window the rule runs once for each message, whose columns are bound parameters: `SELECT :topic AS topic,
+    :value AS value WHERE :value > 90`. With one it runs over a table named like the schema, and `:window_start` and
+    `:window_end` are bound (Unix milliseconds). Windows: `every` alone is tumbling; with `keep`, hopping; `keep` alone
+    slides with each message; `gap` makes sessions; `count` so many messages. The columns are the schema's fields,
+    `topic` and `received_at` (Unix milliseconds). Each row of the result becomes one message; a column named `topic`
+    is its topic, else the rule's `topic` is; a column named `device_ts` (Unix milliseconds) is its time; the other
+    columns are its JSON payload. `topic_level(topic, n)` gives the n-th level of a topic, from 1; from the end with
+    negative n.
     """
 
     name: str
@@ -380,19 +393,28 @@ class RuleConfig:
     sql: str
     message_class: str  # key `class`
     every_seconds: float | None = None  # key `every`: "10s", "5m", "1h"
+    keep_seconds: float | None = None  # how far back the window reaches; the longest session with `gap`
+    gap_seconds: float | None = None
+    count: int | None = None
+    time: str | None = None  # the field that tells a message's time; None: when it arrived
+    lateness_seconds: float = 0.0  # how much later than others a message may come
+    late: Literal["drop", "quarantine"] = "drop"
     topic: str | None = None
     budget_seconds: float = 1.0  # one evaluation may take so long
-    line: int | None = None  # where the rule stands in lockgate.toml
+    line: int | None = field(default=None, compare=False)  # where the rule stands in lockgate.toml
+    sql_line: int | None = field(default=None, compare=False)  # where the first line of its SELECT stands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorConfig:
-    """[processor], [schemas.*] and [rules.*]."""
+    """[processor], [schemas.*], [tables.*] and [rules.*]."""
 
     connection: ConnectionConfig = field(default_factory=lambda: ConnectionConfig(client_id="lockgate-processor"))
     receive_maximum: int = 1000  # unacknowledged messages the processor takes at once
     session_expiry_seconds: int = 7 * 24 * 3600  # how long the broker queues for a processor that is away
+    state_topics: int = 10_000  # whose last value is kept for rules that read `state`
     schemas: tuple[SchemaConfig, ...] = ()
+    tables: tuple[TableConfig, ...] = ()
     rules: tuple[RuleConfig, ...] = ()
 
 

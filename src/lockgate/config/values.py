@@ -236,6 +236,13 @@ def spell_size(count: int) -> str:
     return f"{count}B"
 
 
+def _delimiter(value: object) -> str:
+    if not isinstance(value, str) or len(value) != 1 or value in '"\r\n':
+        raise BadValue
+    return value
+
+
+DELIMITER = Kind("one character", _delimiter, text=True)
 TEXT = Kind("text that is not empty", _text, text=True)
 COUNT = Kind("0 to 1000000000", whole_number(0, 1_000_000_000).read)
 RATE = Kind("0 or more, fractions too", rate)

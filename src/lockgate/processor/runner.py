@@ -8,18 +8,23 @@ import time
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from lockgate.buffer import Batch, Entry, Log, LogReader, PacketRecord, PacketRecords, Quarantined
+from lockgate.buffer import Batch, Entry, Log, LogReader, PacketRecord, PacketRecords, Quarantined, Row, RuleCursor
 from lockgate.buffer.log import WINDOW_INPUT
 from lockgate.config.model import BufferConfig, ProcessorConfig
-from lockgate.processor.rules import Rules, WindowKey, WindowRule, parameters_of
+from lockgate.processor.references import Reference, check_tables
+from lockgate.processor.rules import Decoded, Rules
 from lockgate.processor.sandbox import RuleError
-from lockgate.processor.schemas import NotAccepted, Schema, Schemas, Value
+from lockgate.processor.schemas import NotAccepted, Schemas, Value
+from lockgate.processor.state import TABLE
+from lockgate.processor.tables import Logged, WindowTable
+from lockgate.telemetry.clock import Moment
 
 log = logging.getLogger(__name__)
 
 NO_RULE: Final = "(no rule)"  # under this name messages are counted filtered whose schema no rule reads
 _READ_ROWS: Final = 1000
 _TURN_SECONDS: Final = 0.2  # of rules in one go, and what the last of them takes
+_TOGETHER: Final = 256  # messages that the rules are run on at once
 # A resend comes fewer messages after the first PUBLISH: half of all Packet Identifiers. A Server that counts them up
 # has reused none by then, and none has more in flight.
 _RESEND_WINDOW: Final = 32_768
@@ -49,10 +54,15 @@ class Rulebook:
 
     def __init__(self, config: ProcessorConfig, buffer: BufferConfig) -> None:
         self.schemas = Schemas(config.schemas)
-        self.rules = Rules(config.rules, self.schemas, buffer.classes)
+        check_tables(config.tables, [*self.schemas.by_name, TABLE])
+        self.references = [Reference(table) for table in config.tables]
+        self.rules = Rules(config.rules, self.schemas, buffer.classes, self.references, config.state_topics)
         self.filter_names = {
             name: "+".join(rule.name for rule in rules) or NO_RULE for name, rules in self.rules.by_message.items()
         }
+
+    def close(self) -> None:
+        self.rules.close()
 
 
 class Runner:
@@ -62,14 +72,15 @@ class Runner:
         self._schemas = book.schemas
         self._rules = book.rules
         self._filter_names = book.filter_names
+        self._tables = book.rules.all_tables()
         self._buffer = buffer
         self._reader = reader
 
     async def start(self) -> None:
         """Fill the windows from the log, and settle those that ended while nobody ran."""
         await self._match_cursors()
-        for rule in self._rules.windows:
-            await self._fill(rule)
+        self._rules.state.load(self._reader.last_values())
+        await self._fill()
         await self.close_windows()
 
     async def process(self, messages: Sequence[Message | SessionLost]) -> int:
@@ -79,127 +90,121 @@ class Runner:
         others to serve.
         """
         batch = Batch(moment=self._buffer.clock.now())
-        for rule in self._rules.windows:
-            if rule.open is not None and rule.open != rule.key(batch.moment.boot_id, batch.moment.boottime_ns):
-                self._settle(rule, batch)
-        settled = dict(batch.rule_cursors)
+        self._settle(batch)
         received_at = batch.moment.wall_ns // 1_000_000
-        inputs: list[tuple[int, Schema, list[Value]]] = []  # place among the entries
+        inputs: list[tuple[int, Decoded]] = []  # place among the entries, message
         session = _Session(self._buffer)
         give_up = time.monotonic() + _TURN_SECONDS
         taken = 0
+        while taken < len(messages) and (not taken or time.monotonic() < give_up):
+            some = messages[taken : taken + _TOGETHER]
+            taken += len(some)
+            self._take(self._decoded(some, session, received_at, batch), batch, inputs)
+        session.write(batch)
+        self._note_cursors(batch)
+        self._rules.state.note(batch)
+        first_seq = await self._buffer.append(batch)
+        if inputs:
+            out = Batch(moment=batch.moment)
+            by_schema: dict[str, list[tuple[int, Decoded]]] = {}
+            for place, message in inputs:
+                by_schema.setdefault(message.schema.name, []).append((first_seq + place, message))
+            for name, some_inputs in by_schema.items():
+                for table in self._rules.tables[name]:
+                    rows = [
+                        _stamped(table, seq, batch.moment, one.topic, one.payload, one.values, out)
+                        for seq, one in some_inputs
+                    ]
+                    if some_rows := [row for row in rows if row is not None]:
+                        table.take(some_rows, out)
+            await self._write(out)
+        return taken
+
+    async def close_windows(self) -> None:
+        """Settle the windows that are over."""
+        batch = Batch(moment=self._buffer.clock.now())
+        self._settle(batch)
+        await self._write(batch)
+
+    def seconds_to_window_end(self) -> float | None:
+        """Until the next open window is over, None without one."""
+        ends = [end for table in self._tables if (end := table.deadline()) is not None]
+        if not ends:
+            return None
+        return max(0.0, (min(ends) - self._buffer.clock.now().boottime_ns) / 1e9)
+
+    def read_again(self, reference: Reference) -> None:
+        """A reference table has changed."""
+        self._rules.fill(reference)
+
+    def status(self) -> dict[str, object]:
+        return {rule.name: rule.status() for rule in self._rules.all()}
+
+    def _decoded(
+        self, messages: Sequence[Message | SessionLost], session: _Session, received_at: int, batch: Batch
+    ) -> list[Decoded]:
+        """Those of the messages that have a schema and fit it; the others are counted."""
+        found: list[Decoded] = []
         for message in messages:
-            if taken and time.monotonic() > give_up:
-                break
-            taken += 1
             if isinstance(message, SessionLost):
                 session.lose()
                 continue
             batch.intake["received", ""] += 1
             if session.is_resend(message):
                 batch.intake["duplicate", ""] += 1
+                continue
+            schema = self._schemas.of(message.topic)
+            if schema is None:
+                batch.intake["refused", "no schema"] += 1
+                continue
+            try:
+                values = schema.decode(message.payload)
+            except NotAccepted as error:
+                batch.intake["quarantined", error.reason] += 1
+                batch.quarantined.append(
+                    Quarantined(message.topic, schema.name, error.reason, error.detail, message.payload)
+                )
+                continue
+            values += (message.topic, received_at)
+            found.append(Decoded(message.topic, message.payload, schema, values))
+        return found
+
+    def _take(self, messages: list[Decoded], batch: Batch, inputs: list[tuple[int, Decoded]]) -> None:
+        """Decide what becomes of these messages, and count each once."""
+        self._rules.evaluate(messages)
+        for message in messages:
+            name = message.schema.name
+            made = bool(message.entries)
+            batch.entries += message.entries
+            for reason, detail in message.failures:
+                batch.quarantined.append(Quarantined(message.topic, name, reason, detail, message.payload))
+            if self._rules.tables[name]:
+                inputs.append((len(batch.entries), message))
+                batch.entries.append(Entry(message.topic, WINDOW_INPUT, name, message.payload))
+                made = True
+            if message.failures:  # what the other rules made of it goes on
+                batch.intake["quarantined", message.failures[0][0]] += 1
+            elif made:
+                batch.intake["logged", ""] += 1
             else:
-                self._take(message, received_at, batch, inputs)
-        session.write(batch)
-        first_seq = await self._buffer.append(batch)
+                batch.intake["filtered", self._filter_names[name]] += 1
+
+    def _settle(self, batch: Batch) -> None:
+        for table in self._tables:
+            deadline = table.deadline()
+            if deadline is not None and batch.moment.boottime_ns >= deadline:
+                table.settle(batch.moment, batch)
+
+    async def _write(self, out: Batch) -> None:
+        """Commit what windows gave, if anything; cursors alone wait for the next commit."""
+        if out.entries or out.quarantined:
+            self._note_cursors(out)
+            await self._buffer.append(out)
+
+    def _note_cursors(self, batch: Batch) -> None:
         for rule in self._rules.windows:
-            if rule.name in settled:
-                rule.clear()
-        boot_id, boottime_ns = batch.moment.boot_id, batch.moment.boottime_ns
-        for place, schema, values in inputs:
-            for rule in self._rules.by_window[schema.name]:
-                rule.add(rule.key(boot_id, boottime_ns), first_seq + place, values)
-        return taken
-
-    async def close_windows(self) -> None:
-        """Settle the windows that are over."""
-        batch = Batch(moment=self._buffer.clock.now())
-        over = [
-            r
-            for r in self._rules.windows
-            if r.open not in (None, r.key(batch.moment.boot_id, batch.moment.boottime_ns))
-        ]
-        if over:
-            await self._close(over, batch)
-
-    def seconds_to_window_end(self) -> float | None:
-        """Until the next open window is over, None without one."""
-        ends = [end for rule in self._rules.windows if (end := rule.end_ns()) is not None]
-        if not ends:
-            return None
-        return max(0.0, (min(ends) - self._buffer.clock.now().boottime_ns) / 1e9)
-
-    def status(self) -> dict[str, object]:
-        return {
-            rule.name: rule.status() | ({"window_messages": rule.messages} if isinstance(rule, WindowRule) else {})
-            for rule in self._rules.all()
-        }
-
-    def _take(
-        self, message: Message, received_at: int, batch: Batch, inputs: list[tuple[int, Schema, list[Value]]]
-    ) -> None:
-        """Decide what becomes of one message, and count it once."""
-        schema = self._schemas.of(message.topic)
-        if schema is None:
-            batch.intake["refused", "no schema"] += 1
-            return
-        try:
-            values = schema.decode(message.payload)
-        except NotAccepted as error:
-            batch.intake["quarantined", error.reason] += 1
-            batch.quarantined.append(
-                Quarantined(message.topic, schema.name, error.reason, error.detail, message.payload)
-            )
-            return
-        values += (message.topic, received_at)
-        made = len(batch.entries)
-        failed: RuleError | None = None
-        rules = self._rules.by_message[schema.name]
-        if rules:
-            parameters = parameters_of(schema, values)
-            for rule in rules:
-                try:
-                    batch.entries += rule.evaluate(parameters)
-                except RuleError as error:
-                    reason = f"rule {rule.name}: {error.reason}"
-                    batch.quarantined.append(
-                        Quarantined(message.topic, schema.name, reason, error.detail, message.payload)
-                    )
-                    if failed is None:
-                        batch.intake["quarantined", reason] += 1
-                    failed = error
-        if self._rules.by_window[schema.name]:
-            inputs.append((len(batch.entries), schema, values))
-            batch.entries.append(Entry(message.topic, WINDOW_INPUT, schema.name, message.payload))
-        if failed is not None:
-            return  # counted; what the other rules made of it goes on
-        if len(batch.entries) > made:
-            batch.intake["logged", ""] += 1
-        else:
-            batch.intake["filtered", self._filter_names[schema.name]] += 1
-
-    def _settle(self, rule: WindowRule, batch: Batch) -> None:
-        """Put the outcome of the open window into the batch. The caller clears the rule once that is committed."""
-        moment = batch.moment
-        end_ms: int | None = None
-        end_ns = rule.end_ns()
-        if rule.open is not None and end_ns is not None and rule.open.boot_id == moment.boot_id:
-            end_ms = (moment.wall_ns - (moment.boottime_ns - end_ns)) // 1_000_000
-        try:
-            batch.entries += rule.evaluate(end_ms)
-        except RuleError as error:
-            log.warning("rule %s failed on a window of %d messages: %s", rule.name, rule.messages, error)
-            detail = f"{error.detail}; a window of {rule.messages} messages up to seq {rule.last_seq}"
-            reason = f"rule {rule.name}: {error.reason}"
-            batch.quarantined.append(Quarantined("", rule.schema.name, reason, detail, b""))
-        batch.rule_cursors[rule.name] = (rule.schema.name, rule.last_seq)
-
-    async def _close(self, rules: Sequence[WindowRule], batch: Batch) -> None:
-        for rule in rules:
-            self._settle(rule, batch)
-        await self._buffer.append(batch)
-        for rule in rules:
-            rule.clear()
+            if rule.moved:
+                batch.rule_cursors[rule.name] = rule.cursor()
 
     async def _match_cursors(self) -> None:
         """Every window rule has a cursor, and nobody else: a new rule begins with the next message."""
@@ -208,38 +213,57 @@ class Runner:
         batch = Batch(moment=self._buffer.clock.now())
         batch.forget_rules = [name for name in known if name not in configured]
         for name, rule in configured.items():
-            if name not in known or known[name][0] != rule.schema.name:
-                seq = self._buffer.state.next_seq - 1
-                batch.rule_cursors[name] = (rule.schema.name, seq)
-                log.info("rule %s begins after seq %d", name, seq)
+            cursor = known.get(name)
+            if cursor is not None and cursor.schema == rule.schema.name and cursor.shape in ("", rule.shape):
+                rule.resume(cursor)
+                continue
+            seq = self._buffer.state.next_seq - 1
+            rule.resume(RuleCursor(rule.schema.name, seq, seq))
+            batch.rule_cursors[name] = rule.cursor()
+            log.info("rule %s begins after seq %d", name, seq)
         if batch.forget_rules:
             log.info("rules no longer configured: %s", ", ".join(batch.forget_rules))
         if batch.forget_rules or batch.rule_cursors:
             await self._buffer.append(batch)
 
-    async def _fill(self, rule: WindowRule) -> None:
-        after = self._buffer.state.rule_cursors[rule.name][1]
-        while rows := self._reader.read(WINDOW_INPUT, after, _READ_ROWS):
-            for row in rows:
-                if row.schema != rule.schema.name:
-                    continue
-                key = rule.key(row.boot_id, row.boottime_ns)
-                if rule.open not in (None, key):
-                    await self._close([rule], Batch(moment=self._buffer.clock.now()))
-                self._add_logged(rule, key, row.seq, row.topic, row.wall_ns // 1_000_000, row.payload)
+    async def _fill(self) -> None:
+        """Read again what the windows need of the log, and go on from there."""
+        after = min((rule.window.after for rule in self._rules.windows), default=0)
+        while self._tables and (rows := self._reader.read(WINDOW_INPUT, after, _READ_ROWS)):
+            out = Batch(moment=self._buffer.clock.now())
+            for table in self._tables:
+                logged = [self._logged(table, row, out) for row in rows if row.schema == table.schema.name]
+                if some_rows := [row for row in logged if row is not None]:
+                    table.take(some_rows, out)
+            await self._write(out)
             after = rows[-1].seq
+        out = Batch(moment=self._buffer.clock.now())
+        for table in self._tables:
+            table.settle(out.moment, out)
+        await self._write(out)
 
-    def _add_logged(
-        self, rule: WindowRule, key: WindowKey, seq: int, topic: str, received_at: int, payload: bytes
-    ) -> None:
+    def _logged(self, table: WindowTable, row: Row, out: Batch) -> Logged | None:
         try:
-            values = rule.schema.decode(payload)
+            values: list[Value] = table.schema.decode(row.payload)
         except NotAccepted as error:  # the schema has been changed since
-            rule.counts.errors += 1
-            rule.counts.last_error = str(error)
-            log.warning("rule %s cannot use the logged message %d any more: %s", rule.name, seq, error)
-            return
-        rule.add(key, seq, [*values, topic, received_at])
+            log.warning("a window over %s cannot use message %d any more: %s", row.schema, row.seq, error)
+            for rule in table.rules:
+                rule.note_error(RuleError("logged message not usable", str(error)))
+            return None
+        values += (row.topic, row.wall_ns // 1_000_000)
+        moment = Moment(row.boot_id, row.boottime_ns, row.wall_ns, row.clock_ok)
+        return _stamped(table, row.seq, moment, row.topic, row.payload, values, out)
+
+
+def _stamped(
+    table: WindowTable, seq: int, moment: Moment, topic: str, payload: bytes, values: Sequence[Value], out: Batch
+) -> Logged | None:
+    row = table.stamp(seq, moment, topic, payload, values)
+    if isinstance(row, Logged):
+        return row
+    for rule in table.rules:
+        rule.refuse(seq, topic, payload, row, out)
+    return None
 
 
 class _Session:

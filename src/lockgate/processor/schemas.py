@@ -14,9 +14,9 @@ from lockgate.config.model import SchemaConfig
 Value = int | float | str | None
 
 GIVEN_COLUMNS: Final = (("topic", "TEXT"), ("received_at", "INTEGER"))  # what every message has beside its fields
-_RESERVED: Final = frozenset({"topic", "received_at", "window_end"})
+_RESERVED: Final = frozenset({"topic", "received_at", "window_start", "window_end"})
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SQL_TYPES: Final = {"integer": "INTEGER", "real": "REAL", "text": "TEXT"}
+SQL_TYPES: Final = {"integer": "INTEGER", "real": "REAL", "text": "TEXT"}
 _INT64: Final = range(-(1 << 63), 1 << 63)
 _CACHED_TOPICS: Final = 10_000
 
@@ -37,7 +37,11 @@ class Schema:
         self.name = config.name
         self.config = config
         _check(config)
-        self.columns = tuple((name, _SQL_TYPES[kind]) for name, kind in config.fields) + GIVEN_COLUMNS
+        self.columns = tuple((name, SQL_TYPES[kind]) for name, kind in config.fields) + GIVEN_COLUMNS
+
+    def place(self, field: str) -> int:
+        """Where a field stands among the columns."""
+        return [name for name, _ in self.columns].index(field)
 
     def decode(self, payload: bytes) -> list[Value]:
         """The fields in the order of `columns`; raises NotAccepted."""
@@ -97,6 +101,11 @@ def _matches(pattern: list[str], levels: list[str]) -> bool:
         if place >= len(levels) or level not in ("+", levels[place]):
             return False
     return len(pattern) == len(levels)
+
+
+def check_name(name: str) -> str | None:
+    """Why SQL cannot know something by this name; None where it can."""
+    return None if _NAME.fullmatch(name) else f"{name!r} cannot name a table or a column: letters, digits and _"
 
 
 def _check(config: SchemaConfig) -> None:

@@ -13,11 +13,13 @@ from lockgate.buffer import Log, LogReader
 from lockgate.client import Client, ClientError, SubscribeRefused
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig, ForwarderConfig, GatewayConfig, ProcessorConfig
+from lockgate.processor.references import Reference
 from lockgate.processor.runner import Message, Rulebook, Runner, SessionLost, intake_of
 
 log = logging.getLogger(__name__)
 
 _DISCONNECT_SECONDS: Final = 2.0
+_LOOK_SECONDS: Final = 1.0  # between two looks at the files of reference tables
 _QUEUE_BYTES: Final = 16 * 1024 * 1024  # of payloads taken from the client and not yet committed
 
 
@@ -73,6 +75,7 @@ class Processor:
         self._room = asyncio.Event()
         self._log: Log | None = None
         self._runner: Runner | None = None
+        self._references: list[Reference] = []
         self._sessions_lost = 0
 
     async def run(self, ready: Callable[[], None]) -> None:
@@ -82,6 +85,7 @@ class Processor:
         OSError where the buffer folder cannot be used.
         """
         book = Rulebook(self._config, self._buffer_config)
+        self._references = book.references
         reader = LogReader(self._folder)
         self._log = await Log.open(self._folder, self._buffer_config, self._sinks)
         try:
@@ -91,7 +95,7 @@ class Processor:
         finally:
             reader.close()
             await self._log.close()
-            book.rules.close()
+            book.close()
 
     def status(self) -> dict[str, object]:
         return {
@@ -99,6 +103,7 @@ class Processor:
             "waiting": len(self._queue),
             "sessions_lost": self._sessions_lost,
             "rules": self._runner.status() if self._runner is not None else {},
+            "tables": {reference.name: reference.status() for reference in self._references},
             "buffer": self._log.status() if self._log is not None else None,
         }
 
@@ -107,17 +112,18 @@ class Processor:
         connected = asyncio.Event()
         work = asyncio.create_task(self._work(runner, source))
         receive = asyncio.create_task(self._receive(source, connected))
+        watch = asyncio.create_task(self._watch_tables(runner))
         begin = asyncio.create_task(self._begin(source, connected, topic_filters, ready))
-        waiting: set[asyncio.Task[None]] = {work, receive, begin}
+        waiting: set[asyncio.Task[None]] = {work, receive, begin, watch}
         try:
-            while {work, receive} <= waiting:
+            while {work, receive, watch} <= waiting:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
         finally:
-            for task in (work, receive, begin):
+            for task in (work, receive, begin, watch):
                 task.cancel()
-            await asyncio.gather(work, receive, begin, return_exceptions=True)
+            await asyncio.gather(work, receive, begin, watch, return_exceptions=True)
             with contextlib.suppress(ClientError, OSError):  # TimeoutError among them
                 await asyncio.wait_for(source.disconnect(), _DISCONNECT_SECONDS)
 
@@ -145,6 +151,13 @@ class Processor:
             self._queue.append(message)
             self._queued_bytes += len(message.payload)
             self._arrived.set()
+
+    async def _watch_tables(self, runner: Runner) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            for reference in self._references:
+                if reference.changed() and await asyncio.to_thread(reference.read_again):
+                    runner.read_again(reference)
 
     async def _work(self, runner: Runner, source: Source) -> None:
         """Everything that waits is one commit if the rules are quick enough, and is acknowledged after it."""

@@ -2,99 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-import orjson
-
-from lockgate.buffer import Log, LogReader, Row
-from lockgate.buffer.ledger import IntakeBook, read_ledger
-from lockgate.config.model import BufferConfig, ConnectionConfig, ProcessorConfig, RuleConfig, SchemaConfig
-from lockgate.processor.runner import Rulebook, Runner, SessionLost
-from lockgate.telemetry.clock import Moment
-
-SECOND = 1_000_000_000
-SCHEMA = SchemaConfig(name="temperature", topics=("sensors/+/temp",), fields=(("value", "real"),))
-HOT = RuleConfig(
-    name="hot",
-    schema="temperature",
-    sql="SELECT :topic AS topic, :value AS value WHERE :value > 90",
-    message_class="alarm",
-)
-MEAN = RuleConfig(
-    name="mean",
-    schema="temperature",
-    sql="SELECT avg(value) AS mean, count(*) AS n, group_concat(value) AS all_values FROM temperature",
-    message_class="telemetry",
-    topic="mean",
-    every_seconds=10,
-)
-BROKEN = RuleConfig(
-    name="broken",
-    schema="temperature",
-    sql="SELECT abs(-9223372036854775807 - 1) AS a WHERE :value = 13",
-    message_class="alarm",
-    topic="x",
-)
-
-
-class Publish(NamedTuple):
-    payload: bytes
-    topic: str = "sensors/a/temp"
-    packet_id: int | None = None
-    duplicate: bool = False
-    qos: int = 1
-
-
-def reading(value: float, packet_id: int | None = None, duplicate: bool = False) -> Publish:
-    return Publish(orjson.dumps({"value": value}), packet_id=packet_id, duplicate=duplicate)
-
-
-class ScriptedClock:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self, boot_id: str = "boot-1") -> None:
-        self.boot_id = boot_id
-        self.boottime_ns = 1000 * SECOND
-
-    def now(self) -> Moment:
-        return Moment(self.boot_id, self.boottime_ns, 1_700_000_000 * SECOND + self.boottime_ns, True)
-
-
-class Gateway:
-    """A processor that can be stopped, killed and started again over one folder."""
-
-    def __init__(self, folder: Path, rules: Sequence[RuleConfig]) -> None:
-        self.folder = folder
-        self.clock = ScriptedClock()
-        self.config = ProcessorConfig(connection=ConnectionConfig(client_id="p"), schemas=(SCHEMA,), rules=tuple(rules))
-        self.reader = LogReader(folder)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Runner]:
-        buffer = BufferConfig()
-        log = await Log.open(self.folder, buffer, {}, clock=self.clock)  # type: ignore[arg-type]
-        book = Rulebook(self.config, buffer)
-        runner = Runner(self.config, book, log, self.reader)
-        await runner.start()
-        try:
-            yield runner
-        finally:
-            await log.close()
-            book.rules.close()
-
-    def rows(self, message_class: str) -> list[Row]:
-        return self.reader.read(message_class, 0, 10_000)
-
-    def means(self) -> list[dict[str, object]]:
-        return [orjson.loads(row.payload) for row in self.rows("telemetry")]
-
-    def intake(self) -> IntakeBook:
-        book = read_ledger(self.folder).intake
-        assert book.closes
-        return book
+from lockgate.buffer import RuleCursor
+from lockgate.buffer.ledger import IntakeBook
+from lockgate.config.model import ProcessorConfig, RuleConfig
+from lockgate.processor.runner import SessionLost
+from tests.support.processor import BROKEN, HOT, MEAN, SCHEMA, SECOND, Gateway, Publish, ScriptedClock, reading
 
 
 async def test_every_message_is_counted_once(tmp_path: Path) -> None:
@@ -122,9 +36,9 @@ async def test_every_message_is_counted_once(tmp_path: Path) -> None:
         newest = gateway.reader.segments()[-1].connection
         kept = newest.execute("SELECT topic, reason, payload FROM quarantine").fetchall()
         assert kept == [
-            ("sensors/a/temp", "rule broken: SQL error", b'{"value":13}'),
             ("sensors/a/temp", "not JSON", b"{"),
             ("sensors/a/temp", "field value not real", b'{"value": "x"}'),
+            ("sensors/a/temp", "rule broken: SQL error", b'{"value":13}'),
         ]
         assert runner.status()["broken"]["errors"] == 1  # type: ignore[index]
 
@@ -281,7 +195,7 @@ async def test_a_new_rule_begins_with_the_next_message_and_an_old_one_is_forgott
     )
     gateway.config = ProcessorConfig(connection=gateway.config.connection, schemas=(SCHEMA,), rules=(other,))
     async with gateway.running() as runner:
-        assert runner._buffer.state.rule_cursors == {"other": ("temperature", 1)}
+        assert runner._buffer.state.rule_cursors == {"other": RuleCursor("temperature", 1, 1, shape="every=10")}
         await runner.process([reading(2)])
         gateway.clock.boottime_ns += 10 * SECOND
         await runner.close_windows()

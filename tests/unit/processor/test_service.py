@@ -131,6 +131,7 @@ async def test_a_message_is_acknowledged_after_its_commit(tmp_path: Path) -> Non
 
 async def test_slow_rules_do_not_keep_the_loop_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lockgate.processor.runner._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("lockgate.processor.runner._TOGETHER", 1)
     broker = ScriptedBroker(tmp_path)
     async with running(processor(broker)):
         broker.send(*(Publish(b'{"value": %d}' % number, number) for number in range(1, 6)))
