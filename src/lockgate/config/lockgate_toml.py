@@ -19,6 +19,7 @@ from lockgate.config.model import (
     BrokerLimitsConfig,
     BufferConfig,
     CertificateConfig,
+    ClassConfig,
     Config,
     ConnectionConfig,
     FileSinkConfig,
@@ -285,6 +286,42 @@ SECTIONS: tuple[Section, ...] = (
         BufferConfig,
     ),
     Section(
+        "classes",
+        "What a class of [buffer] may hold, and what happens then. Without it a class is ordered and bounded by "
+        "buffer.limit alone.",
+        (
+            Key(
+                "limit",
+                values.size(64 * 1024, 1024**5),
+                "topics, payloads and 100 bytes for each message that a sink has yet to get",
+                field="limit_bytes",
+                default="none",
+            ),
+            Key(
+                "keep",
+                values.duration(1, 366 * 86400),
+                "age at which a message that was not delivered expires; across restarts it counts only what is known",
+                field="keep_seconds",
+                default="none: it never expires",
+            ),
+            Key(
+                "when_full",
+                values.one_of("block", "drop-oldest", "drop-newest"),
+                "`block`: nothing more is acknowledged to the broker, of any class; `drop-oldest`: old messages give "
+                "way, at buffer.limit and on a full disk too, the last class of buffer.classes first; "
+                "`drop-newest`: what comes is not kept",
+            ),
+            Key(
+                "order",
+                values.one_of("ordered", "latest-first"),
+                "`ordered`: as they came; `latest-first`: after an outage a live lane sends what comes, and a history "
+                "lane what waited, behind everything live",
+            ),
+        ),
+        ClassConfig,
+        named=True,
+    ),
+    Section(
         "schemas",
         "Which messages a schema describes, and the typed columns read from their JSON payload.",
         (
@@ -403,8 +440,8 @@ class _Reading:
             for name, section in NAMED.items()
         }
         sinks = [self._sink(name, table) for name, table in self._tables(document, "sinks")]
-        limits = BrokerLimitsConfig(**plain["broker.limits"])  # type: ignore[arg-type]
-        broker = self._broker(plain["broker"] | {"limits": limits})
+        broker_limits = BrokerLimitsConfig(**plain["broker.limits"])  # type: ignore[arg-type]
+        broker = self._broker(plain["broker"] | {"limits": broker_limits})
         broker = self._with_certificates(broker, named["certificates"])
         raise_all(self.errors)
         broker = dataclasses.replace(
@@ -416,7 +453,8 @@ class _Reading:
             ),
         )
 
-        buffer = BufferConfig(**plain["buffer"])  # type: ignore[arg-type]
+        limits = tuple(ClassConfig(name=name, **said) for name, said in named["classes"])  # type: ignore[arg-type]
+        buffer = BufferConfig(limits=limits, **plain["buffer"])  # type: ignore[arg-type]
         schemas = tuple(SchemaConfig(name=name, **said) for name, said in named["schemas"])  # type: ignore[arg-type]
         rules = tuple(
             RuleConfig(name=name, line=self._line("rules", name), **said)  # type: ignore[arg-type]
@@ -606,6 +644,12 @@ class _Reading:
                 problem = "is longer than retry_max"
                 limit = f"up to {values.spell_duration(sink.retry_max_seconds)}"
                 self._wrong(("sinks", sink.name, "retry_min"), problem, limit)
+        for one in config.buffer.limits:
+            self._known_class(("classes", one.name), one.name, classes)
+            if one.limit_bytes is None and one.when_full == "drop-newest":
+                self._wrong(("classes", one.name, "when_full"), "needs a limit", "drop-newest with a `limit`")
+            if one.limit_bytes is not None and one.limit_bytes > config.buffer.limit_bytes:
+                self._wrong(("classes", one.name, "limit"), "is larger than buffer.limit", "a part of buffer.limit")
         if config.buffer.segment_bytes > config.buffer.limit_bytes:
             self._wrong(("buffer", "segment"), "is larger than limit", "a small part of buffer.limit")
 

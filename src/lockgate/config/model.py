@@ -397,6 +397,17 @@ class ProcessorConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassConfig:
+    """[classes.NAME]: what a class may hold and what happens then; NAME is one of [buffer] classes."""
+
+    name: str
+    limit_bytes: int | None = None  # of rows that a sink has yet to get; None: [buffer] limit alone
+    keep_seconds: float | None = None  # older rows expire; None: never
+    when_full: Literal["block", "drop-oldest", "drop-newest"] = "block"
+    order: Literal["ordered", "latest-first"] = "ordered"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BufferConfig:
     """[buffer]: the durable log between processor and forwarder."""
 
@@ -405,6 +416,7 @@ class BufferConfig:
     classes: tuple[str, ...] = ("alarm", "telemetry")  # in the order in which a sink drains them
     quarantine_messages: int = 1000  # kept aside with the reason; the oldest go first, counted
     quarantine_bytes: int = 4 * 1024 * 1024
+    limits: tuple[ClassConfig, ...] = ()  # of some of the classes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
