@@ -48,6 +48,7 @@ _SEALED_CHECK_SECONDS: Final = 2.0  # for all sealed segments together, at start
 _SMALLEST_ROW: Final = 64  # bytes; the boot id alone is 36
 _RETRY_SECONDS: Final = (0.1, 5.0)
 _FULL_POLL_SECONDS: Final = 0.5
+_FEWEST_PAGES, _MOST_PAGES = 16, 1000  # of the write-ahead log, before it is moved into the segment
 _ROOM_BYTES: Final = 1024 * 1024  # free on a disk that was full, beside the reserve, before it is written on
 
 
@@ -216,7 +217,7 @@ class Log:
             disk = os.statvfs(self._folder)
             # What the reserve gave up is for the cursors and for what makes room, not for more messages.
             room = min(_ROOM_BYTES, self._reserve.size_bytes)
-            if disk.f_bavail * disk.f_frsize < 2 * self._reserve.size_bytes + room or not self._reserve.keep():
+            if disk.f_bavail * disk.f_frsize < self._reserve.lacking_bytes + room or not self._reserve.keep():
                 return "the disk is full"
             self._disk_full = False
         return None
@@ -349,6 +350,10 @@ class Log:
         self._newest = numbers[-1]
         connection, damage = open_database(segment_path(self._folder, self._newest), SEGMENT)
         try:
+            if self._reserve is not None:
+                # What the write-ahead log holds has to fit into the reserve, or a full disk could not be left behind.
+                pages = max(_FEWEST_PAGES, min(_MOST_PAGES, self._reserve.size_bytes // 8192))
+                connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
             self._note_damage(damage)
             damage = damage or salvaged or mended.pop(self._newest, None)
             state = State.load(connection)
