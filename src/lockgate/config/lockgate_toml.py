@@ -88,6 +88,28 @@ _SINK = (
     Key("timeout", values.duration(0.1, 3600), "longest wait for the sink's answer", field="timeout_seconds"),
     Key("retry_min", values.duration(0.01, 3600), "first pause before a retry", field="retry_min_seconds"),
     Key("retry_max", values.duration(0.01, 86400), "longest pause before a retry", field="retry_max_seconds"),
+    Key(
+        "poison_after",
+        values.whole_number(1, 1000),
+        "tries after which a message that the receiver answers with an error becomes a dead letter, if it takes the "
+        "next message",
+    ),
+    *(
+        Key(f"{what}_per_{period}", kind, f"{meaning} sent in a {period} of the local calendar", default="no limit")
+        for what, kind, meaning in (
+            ("messages", values.whole_number(1, 1_000_000_000), "messages"),
+            ("bytes", values.size(1, 1024**5), "topics and payloads"),
+        )
+        for period in ("hour", "day", "month")
+    ),
+    Key("hours", values.HOURS, "when it sends", default="always"),
+    Key(
+        "metered_while",
+        values.PATH,
+        "a file that exists, made by whoever knows the link, while sending costs money: then nothing is sent",
+        default="none",
+    ),
+    Key("always", values.NAMES, "classes that hours, budgets and a metered link do not hold back", default="none"),
 )
 
 SECTIONS: tuple[Section, ...] = (
@@ -369,6 +391,16 @@ SECTIONS: tuple[Section, ...] = (
             *_SINK,
             Key("url", values.url("http", "https"), "where to POST", required=True),
             Key("headers", values.HEADERS, "headers sent with each request", default="none"),
+            Key(
+                "in_flight",
+                values.whole_number(1, 64),
+                "requests at once; the messages of one topic are never in two of them",
+            ),
+            Key(
+                "compression",
+                values.one_of("none", "gzip", "zstd"),
+                "of the body, until the receiver refuses it with 415; zstd needs lockgate[zstd]",
+            ),
         ),
         HttpSinkConfig,
         named=True,
@@ -640,6 +672,8 @@ class _Reading:
         for sink in config.forwarder.sinks:
             for message_class in sink.classes:
                 self._known_class(("sinks", sink.name, "classes"), message_class, classes)
+            for message_class in sink.always:
+                self._known_class(("sinks", sink.name, "always"), message_class, sink.classes)
             if sink.retry_min_seconds > sink.retry_max_seconds:
                 problem = "is longer than retry_max"
                 limit = f"up to {values.spell_duration(sink.retry_max_seconds)}"
@@ -655,7 +689,8 @@ class _Reading:
 
     def _known_class(self, where: tuple[str, ...], name: str, classes: tuple[str, ...]) -> None:
         if name not in classes:
-            problem = f"{name!r} is not among buffer.classes.{did_you_mean(name, classes)}"
+            of = "the classes of the sink" if where[-1] == "always" else "buffer.classes"
+            problem = f"{name!r} is not among {of}.{did_you_mean(name, classes)}"
             self._wrong(where, problem, ", ".join(classes))
 
     def _wrong(self, where: tuple[str, ...], problem: str, accepted: str | None = None) -> None:

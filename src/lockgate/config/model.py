@@ -429,6 +429,16 @@ class SinkConfig:
     timeout_seconds: float = 10.0
     retry_min_seconds: float = 0.5
     retry_max_seconds: float = 60.0
+    poison_after: int = 5  # tries, where the receiver has an error for one message and takes the next
+    messages_per_hour: int | None = None
+    messages_per_day: int | None = None
+    messages_per_month: int | None = None
+    bytes_per_hour: int | None = None  # of topics and payloads
+    bytes_per_day: int | None = None
+    bytes_per_month: int | None = None
+    hours: tuple[tuple[int, int], ...] = ()  # minutes of the local day; none: always
+    metered_while: Path | None = None  # while this file exists, the link costs money
+    always: tuple[str, ...] = ()  # classes that no hours, budget or metered link holds back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -437,6 +447,8 @@ class HttpSinkConfig(SinkConfig):
 
     url: str
     headers: tuple[tuple[str, str], ...] = ()
+    in_flight: int = 1  # requests at once; messages of one topic are never in two of them
+    compression: Literal["none", "gzip", "zstd"] = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
