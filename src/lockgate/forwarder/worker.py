@@ -275,7 +275,10 @@ class Worker:
         following = await self._try(rows[1:2])
         if following.settled != 1 or rows[1].seq in following.poison:
             return sent
-        return Sent(2, {rows[0].seq: alone.fault})
+        alone = await self._try(rows[:1])  # unless the receiver has just come to itself
+        if alone.fault is None:
+            return Sent(2, alone.poison)
+        return Sent(2, {rows[0].seq: alone.fault}) if alone.answered else alone
 
     async def _send_letters(self) -> None:
         """Send the dead letters that somebody asked for once more."""
