@@ -261,7 +261,7 @@ class Worker:
             return Sent(0, fault="an error of ours, see the log")
 
     async def _without_poison(self, rows: Sequence[Row], sent: Sent) -> Sent:
-        """After some tries: a row is a dead letter if the receiver has an error for it alone and takes the next one.
+        """After some tries: a row is a dead letter if the receiver has an error for it alone and takes another.
 
         A receiver that has an error for both has it for everything, and is waited for.
         """
@@ -272,13 +272,13 @@ class Worker:
         alone = await self._try(rows[:1])
         if alone.fault is None or not alone.answered:
             return alone
-        following = await self._try(rows[1:2])
-        if following.settled != 1 or rows[1].seq in following.poison:
+        # Rather one of another topic, whose order it does not touch; it will be sent again in its turn.
+        other = next((row for row in rows if row.topic != rows[0].topic), rows[1])
+        probe = await self._try([other])
+        if probe.settled != 1 or probe.poison:
             return sent
         alone = await self._try(rows[:1])  # unless the receiver has just come to itself
-        if alone.fault is None:
-            return Sent(2, alone.poison)
-        return Sent(2, {rows[0].seq: alone.fault}) if alone.answered else alone
+        return Sent(1, {rows[0].seq: alone.fault}) if alone.fault is not None and alone.answered else alone
 
     async def _send_letters(self) -> None:
         """Send the dead letters that somebody asked for once more."""

@@ -119,7 +119,7 @@ async def test_a_message_that_breaks_the_receiver_becomes_a_dead_letter_when_oth
     await log.append(batch(*numbers(*range(7, 20))))
     async with forwarding(tmp_path, cloud.sink(poison_after=3)) as forwarder:
         await settled(tmp_path, forwarder)
-    assert cloud.payloads == [*range(8, 20)]
+    assert list(dict.fromkeys(cloud.payloads)) == [*range(8, 20)]  # the one that was tried comes again
     book = book_of(tmp_path)
     assert (book.delivered, book.dead_lettered) == (12, 1)
     [letter] = letters(tmp_path / "buffer", "cloud")
@@ -133,10 +133,12 @@ async def test_a_receiver_that_fails_for_everything_makes_no_dead_letters(
         return web.Response(status=500) if cloud.requests < 25 else None
 
     cloud.answer = fail
-    await log.append(batch(*numbers(1, 2, 3)))
+    await log.append(batch(*numbers(1, 2), topic="a"))
+    await log.append(batch(*numbers(3), topic="b"))
     async with forwarding(tmp_path, cloud.sink(poison_after=2)) as forwarder:
         await settled(tmp_path, forwarder)
-    assert cloud.payloads == [1, 2, 3]
+    assert [number for number in cloud.payloads if number != 3] == [1, 2]
+    assert 3 in cloud.payloads
     assert book_of(tmp_path).dead_lettered == 0
 
 
