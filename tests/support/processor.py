@@ -88,6 +88,7 @@ class Gateway:
             **keys,
         )
         self.reader = LogReader(folder)
+        self.log: Log
         self.book: Rulebook
 
     def set_rules(self, rules: Sequence[RuleConfig]) -> None:
@@ -97,7 +98,7 @@ class Gateway:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Runner]:
         buffer = BufferConfig()
-        log = await Log.open(self.folder, buffer, {}, clock=self.clock)  # type: ignore[arg-type]
+        log = self.log = await Log.open(self.folder, buffer, {}, clock=self.clock)  # type: ignore[arg-type]
         self.book = book = Rulebook(self.config, buffer)
         runner = Runner(self.config, book, log, self.reader)
         await runner.start()
@@ -105,7 +106,15 @@ class Gateway:
             yield runner
         finally:
             await log.close()
-            book.close()
+            self.book.close()
+
+    async def go_on_with(self, book: Rulebook) -> Runner:
+        """Reload."""
+        self.book.close()
+        self.book = book
+        runner = Runner(book.config, book, self.log, self.reader)
+        await runner.start()
+        return runner
 
     def rows(self, message_class: str) -> list[Row]:
         return self.reader.read(message_class, 0, 10_000)

@@ -282,7 +282,15 @@ SECTIONS: tuple[Section, ...] = (
             Key(
                 "state_topics",
                 values.whole_number(1, 1_000_000),
-                "topics whose last value is kept for rules that read `state`; the one heard of longest ago goes first",
+                "topics whose last value is kept for rules that read `state`; the one heard of longest ago goes first. "
+                "As many keys are remembered for functions",
+            ),
+            Key("functions", values.PATH, "folder of Python files with functions for rules", default="none"),
+            Key(
+                "function_packages",
+                values.NAMES,
+                "installed packages with functions for rules: entry points of the group `lockgate.functions`",
+                default="none",
             ),
         ),
         ProcessorConfig,
@@ -431,6 +439,13 @@ SECTIONS: tuple[Section, ...] = (
                 values.TOPIC_NAME,
                 "topic of rows that have no column `topic`",
                 default="none: the SELECT gives a column `topic`",
+            ),
+            Key(
+                "test",
+                values.RULE_TESTS,
+                "what the rule has to make of some messages; `lockgate rules test` and SIGHUP try it",
+                field="tests",
+                default="none",
             ),
         ),
         RuleConfig,

@@ -375,6 +375,32 @@ class TableConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GivenMessage:
+    """A message that a test of a rule lets arrive."""
+
+    topic: str
+    payload: bytes
+    at_seconds: float = 0.0  # since the beginning of the test
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedMessage:
+    """A message that a rule must make of what it was given."""
+
+    topic: str
+    payload: Mapping[str, object]
+    device_ts: int | None = None  # None: any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleTest:
+    """[[rules.NAME.test]]: what a rule has to make of some messages; nothing more, in this order."""
+
+    given: tuple[GivenMessage, ...]
+    expect: tuple[ExpectedMessage, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuleConfig:
     """[rules.NAME]: one SELECT over the messages of a schema.
 
@@ -401,6 +427,7 @@ class RuleConfig:
     late: Literal["drop", "quarantine"] = "drop"
     topic: str | None = None
     budget_seconds: float = 1.0  # one evaluation may take so long
+    tests: tuple[RuleTest, ...] = ()  # [[rules.NAME.test]]
     line: int | None = field(default=None, compare=False)  # where the rule stands in lockgate.toml
     sql_line: int | None = field(default=None, compare=False)  # where the first line of its SELECT stands
 
@@ -413,6 +440,8 @@ class ProcessorConfig:
     receive_maximum: int = 1000  # unacknowledged messages the processor takes at once
     session_expiry_seconds: int = 7 * 24 * 3600  # how long the broker queues for a processor that is away
     state_topics: int = 10_000  # whose last value is kept for rules that read `state`
+    functions: Path | None = None  # a folder of Python files with functions for rules
+    function_packages: tuple[str, ...] = ()  # entry points of the group lockgate.functions
     schemas: tuple[SchemaConfig, ...] = ()
     tables: tuple[TableConfig, ...] = ()
     rules: tuple[RuleConfig, ...] = ()

@@ -16,16 +16,19 @@ from lockgate.buffer.log import WINDOW_INPUT
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import RuleConfig
 from lockgate.processor import sql_text
+from lockgate.processor.functions import Function
 from lockgate.processor.references import Reference
-from lockgate.processor.sandbox import RuleError, Sandbox
+from lockgate.processor.sandbox import TIME, RuleError, Sandbox
 from lockgate.processor.schemas import Schema, Schemas, Value
-from lockgate.processor.state import TABLE, LastValues, define_state
+from lockgate.processor.state import TABLE, LastValues, Memory, define_state
 from lockgate.processor.tables import Logged, WindowTable
 from lockgate.processor.windows import Frame, Window, check_window, shape_of, window_of
 from lockgate.telemetry.clock import Moment
 
 log = logging.getLogger(__name__)
 
+_OVERRUNS: Final = 3  # within _STOP_SECONDS, and a rule is stopped for so long
+_STOP_SECONDS: Final = 60.0
 _PLACE: Final = "#place"  # column of a table of messages: which of the batch it is
 
 
@@ -65,12 +68,19 @@ class Rule:
         self.schema = schema
         self.counts = RuleCounts()
         self.sql = config.sql.strip().rstrip(";")
+        self._overruns: list[float] = []  # when, of late
+        self._stopped_until = 0.0
         self._sandbox = sandbox
+        self._parameters = tuple(parameters)
         self.columns, self.reads = self._check(parameters)
         self._topic_place = _place(self.columns, "topic")
         self._time_place = _place(self.columns, "device_ts")
         if self._topic_place is None and config.topic is None:
             raise self._mistake("no topic", 'a result column named "topic", or the key topic', "topic")
+
+    def plan(self) -> list[str]:
+        """How SQLite goes about it, step by step."""
+        return self._sandbox.plan(self.sql, self._parameters)
 
     def status(self) -> dict[str, object]:
         c = self.counts
@@ -81,11 +91,26 @@ class Rule:
             "errors": c.errors,
             "cost_us": None if mean_us is None else round(mean_us, 1),
             "last_error": c.last_error,
+            "stopped": bool(self._stopped_until),
         }
 
     def note_error(self, error: RuleError) -> None:
+        """Count it. A rule that runs away again and again is stopped for a while, so that the others go on."""
         self.counts.errors += 1
         self.counts.last_error = str(error)
+        if error.reason == TIME:
+            now = time.monotonic()
+            self._overruns = [then for then in self._overruns if now - then < _STOP_SECONDS] + [now]
+            if len(self._overruns) >= _OVERRUNS:
+                self._overruns.clear()
+                self._stopped_until = now + _STOP_SECONDS
+                log.error("rule %s is stopped for %g s: %s", self.name, _STOP_SECONDS, error)
+
+    def _run_or_stop(self) -> None:
+        """Raise RuleError while the rule is stopped."""
+        if self._stopped_until and time.monotonic() < self._stopped_until:
+            raise RuleError("stopped", f"it ran for more than {self.config.budget_seconds:g} s {_OVERRUNS} times")
+        self._stopped_until = 0.0
 
     def _entry(self, row: Sequence[Any]) -> Entry:
         topic = self.config.topic if self._topic_place is None else row[self._topic_place]
@@ -163,11 +188,13 @@ class MessageRule(Rule):
         if self._for_all is not None and len(messages) > 1:
             started = time.perf_counter()
             try:
-                found = self._sandbox.run(self._for_all, {}, self.config.budget_seconds)
+                self._run_or_stop()
+                found = self._sandbox.run(self._for_all, {}, self.config.budget_seconds, self.name)
                 made = [(row[0], self._entry(row[1:])) for row in found]
             except RuleError:  # one of them is at fault: the slow way shows which
                 self.counts.seconds += time.perf_counter() - started
             else:
+                self._sandbox.memory.keep()
                 for place, entry in made:
                     messages[place].entries.append(entry)
                 self.counts.seconds += time.perf_counter() - started
@@ -182,12 +209,14 @@ class MessageRule(Rule):
         started = time.perf_counter()
         self.counts.evaluated += 1
         try:
-            found = self._sandbox.run(self.sql, message.parameters(), self.config.budget_seconds)
+            self._run_or_stop()
+            found = self._sandbox.run(self.sql, message.parameters(), self.config.budget_seconds, self.name)
             entries = [self._entry(row) for row in found]
         except RuleError as error:
             self.note_error(error)
             message.failures.append((f"rule {self.name}: {error.reason}", error.detail))
         else:
+            self._sandbox.memory.keep()
             message.entries += entries
             self.counts.rows += len(entries)
         finally:
@@ -309,7 +338,8 @@ class WindowRule(Rule):
         started = time.perf_counter()
         self.counts.evaluated += 1
         try:
-            found = self.table.evaluate(self.sql, frame, self.config.budget_seconds)
+            self._run_or_stop()
+            found = self.table.evaluate(self.sql, frame, self.config.budget_seconds, self.name)
             entries = [self._entry(row) for row in found]
         except RuleError as error:
             self.note_error(error)
@@ -317,6 +347,7 @@ class WindowRule(Rule):
             detail = f"{error.detail}; a window over {self.schema.name} up to seq {self.window.seq}"
             out.quarantined.append(Quarantined("", self.schema.name, f"rule {self.name}: {error.reason}", detail, b""))
         else:
+            self._sandbox.memory.keep()
             out.entries += entries
             self.counts.rows += len(entries)
         finally:
@@ -337,7 +368,10 @@ class Rules:
         classes: Sequence[str],
         references: Sequence[Reference] = (),
         state_topics: int = 0,
+        functions: Sequence[Function] = (),
     ) -> None:
+        self.memory = Memory(state_topics)
+        self._functions = functions
         self._references = references
         self.by_message: dict[str, list[MessageRule]] = {name: [] for name in schemas.by_name}
         self.tables: dict[str, list[WindowTable]] = {name: [] for name in schemas.by_name}
@@ -372,6 +406,18 @@ class Rules:
                     reference.fill(sandbox)
                 except sqlite3.Error as error:
                     log.error("table %s stays as it was: %s", reference.name, error)
+
+    def inherit(self, before: Rules) -> None:
+        """Go on counting for the rules that are the same as before; say what is new."""
+        known = {rule.name: rule for rule in before.all()}
+        for rule in self.all():
+            old = known.pop(rule.name, None)
+            if old is not None and old.config == rule.config and old.schema.config == rule.schema.config:
+                rule.counts = old.counts
+            else:
+                log.info("rule %s is %s", rule.name, "new" if old is None else "another one")
+        for name in known:
+            log.info("rule %s is gone", name)
 
     def all(self) -> list[Rule]:
         return [*(rule for rules in self.by_message.values() for rule in rules), *self.windows]
@@ -423,7 +469,7 @@ class Rules:
             WindowRule(config, schema, self._table(schema, config.time), window)
 
     def _new_sandbox(self) -> Sandbox:
-        sandbox = Sandbox()
+        sandbox = Sandbox(self.memory, self._functions)
         define_state(sandbox)
         for reference in self._references:
             reference.define(sandbox)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from lockgate.buffer import Batch, Entry, Log, LogReader, PacketRecord, PacketRecords, Quarantined, Row, RuleCursor
 from lockgate.buffer.log import WINDOW_INPUT
-from lockgate.config.model import BufferConfig, ProcessorConfig
+from lockgate.config.errors import ConfigError
+from lockgate.config.model import BufferConfig, ProcessorConfig, RuleConfig
+from lockgate.processor.functions import find_functions
 from lockgate.processor.references import Reference, check_tables
 from lockgate.processor.rules import Decoded, Rules
 from lockgate.processor.sandbox import RuleError
 from lockgate.processor.schemas import NotAccepted, Schemas, Value
-from lockgate.processor.state import TABLE
+from lockgate.processor.state import MEMORY, TABLE
 from lockgate.processor.tables import Logged, WindowTable
+from lockgate.processor.trial import run_tests
 from lockgate.telemetry.clock import Moment
 
 log = logging.getLogger(__name__)
@@ -52,17 +56,53 @@ class SessionLost:
 class Rulebook:
     """Schemas and rules, checked. Raises ConfigError."""
 
+    rejected: Mapping[str, str] = {}  # why a rule is not the one of the configuration, by its name
+
     def __init__(self, config: ProcessorConfig, buffer: BufferConfig) -> None:
+        self.config = config
         self.schemas = Schemas(config.schemas)
         check_tables(config.tables, [*self.schemas.by_name, TABLE])
         self.references = [Reference(table) for table in config.tables]
-        self.rules = Rules(config.rules, self.schemas, buffer.classes, self.references, config.state_topics)
+        self.functions = find_functions(config.functions, config.function_packages)
+        self.rules = Rules(
+            config.rules, self.schemas, buffer.classes, self.references, config.state_topics, self.functions
+        )
         self.filter_names = {
             name: "+".join(rule.name for rule in rules) or NO_RULE for name, rules in self.rules.by_message.items()
         }
 
     def close(self) -> None:
         self.rules.close()
+
+    def successor(self, config: ProcessorConfig, buffer: BufferConfig) -> Rulebook:
+        """The book of another configuration. A rule that is wrong or fails its tests stays as it is in this one.
+
+        Raises ConfigError for schemas and tables that are wrong, or that do not fit a rule that has to stay.
+        """
+        before = {rule.name: rule for rule in self.config.rules}
+        references = [Reference(table) for table in config.tables]
+        functions = find_functions(config.functions, config.function_packages)
+        check_tables(config.tables, [*Schemas(config.schemas).by_name, TABLE])
+        chosen: list[RuleConfig] = []
+        rejected: dict[str, str] = {}
+        for rule in config.rules:
+            try:
+                problems = [str(failure) for failure in run_tests(rule, config, references, functions)]
+            except ConfigError as error:
+                problems = [str(error)]
+            old = before.get(rule.name)
+            if not problems:
+                chosen.append(rule)
+                continue
+            rejected[rule.name] = problems[0]
+            if old is not None:
+                chosen.append(old)
+            stays = "stays as it was" if old is not None else "is left out"
+            log.error("Rule %s %s. %s", rule.name, stays, problems[0])
+        book = Rulebook(dataclasses.replace(config, rules=tuple(chosen)), buffer)
+        book.rejected = rejected
+        book.rules.inherit(self.rules)
+        return book
 
 
 class Runner:
@@ -71,6 +111,7 @@ class Runner:
     def __init__(self, config: ProcessorConfig, book: Rulebook, buffer: Log, reader: LogReader) -> None:
         self._schemas = book.schemas
         self._rules = book.rules
+        self._rejected = book.rejected
         self._filter_names = book.filter_names
         self._tables = book.rules.all_tables()
         self._buffer = buffer
@@ -79,7 +120,10 @@ class Runner:
     async def start(self) -> None:
         """Fill the windows from the log, and settle those that ended while nobody ran."""
         await self._match_cursors()
-        self._rules.state.load(self._reader.last_values())
+        kept = self._reader.last_values()
+        self._rules.state.load(value for value in kept if value.schema != MEMORY)
+        names = {rule.name for rule in self._rules.all()}
+        self._rules.memory.load((value for value in kept if value.schema == MEMORY), names)
         await self._fill()
         await self.close_windows()
 
@@ -103,6 +147,7 @@ class Runner:
         session.write(batch)
         self._note_cursors(batch)
         self._rules.state.note(batch)
+        self._rules.memory.note(batch)
         first_seq = await self._buffer.append(batch)
         if inputs:
             out = Batch(moment=batch.moment)
@@ -133,12 +178,11 @@ class Runner:
             return None
         return max(0.0, (min(ends) - self._buffer.clock.now().boottime_ns) / 1e9)
 
-    def read_again(self, reference: Reference) -> None:
-        """A reference table has changed."""
-        self._rules.fill(reference)
-
     def status(self) -> dict[str, object]:
-        return {rule.name: rule.status() for rule in self._rules.all()}
+        shown = {rule.name: rule.status() for rule in self._rules.all()}
+        for name, why in self._rejected.items():
+            shown.setdefault(name, {})["rejected"] = why
+        return dict(shown)
 
     def _decoded(
         self, messages: Sequence[Message | SessionLost], session: _Session, received_at: int, batch: Batch
@@ -199,6 +243,7 @@ class Runner:
         """Commit what windows gave, if anything; cursors alone wait for the next commit."""
         if out.entries or out.quarantined:
             self._note_cursors(out)
+            self._rules.memory.note(out)
             await self._buffer.append(out)
 
     def _note_cursors(self, batch: Batch) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+from lockgate.processor.functions import Function, OverBudget, guarded
+from lockgate.processor.ready import ready_functions
 from lockgate.processor.schemas import Value
+from lockgate.processor.state import Memory
 
 MAX_ROWS: Final = 10_000  # of one evaluation
 MAX_RESULT_BYTES: Final = 16 * 1024 * 1024
@@ -34,7 +37,9 @@ class RuleError(Exception):
 class Sandbox:
     """A private database. We define and fill tables in it; queries of rules read them."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Memory | None = None, functions: Iterable[Function] = ()) -> None:
+        self.memory = memory or Memory(limit=0)
+        self._function_error: str | None = None
         self._deadline = float("inf")
         self._trusted = False
         self._reads: set[str] = set()
@@ -44,7 +49,8 @@ class Sandbox:
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         self._connection.execute("PRAGMA journal_mode = MEMORY")
         self._connection.execute("PRAGMA synchronous = OFF")
-        self._connection.create_function("topic_level", 2, topic_level, deterministic=True)
+        for one in (*ready_functions(self.memory), *functions):
+            self._add(one)
         for function in ("json_each", "json_tree"):  # registering them writes the catalogue, which is denied later
             self._connection.execute(f"SELECT * FROM {function}('[]')").fetchall()
         self._connection.set_authorizer(self._authorize)
@@ -107,24 +113,72 @@ class Sandbox:
         """Compile a text and nothing more; raises sqlite3.Error or sqlite3.Warning for what is wrong with it."""
         self._connection.execute(f"EXPLAIN {sql}", dict.fromkeys(parameters)).close()
 
+    def plan(self, sql: str, parameters: Iterable[str]) -> list[str]:
+        """How SQLite goes about a query, step by step."""
+        rows = self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", dict.fromkeys(parameters))
+        return [str(row[3]) for row in rows]
+
     def aggregates(self, sql: str) -> bool:
         """Whether a query makes one row of several; raises sqlite3.Error."""
         return any(row[1].startswith("Agg") for row in self._connection.execute(f"EXPLAIN {sql}"))
 
-    def run(self, sql: str, parameters: Mapping[str, Value], budget: float) -> list[tuple[Any, ...]]:
-        """The rows of the result; raises RuleError."""
+    def run(self, sql: str, parameters: Mapping[str, Value], budget: float, owner: str = "") -> list[tuple[Any, ...]]:
+        """The rows of the result; raises RuleError. What functions remember of it counts with `memory.keep`."""
         self._deadline = time.monotonic() + budget
+        self._function_error = None
+        self.memory.begin(owner)
         try:
             return self._fetch(self._connection.execute(sql, parameters))
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT or self._function_error == TIME:
                 raise RuleError(TIME, f"it ran for more than {budget:g} s") from None
+            if self._function_error is not None:
+                raise RuleError("function error", self._function_error) from None
             raise RuleError("SQL error", str(error)) from None
         finally:
             self._deadline = float("inf")
 
     def close(self) -> None:
         self._connection.close()
+
+    def _add(self, function: Function) -> None:
+        name, kind, arguments, implementation, deterministic, trusted = function
+        if kind == "scalar":
+            self._connection.create_function(
+                name, arguments, self._reporting(name, implementation, trusted), deterministic=deterministic
+            )
+            return
+        report = self._reporting
+
+        class Group:
+            """One group or frame; its methods are those of the implementation, watched."""
+
+            def __init__(self) -> None:
+                made = report(name, implementation, trusted)()
+                for method in ("step", "finalize", "value", "inverse"):
+                    if hasattr(made, method):
+                        setattr(self, method, report(name, getattr(made, method), trusted))
+
+        if kind == "window":
+            self._connection.create_window_function(name, arguments, Group)  # type: ignore[arg-type]
+        else:
+            self._connection.create_aggregate(name, arguments, Group)  # type: ignore[arg-type]
+
+    def _reporting(self, name: str, called: Callable[..., Any], trusted: bool) -> Callable[..., Any]:
+        """The same, but what it raises can be told: SQLite says only that it raised something."""
+        watched = called if trusted else guarded(called, self._out_of_time)
+
+        def run(*arguments: Any) -> Any:
+            try:
+                return watched(*arguments)
+            except OverBudget:
+                self._function_error = TIME
+                raise
+            except Exception as error:
+                self._function_error = f"{name}: {type(error).__name__}: {error}"
+                raise
+
+        return run
 
     def _fetch(self, cursor: sqlite3.Cursor) -> list[tuple[Any, ...]]:
         rows: list[tuple[Any, ...]] = []
@@ -144,12 +198,3 @@ class Sandbox:
 
     def _out_of_time(self) -> bool:
         return time.monotonic() > self._deadline
-
-
-def topic_level(topic: object, level: object) -> str | None:
-    """The n-th level of a topic, counted from 1, or from the end with -1; NULL where there is none."""
-    if not isinstance(topic, str) or not isinstance(level, int) or level == 0:
-        return None
-    levels = topic.split("/")
-    place = level - 1 if level > 0 else len(levels) + level
-    return levels[place] if 0 <= place < len(levels) else None

@@ -44,7 +44,7 @@ class WindowTable:
         self.rules: list[WindowRule] = []
         self.time_field = time_field
         self._time_place = None if time_field is None else schema.place(time_field)
-        self._moment: Moment | None = None  # of the last row, or of the last look at the clock
+        self.moment: Moment | None = None  # of the last row, or of the last look at the clock
         names = ", ".join(f'"{name}"' for name, _ in schema.columns)
         sandbox.define("#rows", (("#seq", "INTEGER PRIMARY KEY"), ("#time", "INTEGER"), *schema.columns))
         sandbox.define("#frame", (("after", "INTEGER"), ("upto", "INTEGER"), ("low", "INTEGER"), ("high", "INTEGER")))
@@ -81,7 +81,7 @@ class WindowTable:
         for _, group in groupby(rows, key=lambda row: row.moment.boot_id if self._time_place is None else ""):
             chunk = list(group)
             self._enter(chunk[0].moment, chunk[0].seq, out)
-            self._moment = chunk[-1].moment
+            self.moment = chunk[-1].moment
             self._store(chunk)
             for rule in self.rules:
                 rule.take(chunk, out)
@@ -89,9 +89,9 @@ class WindowTable:
 
     def settle(self, moment: Moment, out: Batch) -> None:
         """What is over by now."""
-        if self._moment is not None:
+        if self.moment is not None:
             self._enter(moment, None, out)
-        self._moment = moment
+        self.moment = moment
         emitted = [rule.settle(moment, out) for rule in self.rules]
         if any(emitted):
             self._trim()
@@ -100,19 +100,18 @@ class WindowTable:
         """CLOCK_BOOTTIME at which `settle` will have something to do."""
         return min((rule.deadline for rule in self.rules if rule.deadline is not None), default=None)
 
-    def evaluate(self, sql: str, frame: Frame, budget: float) -> list[tuple[object, ...]]:
+    def evaluate(self, sql: str, frame: Frame, budget: float, owner: str) -> list[tuple[object, ...]]:
         """The result of a query over one frame; raises RuleError."""
         self.sandbox.execute('UPDATE "#frame" SET after = ?, upto = ?, low = ?, high = ?', frame[:4])
-        return self.sandbox.run(
-            sql, {"window_start": self.wall_ms(frame.start), "window_end": self.wall_ms(frame.end)}, budget
-        )
+        bounds: dict[str, Value] = {"window_start": self.wall_ms(frame.start), "window_end": self.wall_ms(frame.end)}
+        return self.sandbox.run(sql, bounds, budget, owner)
 
     def wall_ms(self, time: int) -> int | None:
         """A time of the table in Unix milliseconds; None for the beginning of all."""
         if abs(time) >= _LONGEST_TIME:
             return None
-        if self._time_place is None and self._moment is not None:
-            time += self._moment.wall_ns - self._moment.boottime_ns
+        if self._time_place is None and self.moment is not None:
+            time += self.moment.wall_ns - self.moment.boottime_ns
         return time // 1_000_000
 
     def count(self, after: int) -> int:
@@ -141,7 +140,7 @@ class WindowTable:
 
     def _enter(self, moment: Moment, seq: int | None, out: Batch) -> None:
         """Another boot: what was held is moved to its clock where both wall clocks were good, else it is let go."""
-        before = self._moment
+        before = self.moment
         if self._time_place is not None:
             return
         offset: int | None = None

@@ -119,7 +119,7 @@ async def test_a_table_is_read_again_and_a_broken_file_keeps_the_old_one(tmp_pat
         assert reference.changed()
         assert reference.read_again()
         assert reference.problem is None
-        runner.read_again(reference)
+        gateway.book.rules.fill(reference)
         await runner.process([reading(1), reading(2)])
         assert places()[len(expected) * 2 :] == ["attic"] * len(expected)
 

@@ -10,8 +10,8 @@ import pytest
 from lockgate.buffer import Entry
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import RuleConfig, SchemaConfig
+from lockgate.processor.ready import topic_level
 from lockgate.processor.rules import Decoded, MessageRule, Rules
-from lockgate.processor.sandbox import topic_level
 from lockgate.processor.schemas import Schemas, Value
 
 SCHEMAS = Schemas([SchemaConfig(name="readings", topics=("#",), fields=(("value", "real"), ("unit", "text")))])
@@ -170,12 +170,13 @@ def test_a_mistake_is_named_with_its_place(sql: str, line: int, column: int) -> 
         ("WITH x AS (SELECT :value AS v) SELECT v FROM x", False),
         ("SELECT DISTINCT :value AS v", False),
         ("SELECT :value AS v ORDER BY 1 LIMIT 1", False),
+        ("SELECT :value AS v WHERE dead_band('k', :value, 10)", True),
         ("SELECT :unit = 91 AS a, :value = '91' AS b, typeof(:value) AS c", True),
     ],
 )
 def test_a_batch_gives_what_its_messages_give_one_by_one(sql: str, at_once: bool) -> None:
     book = rules(rule(sql))
-    one = book.by_message["readings"][0]
+    one = message_rule(sql)
     assert one.at_once is at_once
     readings = [(91.0, "C"), (20.0, "91"), (60.0, "FROM"), (None, "")]
     apart = [message(value, unit) for value, unit in readings]
