@@ -15,13 +15,8 @@ from lockgate.buffer.rows import RuleCursor
 from lockgate.sqlite import Schema
 from lockgate.sqlite.database import create_tables, sync_folder
 
-_LAST_VALUES: Final = """
-        CREATE TABLE last_values (
-            topic TEXT PRIMARY KEY, schema TEXT NOT NULL, received_at INTEGER NOT NULL, value TEXT NOT NULL
-        )
-"""
 SEGMENT: Final = Schema(
-    version=2,
+    version=1,
     statements="""
         CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), body BLOB NOT NULL);
         CREATE TABLE log (
@@ -38,13 +33,23 @@ SEGMENT: Final = Schema(
         CREATE TABLE damage (
             segment INTEGER NOT NULL, class TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL
         );
-    """
-    + _LAST_VALUES,
-    migrations={1: _LAST_VALUES},
-    tables=("state", "log", "packets", "quarantine", "damage", "last_values"),
+        CREATE TABLE last_values (
+            topic TEXT PRIMARY KEY, schema TEXT NOT NULL, received_at INTEGER NOT NULL, value TEXT NOT NULL
+        );
+        CREATE TABLE lines (
+            class TEXT NOT NULL, until INTEGER NOT NULL, until_seq INTEGER NOT NULL, reason TEXT NOT NULL
+        );
+        CREATE TABLE holes (class TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, reason TEXT NOT NULL);
+        CREATE TABLE boots (boot_id TEXT NOT NULL UNIQUE, offset_ns INTEGER NOT NULL)
+    """,
+    tables=("state", "log", "packets", "quarantine", "damage", "last_values", "lines", "holes", "boots"),
 )
-MOVED_TABLES: Final = ("packets", "quarantine", "damage", "last_values")  # beside `state`, copied to the next segment
+# Beside `state`, copied to the next segment
+MOVED_TABLES: Final = ("packets", "quarantine", "damage", "last_values", "lines", "holes", "boots")
 LOG_COLUMNS: Final = "seq, number, boot_id, boottime_ns, wall_ns, clock_ok, device_ts, topic, class, schema, payload"
+
+ROW_OVERHEAD: Final = 100  # bytes of a row beside topic and payload, about
+ROW_BYTES: Final = f"length(payload) + length(CAST(topic AS BLOB)) + {ROW_OVERHEAD}"
 
 _NAME: Final = re.compile(r"segment-(\d{6,})\.sqlite")
 
@@ -56,6 +61,8 @@ class State:
     next_seq: int = 1
     appended: dict[str, int] = field(default_factory=dict)  # rows ever appended, by class
     opening: dict[str, int] = field(default_factory=dict)  # `appended` when this segment began
+    bytes: dict[str, int] = field(default_factory=dict)  # what those rows took, by `row_bytes`
+    opening_bytes: dict[str, int] = field(default_factory=dict)  # `bytes` when this segment began
     intake: dict[str, dict[str, int]] = field(default_factory=dict)  # term, detail
     arrivals: int = 0
     rule_cursors: dict[str, RuleCursor] = field(default_factory=dict)  # by rule
@@ -77,6 +84,11 @@ class State:
     def store(self, connection: sqlite3.Connection) -> None:
         body = asdict(self) | {"rule_cursors": {rule: list(cursor) for rule, cursor in self.rule_cursors.items()}}
         connection.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (orjson.dumps(body),))
+
+
+def row_bytes(topic: str, payload: bytes) -> int:
+    """What a row counts against the limit of its class; ROW_BYTES is the same in SQL."""
+    return len(payload) + len(topic.encode()) + ROW_OVERHEAD
 
 
 def segment_path(folder: Path, number: int) -> Path:
@@ -114,6 +126,7 @@ def create_segment(folder: Path, number: int, state: State, previous: sqlite3.Co
         create_tables(connection, SEGMENT, fresh)
         connection.execute("BEGIN")
         state.opening = dict(state.appended)
+        state.opening_bytes = dict(state.bytes)
         state.store(connection)
         if previous is not None:
             copy_small_tables(previous, connection)
@@ -125,10 +138,7 @@ def create_segment(folder: Path, number: int, state: State, previous: sqlite3.Co
 
 
 def copy_small_tables(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
-    there = {name for (name,) in source.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     for table in MOVED_TABLES:
-        if table not in there:  # a sealed segment of an older version
-            continue
         rows = source.execute(f"SELECT * FROM {table}")
         target.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(rows.description))})", rows)
 

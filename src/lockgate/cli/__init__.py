@@ -37,6 +37,7 @@ COMMANDS = {
     "healthcheck": "whether the services of this container are well, by its exit status",
     "rules": "try rules: their tests, what they read and cost, what they would have made of the log",
     "ledger": "what became of every message, in two books that have to close",
+    "buffer": "what lies in the buffer and waits for whom; look at it, export it, ask it in SQL",
     "store": "look at what the broker keeps on disk: is it whole, what is in it",
     "session": "look at the sessions of clients, give one to a user, or end it",
     "explain": "why a client did not get a message",

@@ -19,6 +19,7 @@ from lockgate.config.model import (
     BrokerLimitsConfig,
     BufferConfig,
     CertificateConfig,
+    ClassConfig,
     Config,
     ConnectionConfig,
     FileSinkConfig,
@@ -88,6 +89,28 @@ _SINK = (
     Key("timeout", values.duration(0.1, 3600), "longest wait for the sink's answer", field="timeout_seconds"),
     Key("retry_min", values.duration(0.01, 3600), "first pause before a retry", field="retry_min_seconds"),
     Key("retry_max", values.duration(0.01, 86400), "longest pause before a retry", field="retry_max_seconds"),
+    Key(
+        "poison_after",
+        values.whole_number(1, 1000),
+        "tries after which a message that the receiver answers with an error becomes a dead letter, if it takes the "
+        "next message",
+    ),
+    *(
+        Key(f"{what}_per_{period}", kind, f"{meaning} sent in a {period} of the local calendar", default="no limit")
+        for what, kind, meaning in (
+            ("messages", values.whole_number(1, 1_000_000_000), "messages"),
+            ("bytes", values.size(1, 1024**5), "topics and payloads"),
+        )
+        for period in ("hour", "day", "month")
+    ),
+    Key("hours", values.HOURS, "when it sends", default="always"),
+    Key(
+        "metered_while",
+        values.PATH,
+        "a file that exists, made by whoever knows the link, while sending costs money: then nothing is sent",
+        default="none",
+    ),
+    Key("always", values.NAMES, "classes that hours, budgets and a metered link do not hold back", default="none"),
 )
 
 SECTIONS: tuple[Section, ...] = (
@@ -299,6 +322,42 @@ SECTIONS: tuple[Section, ...] = (
         BufferConfig,
     ),
     Section(
+        "classes",
+        "What a class of [buffer] may hold, and what happens then. Without it a class is ordered and bounded by "
+        "buffer.limit alone.",
+        (
+            Key(
+                "limit",
+                values.size(64 * 1024, 1024**5),
+                "topics, payloads and 100 bytes for each message that a sink has yet to get",
+                field="limit_bytes",
+                default="none",
+            ),
+            Key(
+                "keep",
+                values.duration(1, 366 * 86400),
+                "age at which a message that was not delivered expires; across restarts it counts only what is known",
+                field="keep_seconds",
+                default="none: it never expires",
+            ),
+            Key(
+                "when_full",
+                values.one_of("block", "drop-oldest", "drop-newest"),
+                "`block`: nothing more is acknowledged to the broker, of any class; `drop-oldest`: old messages give "
+                "way, at buffer.limit and on a full disk too, the last class of buffer.classes first; "
+                "`drop-newest`: what comes is not kept",
+            ),
+            Key(
+                "order",
+                values.one_of("ordered", "latest-first"),
+                "`ordered`: as they came; `latest-first`: after an outage a live lane sends what comes, and a history "
+                "lane what waited, behind everything live",
+            ),
+        ),
+        ClassConfig,
+        named=True,
+    ),
+    Section(
         "schemas",
         "Which messages a schema describes, and the typed columns read from their payload.",
         (
@@ -414,6 +473,16 @@ SECTIONS: tuple[Section, ...] = (
             *_SINK,
             Key("url", values.url("http", "https"), "where to POST", required=True),
             Key("headers", values.HEADERS, "headers sent with each request", default="none"),
+            Key(
+                "in_flight",
+                values.whole_number(1, 64),
+                "requests at once; the messages of one topic are never in two of them",
+            ),
+            Key(
+                "compression",
+                values.one_of("none", "gzip", "zstd"),
+                "of the body, until the receiver refuses it with 415; zstd needs lockgate[zstd]",
+            ),
         ),
         HttpSinkConfig,
         named=True,
@@ -492,8 +561,8 @@ class _Reading:
             for name, section in NAMED.items()
         }
         sinks = [self._sink(name, table) for name, table in self._tables(document, "sinks")]
-        limits = BrokerLimitsConfig(**plain["broker.limits"])  # type: ignore[arg-type]
-        broker = self._broker(plain["broker"] | {"limits": limits})
+        broker_limits = BrokerLimitsConfig(**plain["broker.limits"])  # type: ignore[arg-type]
+        broker = self._broker(plain["broker"] | {"limits": broker_limits})
         broker = self._with_certificates(broker, named["certificates"])
         raise_all(self.errors)
         broker = dataclasses.replace(
@@ -505,7 +574,8 @@ class _Reading:
             ),
         )
 
-        buffer = BufferConfig(**plain["buffer"])  # type: ignore[arg-type]
+        limits = tuple(ClassConfig(name=name, **said) for name, said in named["classes"])  # type: ignore[arg-type]
+        buffer = BufferConfig(limits=limits, **plain["buffer"])  # type: ignore[arg-type]
         schemas = tuple(
             SchemaConfig(name=name, line=self._line("schemas", name), **said)  # type: ignore[arg-type]
             for name, said in named["schemas"]
@@ -700,16 +770,25 @@ class _Reading:
         for sink in config.forwarder.sinks:
             for message_class in sink.classes:
                 self._known_class(("sinks", sink.name, "classes"), message_class, classes)
+            for message_class in sink.always:
+                self._known_class(("sinks", sink.name, "always"), message_class, sink.classes)
             if sink.retry_min_seconds > sink.retry_max_seconds:
                 problem = "is longer than retry_max"
                 limit = f"up to {values.spell_duration(sink.retry_max_seconds)}"
                 self._wrong(("sinks", sink.name, "retry_min"), problem, limit)
+        for one in config.buffer.limits:
+            self._known_class(("classes", one.name), one.name, classes)
+            if one.limit_bytes is None and one.when_full == "drop-newest":
+                self._wrong(("classes", one.name, "when_full"), "needs a limit", "drop-newest with a `limit`")
+            if one.limit_bytes is not None and one.limit_bytes > config.buffer.limit_bytes:
+                self._wrong(("classes", one.name, "limit"), "is larger than buffer.limit", "a part of buffer.limit")
         if config.buffer.segment_bytes > config.buffer.limit_bytes:
             self._wrong(("buffer", "segment"), "is larger than limit", "a small part of buffer.limit")
 
     def _known_class(self, where: tuple[str, ...], name: str, classes: tuple[str, ...]) -> None:
         if name not in classes:
-            problem = f"{name!r} is not among buffer.classes.{did_you_mean(name, classes)}"
+            of = "the classes of the sink" if where[-1] == "always" else "buffer.classes"
+            problem = f"{name!r} is not among {of}.{did_you_mean(name, classes)}"
             self._wrong(where, problem, ", ".join(classes))
 
     def _wrong(self, where: tuple[str, ...], problem: str, accepted: str | None = None) -> None:

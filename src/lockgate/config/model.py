@@ -455,6 +455,17 @@ class ProcessorConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassConfig:
+    """[classes.NAME]: what a class may hold and what happens then; NAME is one of [buffer] classes."""
+
+    name: str
+    limit_bytes: int | None = None  # of rows that a sink has yet to get; None: [buffer] limit alone
+    keep_seconds: float | None = None  # older rows expire; None: never
+    when_full: Literal["block", "drop-oldest", "drop-newest"] = "block"
+    order: Literal["ordered", "latest-first"] = "ordered"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BufferConfig:
     """[buffer]: the durable log between processor and forwarder."""
 
@@ -463,6 +474,7 @@ class BufferConfig:
     classes: tuple[str, ...] = ("alarm", "telemetry")  # in the order in which a sink drains them
     quarantine_messages: int = 1000  # kept aside with the reason; the oldest go first, counted
     quarantine_bytes: int = 4 * 1024 * 1024
+    limits: tuple[ClassConfig, ...] = ()  # of some of the classes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -475,6 +487,16 @@ class SinkConfig:
     timeout_seconds: float = 10.0
     retry_min_seconds: float = 0.5
     retry_max_seconds: float = 60.0
+    poison_after: int = 5  # tries, where the receiver has an error for one message and takes the next
+    messages_per_hour: int | None = None
+    messages_per_day: int | None = None
+    messages_per_month: int | None = None
+    bytes_per_hour: int | None = None  # of topics and payloads
+    bytes_per_day: int | None = None
+    bytes_per_month: int | None = None
+    hours: tuple[tuple[int, int], ...] = ()  # minutes of the local day; none: always
+    metered_while: Path | None = None  # while this file exists, the link costs money
+    always: tuple[str, ...] = ()  # classes that no hours, budget or metered link holds back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -483,6 +505,8 @@ class HttpSinkConfig(SinkConfig):
 
     url: str
     headers: tuple[tuple[str, str], ...] = ()
+    in_flight: int = 1  # requests at once; messages of one topic are never in two of them
+    compression: Literal["none", "gzip", "zstd"] = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ class Sent:
     settled: int
     poison: Mapping[int, str] = field(default_factory=dict)  # seq: the receiver's reason
     fault: str | None = None
+    answered: bool = False  # the fault is an error the receiver has with what it got, perhaps with one message alone
 
 
 class Sink(Protocol):

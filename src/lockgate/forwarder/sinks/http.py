@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -11,10 +13,15 @@ from lockgate.buffer import Row
 from lockgate.config.model import HttpSinkConfig
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
+from lockgate.forwarder.sinks.compression import Compress, compressor
+
+log = logging.getLogger(__name__)
 
 # Refusals that say nothing about the message: our URL or credentials, or the moment, are wrong. A person or time mends
 # them, and until then every message waits rather than end as a dead letter.
 _NOT_THE_MESSAGE: Final = frozenset({401, 403, 404, 405, 407, 408, 421, 425, 426, 429})
+_PERHAPS_THE_MESSAGE: Final = frozenset({500, 501})  # a receiver that fails over what is in it, or altogether
+_UNSUPPORTED_MEDIA_TYPE: Final = 415
 _REASON_BYTES: Final = 300  # of the receiver's answer, kept with a dead letter
 
 
@@ -28,13 +35,18 @@ class HttpSink:
         self._config = config
         self._messages = messages
         self._session: aiohttp.ClientSession | None = None
+        self._compress: Compress | None = compressor(config.compression)
 
     async def send(self, rows: Sequence[Row]) -> Sent:
         status, answer = await self._post(rows)
+        if status == _UNSUPPORTED_MEDIA_TYPE and self._compress is not None:
+            log.warning("sink %s: the receiver does not take %s", self._config.name, self._config.compression)
+            self._compress = None
+            return await self.send(rows)
         if 200 <= status < 300:
             return Sent(len(rows))
         if not 400 <= status < 500 or status in _NOT_THE_MESSAGE:
-            return Sent(0, fault=answer)
+            return Sent(0, fault=answer, answered=status in _PERHAPS_THE_MESSAGE)
         if len(rows) == 1:
             return Sent(1, {rows[0].seq: answer})
         middle = len(rows) // 2
@@ -42,7 +54,7 @@ class HttpSink:
         if first.fault is not None:
             return first
         second = await self.send(rows[middle:])
-        return Sent(middle + second.settled, {**first.poison, **second.poison}, second.fault)
+        return Sent(middle + second.settled, {**first.poison, **second.poison}, second.fault, second.answered)
 
     async def close(self) -> None:
         if self._session is not None:
@@ -57,6 +69,9 @@ class HttpSink:
         key = f"{self._messages.gateway_id}/{rows[0].seq}-{rows[-1].seq}"
         body = b"[" + b",".join(map(self._messages.document, rows)) + b"]"
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+        if self._compress is not None:
+            headers["Content-Encoding"] = self._config.compression
+            body = await asyncio.to_thread(self._compress, body)
         try:
             async with self._session.post(
                 self._config.url, data=body, headers=headers, allow_redirects=False
