@@ -107,7 +107,10 @@ class Sandbox:
         self._deadline = time.monotonic() + budget
         self._reads.clear()
         query = f"SELECT * FROM (\n{sql}\n) LIMIT 0"
-        cursor = self._connection.execute(query, dict.fromkeys(parameters))
+        try:
+            cursor = self._connection.execute(query, dict.fromkeys(parameters))
+        finally:
+            self._deadline = float("inf")
         return [column[0] for column in cursor.description], frozenset(self._reads)
 
     def prepare(self, sql: str, parameters: Iterable[str]) -> None:
