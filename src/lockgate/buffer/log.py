@@ -285,6 +285,10 @@ class Log:
         )
         connection.executemany("DELETE FROM last_values WHERE topic = ?", [(topic,) for topic in batch.forget_values])
         connection.executemany("INSERT OR REPLACE INTO last_values VALUES (?, ?, ?, ?)", batch.last_values)
+        for identity in batch.replayed:
+            for (size,) in connection.execute("SELECT length(payload) FROM quarantine WHERE id = ?", (identity,)):
+                state.quarantine_bytes -= size
+            connection.execute("DELETE FROM quarantine WHERE id = ?", (identity,))
         if batch.quarantined:
             self._quarantine(connection, batch.quarantined, wall_ns, state)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from lockgate.buffer.missing import NOTHING_MISSING, Missing, load_missing
-from lockgate.buffer.rows import LastValue, Row
+from lockgate.buffer.rows import Kept, LastValue, Quarantined, Row
 from lockgate.buffer.segments import LOG_COLUMNS, State, list_segments, segment_path, suspect_path, wal_path
 from lockgate.sqlite import open_readonly
 from lockgate.sqlite.database import is_damage
@@ -150,6 +150,17 @@ class LogReader:
             newest = self.segments()[-1:]
             rows = [self.of(s, lambda s: s.connection.execute("SELECT * FROM last_values").fetchall()) for s in newest]
             return [LastValue._make(row) for some in rows for row in some]
+
+        return self._retrying(read)
+
+    def quarantine(self) -> list[Kept]:
+        """What is kept aside, the oldest first."""
+
+        def read() -> list[Kept]:
+            query = "SELECT id, wall_ns, topic, schema, reason, detail, payload FROM quarantine ORDER BY id"
+            newest = self.segments()[-1:]
+            rows = [self.of(s, lambda s: s.connection.execute(query).fetchall()) for s in newest]
+            return [Kept(row[0], row[1], Quarantined._make(row[2:])) for some in rows for row in some]
 
         return self._retrying(read)
 

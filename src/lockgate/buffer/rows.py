@@ -47,6 +47,14 @@ class Quarantined(NamedTuple):
     payload: bytes
 
 
+class Kept(NamedTuple):
+    """A row of the quarantine."""
+
+    id: int
+    wall_ns: int
+    message: Quarantined
+
+
 class PacketRecord(NamedTuple):
     """The last message that came under a Packet Identifier."""
 
@@ -102,6 +110,7 @@ class Batch:
     entries: list[Entry] = field(default_factory=list)
     intake: Counter[tuple[str, str]] = field(default_factory=Counter)
     quarantined: list[Quarantined] = field(default_factory=list)
+    replayed: list[int] = field(default_factory=list)  # of the quarantine: taken out of it
     session_lost: bool = False  # forget all Packet Identifiers stored before this batch
     packets: dict[int, PacketRecord] = field(default_factory=dict)
     arrivals: int | None = None  # how many messages the session has brought, this batch included

@@ -1,12 +1,14 @@
-"""`lockgate rules test | explain | backtest`: rules tried apart from the gateway."""
+"""`lockgate rules test | explain | backtest | quarantine`: rules tried, and what they could not take."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,7 +16,7 @@ from typing import Final
 
 from lockgate.buffer import LogReader, Row
 from lockgate.buffer.log import WINDOW_INPUT
-from lockgate.cli.common import add_config_argument, load_config
+from lockgate.cli.common import add_config_argument, load_config, table
 from lockgate.config.errors import ConfigError, did_you_mean
 from lockgate.config.model import Config, RuleConfig
 from lockgate.processor.functions import Function, find_functions
@@ -44,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     backtest.add_argument(
         "--since", required=True, metavar="TIME", help="how far back, as 30m, 2h, 7d, or a time as 2026-11-21T08:00Z"
     )
-    for command in (test, explain, backtest):
+    quarantine = commands.add_parser("quarantine", help="what is kept aside because no schema or rule could take it")
+    quarantine.add_argument("--reason", default="", metavar="TEXT", help="only what has a reason that begins so")
+    quarantine.add_argument("--json", action="store_true", help="every message, as JSON lines")
+    quarantine.add_argument("--replay", action="store_true", help="let the running processor take them once more")
+    for command in (test, explain, backtest, quarantine):
         add_config_argument(command)
 
 
@@ -55,6 +61,8 @@ def main(arguments: argparse.Namespace) -> int:
             return _test(config, arguments.rules)
         if arguments.what == "explain":
             return _explain(config, arguments.rules)
+        if arguments.what == "quarantine":
+            return _quarantine(config, arguments)
         return _backtest(config, arguments.rule, arguments.since)
     except ConfigError as error:
         error.path = error.path or config.path  # the processor does not know the file
@@ -141,7 +149,7 @@ def _cost(config: Config, rule: RuleConfig, beside: Beside) -> str:
             messages.append((one.topic, one.payload, Moment("cost", number * 1_000_000, STARTS_NS, True)))
     with Trial(rule, config.processor, *beside) as trial:
         for topic, payload, moment in messages:
-            trial.give(topic, payload, moment)
+            trial.give(topic, payload, moment, logged=bool(logged))
         trial.finish()
         each = trial.seconds / len(messages) * 1e6
     return f"{each:.1f} µs a message, one by one and with its decoding ({len(messages)} measured, {source})"
@@ -156,7 +164,7 @@ def _backtest(config: Config, name: str, since: str) -> int:
         Trial(rule, config.processor, *_beside(config)) as trial,
     ):
         for row in _logged(reader, rule, after):
-            for entry in trial.give(row.topic, row.payload, _moment(row)):
+            for entry in trial.give(row.topic, row.payload, _moment(row), logged=True):
                 made += 1
                 print(show(entry))
         for entry in trial.finish():
@@ -177,6 +185,39 @@ def _backtest(config: Config, name: str, since: str) -> int:
         for problem in dict.fromkeys(trial.problems):
             print(f"  {problem}", file=sys.stderr)
     return 0
+
+
+def _quarantine(config: Config, arguments: argparse.Namespace) -> int:
+    if arguments.replay:
+        answer = health.ask(config.gateway.sockets_dir / "processor.sock", ask="replay", reason=arguments.reason)
+        if not answer or "messages" not in answer:
+            print(f"the processor does not answer: {(answer or {}).get('error', 'is it running?')}", file=sys.stderr)
+            return 1
+        print(f"the processor takes {answer['messages']} messages once more")
+        return 0
+    with contextlib.closing(LogReader(config.gateway.buffer_dir)) as reader:
+        kept = [one for one in reader.quarantine() if one.message.reason.startswith(arguments.reason)]
+    if arguments.json:
+        for one in kept:
+            said = one.message._asdict() | {"id": one.id, "at": _spell(one.wall_ns)}
+            try:
+                said["payload"] = one.message.payload.decode()
+            except UnicodeDecodeError:
+                said["payload"], said["hex"] = None, one.message.payload.hex()
+            print(json.dumps(said))
+        return 0
+    counts = Counter((one.message.schema, one.message.reason) for one in kept)
+    last = {(one.message.schema, one.message.reason): one for one in kept}
+    rows: list[tuple[str, ...]] = [
+        (schema, reason, str(count), _spell(last[schema, reason].wall_ns), last[schema, reason].message.topic)
+        for (schema, reason), count in counts.most_common()
+    ]
+    print(table(("schema", "reason", "count", "last", "topic"), rows) if rows else "nothing is kept aside")
+    return 0
+
+
+def _spell(wall_ns: int) -> str:
+    return datetime.fromtimestamp(wall_ns // 1_000_000_000, UTC).isoformat()
 
 
 def _logged(reader: LogReader, rule: RuleConfig, after_ns: int) -> Iterator[Row]:

@@ -359,11 +359,26 @@ SECTIONS: tuple[Section, ...] = (
     ),
     Section(
         "schemas",
-        "Which messages a schema describes, and the typed columns read from their JSON payload.",
+        "Which messages a schema describes, and the typed columns read from their payload.",
         (
             Key("topics", values.TOPIC_FILTERS, "Topic Filters of its messages", required=True),
-            Key("fields", values.FIELDS, "members of the JSON object and their types", required=True),
+            Key("fields", values.FIELDS, "members of the payload's object and their types", required=True),
             Key("optional", values.NAMES_OR_NONE, "fields that may be absent; they are NULL then", default="none"),
+            Key(
+                "format",
+                values.one_of("json", "text", "msgpack", "cbor", "protobuf", "avro"),
+                "of the payload; `text` is one number or text",
+            ),
+            Key("descriptor", values.PATH, "of protobuf: what protoc --descriptor_set_out writes", default="none"),
+            Key("message", values.TEXT, "of protobuf: full name of the message's type", default="none"),
+            Key("avro_schema", values.PATH, "of avro: the schema, in JSON", default="none"),
+            Key("json_schema", values.PATH, "JSON Schema that the whole document has to conform to", default="none"),
+            Key(
+                "misfits",
+                values.one_of("quarantine", "refuse", "coerce"),
+                "what becomes of messages that do not fit: they are kept aside, or only counted; or a field is made "
+                "what it should be where nothing of it is lost, and the message kept aside where not",
+            ),
         ),
         SchemaConfig,
         named=True,
@@ -561,7 +576,10 @@ class _Reading:
 
         limits = tuple(ClassConfig(name=name, **said) for name, said in named["classes"])  # type: ignore[arg-type]
         buffer = BufferConfig(limits=limits, **plain["buffer"])  # type: ignore[arg-type]
-        schemas = tuple(SchemaConfig(name=name, **said) for name, said in named["schemas"])  # type: ignore[arg-type]
+        schemas = tuple(
+            SchemaConfig(name=name, line=self._line("schemas", name), **said)  # type: ignore[arg-type]
+            for name, said in named["schemas"]
+        )
         tables = tuple(
             TableConfig(name=name, line=self._line("tables", name), **said)  # type: ignore[arg-type]
             for name, said in named["tables"]

@@ -351,7 +351,7 @@ class ConnectionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaConfig:
-    """[schemas.NAME]: which messages it describes and the typed columns that are read from their JSON payload.
+    """[schemas.NAME]: which messages it describes and the typed columns that are read from their payload.
 
     A message belongs to the first schema, in the order of the file, that one of its topics matches.
     """
@@ -360,6 +360,13 @@ class SchemaConfig:
     topics: tuple[str, ...]  # Topic Filters
     fields: tuple[tuple[str, Literal["integer", "real", "text"]], ...]  # JSON members, required and typed
     optional: frozenset[str] = frozenset()  # fields that may be absent; they are NULL then
+    format: Literal["json", "text", "msgpack", "cbor", "protobuf", "avro"] = "json"
+    descriptor: Path | None = None  # of protobuf: a FileDescriptorSet
+    message: str | None = None  # of protobuf: the full name of the type
+    avro_schema: Path | None = None
+    json_schema: Path | None = None  # what documents must conform to
+    misfits: Literal["quarantine", "refuse", "coerce"] = "quarantine"
+    line: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

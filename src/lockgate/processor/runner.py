@@ -9,13 +9,24 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
-from lockgate.buffer import Batch, Entry, Log, LogReader, PacketRecord, PacketRecords, Quarantined, Row, RuleCursor
+from lockgate.buffer import (
+    Batch,
+    Entry,
+    Kept,
+    Log,
+    LogReader,
+    PacketRecord,
+    PacketRecords,
+    Quarantined,
+    Row,
+    RuleCursor,
+)
 from lockgate.buffer.log import WINDOW_INPUT
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig, ProcessorConfig, RuleConfig
 from lockgate.processor.functions import find_functions
 from lockgate.processor.references import Reference, check_tables
-from lockgate.processor.rules import Decoded, Rules
+from lockgate.processor.rules import Decoded, MessageRule, Rules
 from lockgate.processor.sandbox import RuleError
 from lockgate.processor.schemas import NotAccepted, Schemas, Value
 from lockgate.processor.state import MEMORY, TABLE
@@ -135,7 +146,6 @@ class Runner:
         """
         batch = Batch(moment=self._buffer.clock.now())
         self._settle(batch)
-        received_at = batch.moment.wall_ns // 1_000_000
         inputs: list[tuple[int, Decoded]] = []  # place among the entries, message
         session = _Session(self._buffer)
         give_up = time.monotonic() + _TURN_SECONDS
@@ -143,8 +153,13 @@ class Runner:
         while taken < len(messages) and (not taken or time.monotonic() < give_up):
             some = messages[taken : taken + _TOGETHER]
             taken += len(some)
-            self._take(self._decoded(some, session, received_at, batch), batch, inputs)
+            self._take(self._decoded(some, session, batch), batch, inputs)
         session.write(batch)
+        await self._commit(batch, inputs)
+        return taken
+
+    async def _commit(self, batch: Batch, inputs: Sequence[tuple[int, Decoded]]) -> None:
+        """Commit a batch; then the windows take what is logged for them."""
         self._note_cursors(batch)
         self._rules.state.note(batch)
         self._rules.memory.note(batch)
@@ -163,7 +178,43 @@ class Runner:
                     if some_rows := [row for row in rows if row is not None]:
                         table.take(some_rows, out)
             await self._write(out)
-        return taken
+
+    def replayable(self, reason: str) -> list[Kept]:
+        """What is kept aside for a reason that begins so, and can be taken once more."""
+        kept = self._reader.quarantine()
+        return [one for one in kept if one.message.reason.startswith(reason) and self._takes_again(one.message)]
+
+    async def replay(self, kept: Sequence[Kept]) -> None:
+        """Take quarantined messages once more, as if they came now. What fails again is kept aside again."""
+        still = set(self._reader.quarantine())  # an id alone may be that of another message by now
+        kept = [one for one in kept if one in still]
+        for start in range(0, len(kept), _TOGETHER):
+            batch = Batch(moment=self._buffer.clock.now())
+            inputs: list[tuple[int, Decoded]] = []
+            for one in kept[start : start + _TOGETHER]:
+                batch.replayed.append(one.id)
+                batch.intake["received", ""] += 1
+                message = self._decode(one.message.topic, one.message.payload, batch)
+                if message is None:
+                    continue
+                rule = self._failed_rule(one.message.reason)
+                if rule is None:
+                    self._take([message], batch, inputs)
+                else:
+                    rule.evaluate(message)
+                    self._count(message, rule.name, batch)
+            await self._commit(batch, inputs)
+
+    def _takes_again(self, message: Quarantined) -> bool:
+        if "bytes not kept" in message.detail and not message.payload:
+            return False
+        return not message.reason.startswith("rule ") or self._failed_rule(message.reason) is not None
+
+    def _failed_rule(self, reason: str) -> MessageRule | None:
+        """The rule that a reason names, if it runs for each message."""
+        name = reason.removeprefix("rule ").partition(":")[0] if reason.startswith("rule ") else None
+        rules = (rule for rules in self._rules.by_message.values() for rule in rules)
+        return next((rule for rule in rules if rule.name == name), None)
 
     async def close_windows(self) -> None:
         """Settle the windows that are over."""
@@ -184,9 +235,7 @@ class Runner:
             shown.setdefault(name, {})["rejected"] = why
         return dict(shown)
 
-    def _decoded(
-        self, messages: Sequence[Message | SessionLost], session: _Session, received_at: int, batch: Batch
-    ) -> list[Decoded]:
+    def _decoded(self, messages: Sequence[Message | SessionLost], session: _Session, batch: Batch) -> list[Decoded]:
         """Those of the messages that have a schema and fit it; the others are counted."""
         found: list[Decoded] = []
         for message in messages:
@@ -197,41 +246,49 @@ class Runner:
             if session.is_resend(message):
                 batch.intake["duplicate", ""] += 1
                 continue
-            schema = self._schemas.of(message.topic)
-            if schema is None:
-                batch.intake["refused", "no schema"] += 1
-                continue
-            try:
-                values = schema.decode(message.payload)
-            except NotAccepted as error:
-                batch.intake["quarantined", error.reason] += 1
-                batch.quarantined.append(
-                    Quarantined(message.topic, schema.name, error.reason, error.detail, message.payload)
-                )
-                continue
-            values += (message.topic, received_at)
-            found.append(Decoded(message.topic, message.payload, schema, values))
+            decoded = self._decode(message.topic, message.payload, batch)
+            if decoded is not None:
+                found.append(decoded)
         return found
+
+    def _decode(self, topic: str, payload: bytes, batch: Batch) -> Decoded | None:
+        """The message if it has a schema and fits it; else it is counted."""
+        schema = self._schemas.of(topic)
+        if schema is None:
+            batch.intake["refused", "no schema"] += 1
+            return None
+        try:
+            values = schema.decode(payload)
+        except NotAccepted as error:
+            if schema.config.misfits == "refuse":
+                batch.intake["refused", error.reason] += 1
+            else:
+                batch.intake["quarantined", error.reason] += 1
+                batch.quarantined.append(Quarantined(topic, schema.name, error.reason, error.detail, payload))
+            return None
+        return Decoded(topic, payload, schema, [*values, topic, batch.moment.wall_ns // 1_000_000])
 
     def _take(self, messages: list[Decoded], batch: Batch, inputs: list[tuple[int, Decoded]]) -> None:
         """Decide what becomes of these messages, and count each once."""
         self._rules.evaluate(messages)
         for message in messages:
             name = message.schema.name
-            made = bool(message.entries)
-            batch.entries += message.entries
-            for reason, detail in message.failures:
-                batch.quarantined.append(Quarantined(message.topic, name, reason, detail, message.payload))
             if self._rules.tables[name]:
-                inputs.append((len(batch.entries), message))
-                batch.entries.append(Entry(message.topic, WINDOW_INPUT, name, message.payload))
-                made = True
-            if message.failures:  # what the other rules made of it goes on
-                batch.intake["quarantined", message.failures[0][0]] += 1
-            elif made:
-                batch.intake["logged", ""] += 1
-            else:
-                batch.intake["filtered", self._filter_names[name]] += 1
+                logged = message.schema.to_log(message.payload, message.values)
+                inputs.append((len(batch.entries) + len(message.entries), message))
+                message.entries.append(Entry(message.topic, WINDOW_INPUT, name, logged))
+            self._count(message, self._filter_names[name], batch)
+
+    def _count(self, message: Decoded, filtered_by: str, batch: Batch) -> None:
+        batch.entries += message.entries
+        for reason, detail in message.failures:
+            batch.quarantined.append(Quarantined(message.topic, message.schema.name, reason, detail, message.payload))
+        if message.failures:  # what the other rules made of it goes on
+            batch.intake["quarantined", message.failures[0][0]] += 1
+        elif message.entries:
+            batch.intake["logged", ""] += 1
+        else:
+            batch.intake["filtered", filtered_by] += 1
 
     def _settle(self, batch: Batch) -> None:
         for table in self._tables:
@@ -289,7 +346,7 @@ class Runner:
 
     def _logged(self, table: WindowTable, row: Row, out: Batch) -> Logged | None:
         try:
-            values: list[Value] = table.schema.decode(row.payload)
+            values: list[Value] = table.schema.decode_logged(row.payload)
         except NotAccepted as error:  # the schema has been changed since
             log.warning("a window over %s cannot use message %d any more: %s", row.schema, row.seq, error)
             for rule in table.rules:

@@ -7,10 +7,10 @@ import contextlib
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from lockgate.buffer import Log, LogReader
+from lockgate.buffer import Kept, Log, LogReader
 from lockgate.client import Client, ClientError, SubscribeRefused
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig, Config, ForwarderConfig, GatewayConfig, ProcessorConfig
@@ -78,6 +78,7 @@ class Processor:
         self._log: Log | None = None
         self._runner: Runner | None = None
         self._turn = asyncio.Lock()  # of the runner
+        self._replays: list[Kept] = []
         self._failure: Exception | None = None
         self._book: Rulebook
         self._reader: LogReader
@@ -135,6 +136,19 @@ class Processor:
 
     def _rules_of(self, config: ProcessorConfig) -> dict[str, Any]:
         return {name: getattr(config, name) for name in _RELOADED}
+
+    def answers(self) -> dict[str, Callable[[Mapping[str, object]], Mapping[str, object]]]:
+        """Questions beside `status`: `replay` takes what is quarantined for a reason once more."""
+        return {"replay": self._ask_replay}
+
+    def _ask_replay(self, question: Mapping[str, object]) -> Mapping[str, object]:
+        if self._runner is None:
+            return {"error": "the processor is not ready yet"}
+        kept = self._runner.replayable(str(question.get("reason", "")))
+        waiting = {one.id for one in self._replays}
+        self._replays += [one for one in kept if one.id not in waiting]
+        self._arrived.set()
+        return {"messages": len(kept)}
 
     def status(self) -> dict[str, object]:
         return {
@@ -215,6 +229,9 @@ class Processor:
                     raise self._failure
                 if self._queue:
                     self._done_with(await self._runner.process(list(self._queue)), source)
+                if self._replays:
+                    kept, self._replays = self._replays, []
+                    await self._runner.replay(kept)
                 await self._runner.close_windows()
 
     def _done_with(self, count: int, source: Source) -> None:

@@ -58,8 +58,11 @@ class Trial(AbstractContextManager["Trial"]):
     ) -> None:
         self._rules.close()
 
-    def give(self, topic: str, payload: bytes, moment: Moment) -> list[Entry]:
-        """Let a message arrive; gives what the rule makes of it, and of what was over before."""
+    def give(self, topic: str, payload: bytes, moment: Moment, *, logged: bool = False) -> list[Entry]:
+        """Let a message arrive; gives what the rule makes of it, and of what was over before.
+
+        `logged`: the payload is what the log holds of a message.
+        """
         self.messages += 1
         before = time.perf_counter()
         self._settle(moment)
@@ -68,7 +71,7 @@ class Trial(AbstractContextManager["Trial"]):
             self.problems.append(f"{topic!r} is no topic of schema {self.rule.schema.name}")
             return self._made()
         try:
-            values = schema.decode(payload)
+            values = schema.decode_logged(payload) if logged else schema.decode(payload)
         except NotAccepted as error:
             self.problems.append(f"the schema does not take the message: {error}")
             return self._made()

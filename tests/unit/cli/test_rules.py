@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from lockgate import cli
 from lockgate.config import lockgate_toml
+from lockgate.telemetry.health import StatusServer
 from tests.support.processor import Gateway, Publish
 
 GOOD = """\
@@ -102,6 +105,34 @@ def test_explain_tells_what_a_rule_reads_and_costs(toml: Path, capsys: pytest.Ca
     assert "over      schema temperature: sensors/+/temp" in said
     assert "µs a message, one by one and with its decoding (2000 measured, the messages of its tests)" in said
     assert "not known" in said
+
+
+async def test_the_quarantine_is_shown_and_replayed(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = lockgate_toml.load(toml, {})
+    gateway = Gateway(config.gateway.buffer_dir, config.processor.rules)
+    arguments = ["rules", "quarantine", "-c", str(toml)]
+    async with gateway.running() as runner:
+        await runner.process([Publish(b"{"), Publish(b'{"value": "x"}'), Publish(b"\xff")])
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "not JSON" in said
+    assert "field value not real" in said
+    assert cli.main([*arguments, "--json", "--reason", "not"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["payload"], row.get("hex")) for row in rows] == [("{", None), (None, "ff")]
+    assert cli.main([*arguments, "--replay"]) == 1
+    assert "is it running?" in capsys.readouterr().err
+    asked: list[Mapping[str, object]] = []
+
+    def answer(question: Mapping[str, object]) -> Mapping[str, object]:
+        asked.append(question)
+        return {"messages": 2}
+
+    config.gateway.sockets_dir.mkdir(parents=True, exist_ok=True)
+    async with StatusServer(config.gateway.sockets_dir / "processor.sock", {"replay": answer}):
+        assert await asyncio.to_thread(cli.main, [*arguments, "--replay", "--reason", "not"]) == 0
+    assert asked == [{"ask": "replay", "reason": "not"}]
+    assert "takes 2 messages once more" in capsys.readouterr().out
 
 
 async def test_a_rule_is_tried_on_what_is_logged(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from lockgate.buffer import RuleCursor
@@ -52,6 +53,35 @@ async def test_what_a_broken_rule_spoils_the_other_rules_still_make(tmp_path: Pa
         await runner.process([reading(13)])
     assert len(gateway.rows("telemetry")) == 1
     assert gateway.intake() == IntakeBook(received=1, quarantined={"rule broken: SQL error": 1})
+
+
+async def test_what_is_quarantined_can_be_taken_once_more(tmp_path: Path) -> None:
+    copy = RuleConfig(name="copy", schema="temperature", sql="SELECT :value AS v", message_class="telemetry", topic="t")
+    gateway = Gateway(tmp_path, [BROKEN, copy])
+    messages = [reading(13), Publish(b'{"value": "95"}'), Publish(b"{"), Publish(b'{"value": "13"}')]
+    async with gateway.running() as runner:
+        await runner.process(messages)
+        kept = runner.replayable("")
+        assert len(kept) == 4
+        gateway.clock.boottime_ns += SECOND
+        await runner.replay(kept)
+        await runner.replay(kept)  # they are other rows now
+    assert sorted(kept.message.reason for kept in gateway.reader.quarantine()) == [
+        "field value not real", "field value not real", "not JSON", "rule broken: SQL error"
+    ]  # fmt: skip
+    mended = dataclasses.replace(BROKEN, sql="SELECT -:value AS a WHERE :value = 13")
+    gateway.config = dataclasses.replace(
+        gateway.config, schemas=(dataclasses.replace(SCHEMA, misfits="coerce"),), rules=(mended, copy)
+    )
+    async with gateway.running() as runner:
+        assert [kept.message.payload for kept in runner.replayable("not JSON")] == [b"{"]
+        await runner.replay(runner.replayable(""))
+        assert [kept.message.reason for kept in runner.replayable("")] == ["not JSON"]
+    assert [row.payload for row in gateway.rows("alarm")] == [b'{"a":-13.0}'] * 2
+    assert gateway.means() == [{"v": 13.0}, {"v": 95.0}, {"v": 13.0}]  # the rule that took it does not do so again
+    book = gateway.intake()
+    assert (book.received, book.logged, sum(book.quarantined.values())) == (12, 3, 9)
+    assert gateway.reader.state().quarantine_bytes == 1
 
 
 async def test_a_resend_is_a_duplicate_even_after_a_restart(tmp_path: Path) -> None:

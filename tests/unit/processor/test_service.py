@@ -270,6 +270,25 @@ async def test_a_reference_table_is_read_again_by_itself(tmp_path: Path, monkeyp
     assert LogReader(tmp_path / "buffer").read("telemetry", 0, 9)[0].payload == b'{"n":2}'
 
 
+async def test_the_quarantine_is_replayed_when_somebody_asks(tmp_path: Path) -> None:
+    broker = ScriptedBroker(tmp_path)
+    service = processor(broker)
+    async with running(service):
+        broker.send(Publish(b'{"value": "1"}', 1), Publish(b"{", 2))
+        await broker.acknowledgements(2)
+        await service.reload(whole(broker, schemas=(dataclasses.replace(SCHEMA, misfits="coerce"),)))
+        assert service.answers()["replay"]({"reason": "field"}) == {"messages": 1}
+        broker.send(Publish(b'{"value": 2}', 3), Publish(b'{"value": 3}', 4))
+        await broker.acknowledgements(4)
+        broker.send(Publish(b'{"value": 4}', 5))
+        await broker.acknowledgements(5)
+    reader = LogReader(tmp_path / "buffer")
+    assert sorted(row.payload for row in reader.read("telemetry", 0, 9)) == [
+        b'{"value":%d.0}' % n for n in (1, 2, 3, 4)
+    ]
+    assert [kept.message.reason for kept in reader.quarantine()] == ["not JSON"]
+
+
 async def test_two_processors_on_one_folder_are_refused(tmp_path: Path) -> None:
     async with running(processor(ScriptedBroker(tmp_path))):
         with pytest.raises(FolderInUse):
