@@ -487,6 +487,7 @@ class SinkConfig:
     timeout_seconds: float = 10.0
     retry_min_seconds: float = 0.5
     retry_max_seconds: float = 60.0
+    gather_seconds: float = 0.0  # a batch that is not full waits so long for more
     poison_after: int = 5  # tries, where the receiver has an error for one message and takes the next
     messages_per_hour: int | None = None
     messages_per_day: int | None = None
@@ -524,7 +525,79 @@ class FileSinkConfig(SinkConfig):
     path: Path
 
 
-AnySink = HttpSinkConfig | MqttSinkConfig | FileSinkConfig
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostgresSinkConfig(SinkConfig):
+    """type = "postgres": rows of one table; the id is its key."""
+
+    batch: int = 1000
+    url: str
+    password_file: Path | None = None
+    table: str = "lockgate_messages"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NatsSinkConfig(SinkConfig):
+    """type = "nats": messages of a JetStream stream; the id is `Nats-Msg-Id`."""
+
+    url: str
+    subject_prefix: str = "lockgate."
+    cafile: Path | None = None
+    credentials: Path | None = None
+    token_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfluxSinkConfig(SinkConfig):
+    """type = "influx": line protocol over HTTP."""
+
+    batch: int = 1000
+    url: str
+    token_file: Path | None = None
+    measurement: str = ""  # default: the schema's name, else the class
+    tags: tuple[str, ...] = ()  # members of the JSON that are tags and not fields
+    in_flight: int = 1
+    compression: Literal["none", "gzip", "zstd"] = "gzip"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectSinkConfig(SinkConfig):
+    """type = "s3": one object of JSON lines for each batch."""
+
+    batch: int = 10_000
+    gather_seconds: float = 60.0
+    bucket: str
+    endpoint: str | None = None  # None: that of AWS
+    region: str = "us-east-1"
+    prefix: str = ""
+    access_key_id: str | None = None  # None: the environment's, or the machine's own role
+    secret_key_file: Path | None = None
+    compression: Literal["none", "gzip", "zstd"] = "zstd"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaSinkConfig(SinkConfig):
+    """type = "kafka": records keyed by the topic of MQTT; the id is the header `lockgate-id`."""
+
+    servers: tuple[str, ...]
+    topic: str
+    tls: bool = False
+    cafile: Path | None = None
+    username: str | None = None
+    password_file: Path | None = None
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-256"
+    compression: Literal["none", "gzip"] = "none"
+
+
+AnySink = (
+    HttpSinkConfig
+    | MqttSinkConfig
+    | FileSinkConfig
+    | PostgresSinkConfig
+    | NatsSinkConfig
+    | InfluxSinkConfig
+    | ObjectSinkConfig
+    | KafkaSinkConfig
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LETTERS_SECONDS: Final = 1.0  # how often dead letters to be sent again are looked for, and hours and budgets
+_OUR_ERROR: Final = "an error of ours, see the log"
 _LIVE_NS: Final = 5_000_000_000  # a live lane whose next row is older is behind
 
 
@@ -162,7 +163,7 @@ class Worker:
             await self._give_up(message_class)
             live = message_class in self._latest_first
             rows, jump = self._live(message_class) if live else (self._rows_after(message_class), False)
-            if rows:
+            if rows and not self._gathers(rows):
                 return self._allowance.cut(rows), jump
         for message_class in self._classes:
             if message_class in self._latest_first and message_class not in self._held:
@@ -189,6 +190,14 @@ class Worker:
             return rows, False
         newest = self._reader.newest(message_class, position.live_seq, self._config.batch)
         return (newest, True) if newest and newest[0].seq > rows[0].seq else (rows, False)
+
+    def _gathers(self, rows: Sequence[Row]) -> bool:
+        """Whether a batch that is not full waits for more."""
+        seconds = self._config.gather_seconds
+        if not seconds or len(rows) >= self._config.batch or rows[0].message_class in self._config.always:
+            return False
+        moment = self._clock.now()
+        return rows[0].boot_id == moment.boot_id and moment.boottime_ns - rows[0].boottime_ns < seconds * 1e9
 
     def _is_recent(self, row: Row) -> bool:
         moment = self._clock.now()
@@ -257,8 +266,9 @@ class Worker:
         try:
             return await self._sink.send(rows)
         except Exception:
-            log.exception("sink %s: sending failed for a reason of our own", self.name)
-            return Sent(0, fault="an error of ours, see the log")
+            if self._fault != _OUR_ERROR:
+                log.exception("sink %s: sending failed for a reason of our own", self.name)
+            return Sent(0, fault=_OUR_ERROR)
 
     async def _without_poison(self, rows: Sequence[Row], sent: Sent) -> Sent:
         """After some tries: a row is a dead letter if the receiver has an error for it alone and takes another.

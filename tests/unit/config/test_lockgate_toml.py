@@ -320,7 +320,7 @@ SINK = '[sinks.c]\ntype = "http"\nurl = "http://h/"\n'
         (RULE + "every = 0", "rules.r.every: 0 cannot be used (accepted: 100ms to 1d"),
         (
             "[sinks.c]\nurl = 'http://h/'",
-            'lockgate.toml:1: sinks.c.type: is missing (accepted: "http" or "mqtt" or "file")',
+            'lockgate.toml:1: sinks.c.type: is missing (accepted: "http" or "mqtt" or "file" or',
         ),
         ("[sinks.c]\ntype = 'ftp'", "lockgate.toml:2: sinks.c.type: 'ftp' is no type of sink (accepted:"),
         (
