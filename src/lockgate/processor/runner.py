@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import logging
@@ -21,7 +22,7 @@ from lockgate.buffer import (
     Row,
     RuleCursor,
 )
-from lockgate.buffer.log import WINDOW_INPUT
+from lockgate.buffer.log import FULL_POLL_SECONDS, WINDOW_INPUT
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig, ProcessorConfig, RuleConfig
 from lockgate.processor.functions import find_functions
@@ -144,6 +145,9 @@ class Runner:
         Those may be acknowledged then, duplicates too. It is less than all where the rules are slow: the loop has
         others to serve.
         """
+        while self._tables and await self._buffer.room() is not None:
+            await self.close_windows(even_cursors=True)
+            await asyncio.sleep(FULL_POLL_SECONDS)
         batch = Batch(moment=self._buffer.clock.now())
         self._settle(batch)
         inputs: list[tuple[int, Decoded]] = []  # place among the entries, message
@@ -220,11 +224,11 @@ class Runner:
         rules = (rule for rules in self._rules.by_message.values() for rule in rules)
         return next((rule for rule in rules if rule.name == name), None)
 
-    async def close_windows(self) -> None:
-        """Settle the windows that are over."""
+    async def close_windows(self, *, even_cursors: bool = False) -> None:
+        """Settle the windows that are over. Cursors that have moved without a result are committed if it is asked."""
         batch = Batch(moment=self._buffer.clock.now())
         self._settle(batch)
-        await self._write(batch)
+        await self._write(batch, even_cursors)
 
     def seconds_to_window_end(self) -> float | None:
         """Until the next open window is over, None without one."""
@@ -309,12 +313,12 @@ class Runner:
             if deadline is not None and batch.moment.boottime_ns >= deadline:
                 table.settle(batch.moment, batch)
 
-    async def _write(self, out: Batch) -> None:
-        """Commit what windows gave, if anything; cursors alone wait for the next commit."""
-        if out.entries or out.quarantined:
+    async def _write(self, out: Batch, even_cursors: bool = False) -> None:
+        """Commit what windows gave, if anything; cursors alone wait for the next commit if they may."""
+        if out.entries or out.quarantined or (even_cursors and any(rule.moved for rule in self._rules.windows)):
             self._note_cursors(out)
             self._rules.memory.note(out)
-            await self._buffer.append(out)
+            await self._buffer.append(out, makes_room=True)
 
     def _note_cursors(self, batch: Batch) -> None:
         for rule in self._rules.windows:
