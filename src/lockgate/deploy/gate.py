@@ -83,7 +83,7 @@ class Gate:
         """Wait until its own health check says yes, asked more often than the engine does."""
         deadline = self._clock.now() + self._health_seconds
         while True:
-            container = self._must_run(name)
+            container, asked = self._must_run(name), self._clock.now()
             if not container.probe:
                 return
             try:
@@ -95,7 +95,8 @@ class Gate:
             if self._clock.now() > deadline:
                 said = " ".join(output.split())[:300]
                 raise Failed(f"{container.service} is not well after {self._health_seconds:g} s: {said}")
-            self._clock.sleep(_PROBE_PAUSE)
+            # what the question costs is taken from the little that the container may have to start with
+            self._clock.sleep(max(_PROBE_PAUSE, 2 * (self._clock.now() - asked)))
 
     def watch(self, name: str, before: Books | None, books: Callable[[], Books | None]) -> None:
         """Stay with it for a while; then the books have to close, and not to have gone back."""

@@ -130,9 +130,7 @@ def of_layer(layer: object, payload: bytes) -> Signature | None:
     """Give the signature in a layer of cosign's manifest; None where the layer is something else."""
     if not isinstance(layer, dict) or layer.get("mediaType") != MEDIA_TYPE:
         return None
-    annotations = layer.get("annotations")
     try:
-        text = annotations[ANNOTATION] if isinstance(annotations, dict) else ""
-        return Signature(payload, base64.b64decode(text, validate=True))
+        return Signature(payload, base64.b64decode(layer["annotations"][ANNOTATION], validate=True))
     except (KeyError, TypeError, binascii.Error):
         return None
