@@ -383,7 +383,7 @@ SECTIONS: tuple[Section, ...] = (
             Key("optional", values.NAMES_OR_NONE, "fields that may be absent; they are NULL then", default="none"),
             Key(
                 "format",
-                values.one_of("json", "text", "msgpack", "cbor", "protobuf", "avro"),
+                values.one_of("json", "text", "msgpack", "cbor", "protobuf", "avro", "sparkplug"),
                 "of the payload; `text` is one number or text",
             ),
             Key("descriptor", values.PATH, "of protobuf: what protoc --descriptor_set_out writes", default="none"),

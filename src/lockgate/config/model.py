@@ -360,7 +360,7 @@ class SchemaConfig:
     topics: tuple[str, ...]  # Topic Filters
     fields: tuple[tuple[str, Literal["integer", "real", "text"]], ...]  # JSON members, required and typed
     optional: frozenset[str] = frozenset()  # fields that may be absent; they are NULL then
-    format: Literal["json", "text", "msgpack", "cbor", "protobuf", "avro"] = "json"
+    format: Literal["json", "text", "msgpack", "cbor", "protobuf", "avro", "sparkplug"] = "json"
     descriptor: Path | None = None  # of protobuf: a FileDescriptorSet
     message: str | None = None  # of protobuf: the full name of the type
     avro_schema: Path | None = None
