@@ -22,6 +22,7 @@ from lockgate.config.model import (
     ClassConfig,
     Config,
     ConnectionConfig,
+    DownlinkConfig,
     FileSinkConfig,
     ForwarderConfig,
     GatewayConfig,
@@ -401,6 +402,17 @@ SECTIONS: tuple[Section, ...] = (
         named=True,
     ),
     Section(
+        "downlink",
+        "What commands from the cloud may do here. They are published at the broker as this client, so its own rules "
+        "count as well.",
+        (
+            Key("topics", values.TOPIC_FILTERS, "where commands may be published", default="none: no command passes"),
+            Key("url", values.url("mqtt"), "the broker: mqtt://[USER[:PASSWORD]@]HOST[:PORT]"),
+            *_CONNECTION,
+        ),
+        DownlinkConfig,
+    ),
+    Section(
         "sinks",
         "POST of one JSON array for each batch, with `Idempotency-Key`.",
         (
@@ -427,9 +439,32 @@ SECTIONS: tuple[Section, ...] = (
         "QoS 1 PUBLISH to another MQTT Server.",
         (
             *_SINK,
-            Key("url", values.url("mqtt"), "mqtt://[USER[:PASSWORD]@]HOST[:PORT]", required=True),
+            Key(
+                "url",
+                values.url("mqtt", "mqtts", "ws", "wss"),
+                "mqtts://[USER[:PASSWORD]@]HOST[:PORT], wss://…/PATH and the like",
+                required=True,
+            ),
             *_CONNECTION,
             Key("topic_prefix", values.ANY_TEXT, "put before every topic"),
+            Key(
+                "format",
+                values.one_of("payload", "document"),
+                "`payload` as it is, with the id as a User Property in version 5; `document`: the JSON object of the "
+                "http sink, with the id in it",
+            ),
+            Key("cafile", values.PATH, "authorities that are trusted, in PEM", default="the system's"),
+            Key("certfile", values.PATH, "our certificate and its chain, in PEM", default="none"),
+            Key("keyfile", values.PATH, "its private key", default="none"),
+            Key("alpn", values.NAMES, 'protocols of ALPN, as ["x-amzn-mqtt-ca"]', default="none"),
+            Key(
+                "downlink",
+                values.TOPIC_FILTERS,
+                "commands to take from there, by a connection of their own: client_id with `-downlink` behind it. "
+                "[downlink] says which may pass",
+                default="none",
+            ),
+            Key("downlink_prefix", values.ANY_TEXT, "start of their topics, which is taken off here"),
         ),
         MqttSinkConfig,
         named=True,
@@ -616,7 +651,8 @@ class _Reading:
             processor=_processor(plain["processor"], schemas, rules),
             buffer=buffer,
             forwarder=ForwarderConfig(
-                sinks=tuple(model(**({"classes": buffer.classes} | said)) for model, said in sinks)
+                sinks=tuple(model(**({"classes": buffer.classes} | said)) for model, said in sinks),
+                downlink=_downlink(plain["downlink"]),
             ),
         )
         self._cross_check(config)
@@ -788,6 +824,9 @@ class _Reading:
         for sink in config.forwarder.sinks:
             for message_class in sink.classes:
                 self._known_class(("sinks", sink.name, "classes"), message_class, classes)
+            if isinstance(sink, MqttSinkConfig) and sink.downlink and not config.forwarder.downlink.topics:
+                problem = "takes commands, and none may pass"
+                self._wrong(("sinks", sink.name, "downlink"), problem, "[downlink] with topics = [...]")
             for message_class in sink.always:
                 self._known_class(("sinks", sink.name, "always"), message_class, sink.classes)
             if sink.retry_min_seconds > sink.retry_max_seconds:
@@ -824,6 +863,11 @@ class _Reading:
 def _processor(said: Said, schemas: tuple[SchemaConfig, ...], rules: tuple[RuleConfig, ...]) -> ProcessorConfig:
     connection = _connection(said, ProcessorConfig().connection.client_id)
     return ProcessorConfig(connection=connection, schemas=schemas, rules=rules, **said)  # type: ignore[arg-type]
+
+
+def _downlink(said: Said) -> DownlinkConfig:
+    connection = _connection(said, DownlinkConfig().connection.client_id)
+    return DownlinkConfig(connection=connection, **said)  # type: ignore[arg-type]
 
 
 def _connection(said: Said, client_id: str) -> ConnectionConfig:

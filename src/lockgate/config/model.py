@@ -458,6 +458,13 @@ class MqttSinkConfig(SinkConfig):
 
     connection: ConnectionConfig
     topic_prefix: str = ""
+    format: Literal["payload", "document"] = "payload"
+    cafile: Path | None = None  # mqtts and wss: authorities that are trusted, else the system's
+    certfile: Path | None = None
+    keyfile: Path | None = None
+    alpn: tuple[str, ...] = ()
+    downlink: tuple[str, ...] = ()  # Topic Filters of commands over there
+    downlink_prefix: str = ""  # of their topics, taken off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -543,10 +550,19 @@ AnySink = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DownlinkConfig:
+    """[downlink]: what commands from the cloud may do here; nothing unless `topics` says so."""
+
+    connection: ConnectionConfig = field(default_factory=lambda: ConnectionConfig(client_id="lockgate-downlink"))
+    topics: tuple[str, ...] = ()  # Topic Filters of the topics they may be published to
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForwarderConfig:
-    """[sinks.*]."""
+    """[sinks.*] and [downlink]."""
 
     sinks: tuple[AnySink, ...] = ()
+    downlink: DownlinkConfig = field(default_factory=DownlinkConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
