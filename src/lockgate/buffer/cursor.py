@@ -23,35 +23,25 @@ from lockgate.sqlite import CommitFailed, Damage, FolderLock, Schema, Writer, op
 DEAD_LETTERS_KEPT: Final = 10_000  # the oldest go first; all stay counted
 DEAD_LETTER_BYTES_KEPT: Final = 64 * 1024 * 1024
 
-_VERSION_2: Final = """
-        ALTER TABLE lanes ADD COLUMN islands BLOB;
-        ALTER TABLE dead_letters ADD COLUMN boot_id TEXT;
-        ALTER TABLE dead_letters ADD COLUMN boottime_ns INTEGER;
-        ALTER TABLE dead_letters ADD COLUMN appended_wall_ns INTEGER;
-        ALTER TABLE dead_letters ADD COLUMN clock_ok INTEGER;
-        ALTER TABLE dead_letters ADD COLUMN device_ts INTEGER;
-        ALTER TABLE dead_letters ADD COLUMN schema TEXT;
-        ALTER TABLE dead_letters ADD COLUMN again INTEGER;
-        CREATE TABLE spent (
-            period TEXT NOT NULL UNIQUE, start_ns INTEGER NOT NULL, messages INTEGER NOT NULL, bytes INTEGER NOT NULL
-        )
-"""
 CURSOR: Final = Schema(
-    version=2,
+    version=1,
     statements="""
         CREATE TABLE lanes (
             id INTEGER PRIMARY KEY, class TEXT NOT NULL UNIQUE, seq INTEGER NOT NULL, number INTEGER NOT NULL,
             start_number INTEGER NOT NULL, delivered INTEGER NOT NULL, retried INTEGER NOT NULL,
-            dead_lettered INTEGER NOT NULL, dropped BLOB NOT NULL
+            dead_lettered INTEGER NOT NULL, dropped BLOB NOT NULL, islands BLOB NOT NULL
         );
         CREATE TABLE dead_letters (
             seq INTEGER PRIMARY KEY, id TEXT NOT NULL, class TEXT NOT NULL, topic TEXT NOT NULL, reason TEXT NOT NULL,
-            wall_ns INTEGER NOT NULL, payload BLOB NOT NULL
+            wall_ns INTEGER NOT NULL, payload BLOB NOT NULL, boot_id TEXT NOT NULL, boottime_ns INTEGER NOT NULL,
+            appended_wall_ns INTEGER NOT NULL, clock_ok INTEGER NOT NULL, device_ts INTEGER, schema TEXT NOT NULL,
+            again INTEGER NOT NULL DEFAULT 0
         );
-    """
-    + _VERSION_2,
+        CREATE TABLE spent (
+            period TEXT NOT NULL UNIQUE, start_ns INTEGER NOT NULL, messages INTEGER NOT NULL, bytes INTEGER NOT NULL
+        )
+    """,
     tables=("lanes", "dead_letters", "spent"),
-    migrations={1: _VERSION_2},
 )
 _FORGET_OLD_LETTERS: Final = """
     DELETE FROM dead_letters WHERE seq IN (
@@ -252,8 +242,8 @@ class Cursor:
         self._positions[message_class] = after
 
     async def letters_to_send(self, limit: int) -> list[Row]:
-        """Dead letters that somebody asked to send again, oldest first; those of older versions cannot be."""
-        query = f"SELECT {_LETTER_COLUMNS} FROM dead_letters WHERE again = 1 AND boot_id NOT NULL ORDER BY seq LIMIT ?"
+        """Dead letters that somebody asked to send again, oldest first."""
+        query = f"SELECT {_LETTER_COLUMNS} FROM dead_letters WHERE again ORDER BY seq LIMIT ?"
         found = await self._writer.write(lambda connection: connection.execute(query, (limit,)).fetchall())
         return [
             Row(seq, 0, boot_id, boottime, wall, bool(clock_ok), device_ts, topic, name, schema, payload)
@@ -348,15 +338,12 @@ def read_positions(folder: Path, sink: str) -> dict[str, Position] | None:
 
 
 def _load(connection: sqlite3.Connection) -> dict[str, Position]:
-    columns = _LANE_COLUMNS
-    if connection.execute("PRAGMA user_version").fetchone()[0] < 2:  # the forwarder has not opened it yet
-        columns = columns.replace("islands", "NULL")
-    rows = connection.execute(f"SELECT {columns} FROM lanes")
+    rows = connection.execute(f"SELECT {_LANE_COLUMNS} FROM lanes")
     return {row[0]: Position(*(*row[1:7], orjson.loads(row[7]), _islands(row[8]))) for row in rows}
 
 
-def _islands(kept: bytes | None) -> tuple[Island, ...]:
-    return tuple(Island(*island) for island in orjson.loads(kept)) if kept is not None else ()
+def _islands(kept: bytes) -> tuple[Island, ...]:
+    return tuple(Island(*island) for island in orjson.loads(kept))
 
 
 def _store(connection: sqlite3.Connection, message_class: str, p: Position) -> None:

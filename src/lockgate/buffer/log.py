@@ -19,7 +19,7 @@ from lockgate.buffer.cursor import Position, cursor_names, read_positions
 from lockgate.buffer.limits import ClassFull, Limits, open_sealed
 from lockgate.buffer.missing import DISK_BUDGET
 from lockgate.buffer.reader import ENDLESS
-from lockgate.buffer.rows import Batch, PacketRecord, Quarantined
+from lockgate.buffer.rows import Batch, PacketRecord, PacketRecords, Quarantined
 from lockgate.buffer.segments import (
     LOG_COLUMNS,
     ROW_BYTES,
@@ -57,7 +57,7 @@ class Log:
 
     def __init__(self, folder: Path, config: BufferConfig, sinks: Mapping[str, tuple[str, ...]], clock: Clock) -> None:
         self.state = State()  # as last committed
-        self.packets: dict[int, PacketRecord] = {}  # as last committed, by Packet Identifier
+        self.packets = PacketRecords()  # as last committed
         self.clock = clock
         self._folder = folder
         self._config = config
@@ -144,10 +144,7 @@ class Log:
         self.state = state
         if batch.session_lost:
             self.packets.clear()
-        self.packets.update(batch.packets)
-        if batch.forget_arrivals_until:
-            keep = {i: record for i, record in self.packets.items() if record.arrival > batch.forget_arrivals_until}
-            self.packets = keep
+        self.packets.update(batch.packets.items())
         if size >= self._config.segment_bytes:
             self._writer.between(self._rotate_if_large).add_done_callback(_report_rotation)
         return first_seq
@@ -286,8 +283,12 @@ class Log:
         connection.executemany(
             "INSERT OR REPLACE INTO packets VALUES (?, ?, ?)", [(i, *record) for i, record in batch.packets.items()]
         )
-        if batch.forget_arrivals_until:
-            connection.execute("DELETE FROM packets WHERE arrival <= ?", (batch.forget_arrivals_until,))
+        connection.executemany("DELETE FROM last_values WHERE topic = ?", [(topic,) for topic in batch.forget_values])
+        connection.executemany("INSERT OR REPLACE INTO last_values VALUES (?, ?, ?, ?)", batch.last_values)
+        for identity in batch.replayed:
+            for (size,) in connection.execute("SELECT length(payload) FROM quarantine WHERE id = ?", (identity,)):
+                state.quarantine_bytes -= size
+            connection.execute("DELETE FROM quarantine WHERE id = ?", (identity,))
         if batch.quarantined:
             self._quarantine(connection, batch.quarantined, wall_ns, state)
 
@@ -331,7 +332,7 @@ class Log:
                 self._account_damage(connection, number)
         self.state = self._load(connection)
         packets = connection.execute("SELECT packet_id, arrival, digest FROM packets")
-        self.packets = {packet_id: PacketRecord(arrival, digest) for packet_id, arrival, digest in packets}
+        self.packets.update((packet_id, PacketRecord(arrival, digest)) for packet_id, arrival, digest in packets)
 
     def _open_newest(self, salvaged: Damage | None = None) -> sqlite3.Connection:
         """`salvaged`: what has just been done to it."""
@@ -532,7 +533,7 @@ class Log:
         if wal_path(path).exists():  # a reader holds it up
             return
         passed = self._with_lines(connection, seqs)
-        window_inputs = min((seq for _, seq in state.rule_cursors.values()), default=ENDLESS)
+        window_inputs = min((cursor.needed for cursor in state.rule_cursors.values()), default=ENDLESS)
         needed = " OR ".join(
             [f"(class = '{WINDOW_INPUT}' AND seq > {window_inputs})"] + ["(class = ? AND seq > ?)"] * len(passed)
         )
@@ -668,9 +669,9 @@ def _needed(segment: sqlite3.Connection, passed: Mapping[str, int], state: State
         query = "SELECT EXISTS (SELECT 1 FROM log WHERE class = ? AND seq > ?)"
         if segment.execute(query, (message_class, seq)).fetchone()[0]:
             return True
-    for schema, seq in state.rule_cursors.values():
+    for cursor in state.rule_cursors.values():
         query = "SELECT EXISTS (SELECT 1 FROM log WHERE class = ? AND seq > ? AND schema = ?)"
-        if segment.execute(query, (WINDOW_INPUT, seq, schema)).fetchone()[0]:
+        if segment.execute(query, (WINDOW_INPUT, cursor.needed, cursor.schema)).fetchone()[0]:
             return True
     return False
 

@@ -70,9 +70,7 @@ NOTHING_MISSING: Final = Missing()
 
 
 def load_missing(connection: sqlite3.Connection) -> dict[str, Missing]:
-    """By class, of the newest segment; nothing of a file that an older version made."""
-    if connection.execute("PRAGMA user_version").fetchone()[0] < 2:
-        return {}
+    """By class, of the newest segment."""
     lines: dict[str, list[Line]] = {}
     holes: dict[str, list[Hole]] = {}
     for name, *line in connection.execute("SELECT class, until, until_seq, reason FROM lines ORDER BY until"):

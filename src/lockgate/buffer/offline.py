@@ -95,7 +95,7 @@ def letters(folder: Path, sink: str) -> list[Letter]:
     if sink not in cursor_names(folder):
         raise NoSuchSink(folder, sink)
     with contextlib.closing(open_readonly(cursor_path(folder, sink))) as connection:
-        query = "SELECT seq, id, class, topic, reason, wall_ns, again = 1 FROM dead_letters ORDER BY seq"
+        query = "SELECT seq, id, class, topic, reason, wall_ns, again FROM dead_letters ORDER BY seq"
         return [Letter(*(*row[:6], bool(row[6]))) for row in connection.execute(query)]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from lockgate.buffer.missing import NOTHING_MISSING, Missing, load_missing
-from lockgate.buffer.rows import Row
+from lockgate.buffer.rows import Kept, LastValue, Quarantined, Row
 from lockgate.buffer.segments import LOG_COLUMNS, State, list_segments, segment_path, suspect_path, wal_path
 from lockgate.sqlite import open_readonly
 from lockgate.sqlite.database import is_damage
@@ -143,6 +143,27 @@ class LogReader:
         """What the newest segment knows beside its rows."""
         return self._retrying(self._state)
 
+    def last_values(self) -> list[LastValue]:
+        """What topics said last, as far as a rule asked."""
+
+        def read() -> list[LastValue]:
+            newest = self.segments()[-1:]
+            rows = [self.of(s, lambda s: s.connection.execute("SELECT * FROM last_values").fetchall()) for s in newest]
+            return [LastValue._make(row) for some in rows for row in some]
+
+        return self._retrying(read)
+
+    def quarantine(self) -> list[Kept]:
+        """What is kept aside, the oldest first."""
+
+        def read() -> list[Kept]:
+            query = "SELECT id, wall_ns, topic, schema, reason, detail, payload FROM quarantine ORDER BY id"
+            newest = self.segments()[-1:]
+            rows = [self.of(s, lambda s: s.connection.execute(query).fetchall()) for s in newest]
+            return [Kept(row[0], row[1], Quarantined._make(row[2:])) for some in rows for row in some]
+
+        return self._retrying(read)
+
     def last_seq(self) -> int:
         """The last seq given out, 0 for none; cheap enough to poll."""
         return self.state().next_seq - 1
@@ -211,7 +232,7 @@ class LogReader:
 
     def _boots(self) -> dict[str, int]:
         segments = self.segments()
-        if not segments or self.of(segments[-1], _format) < 2:
+        if not segments:
             return {}
         query = "SELECT boot_id, offset_ns FROM boots"
         return dict(self.of(segments[-1], lambda s: s.connection.execute(query).fetchall()))
@@ -247,8 +268,3 @@ class LogReader:
                 if error.sqlite_errorcode & 0xFF not in _PASSING:
                     raise
         return read()
-
-
-def _format(segment: SegmentFile) -> int:
-    version: int = segment.connection.execute("PRAGMA user_version").fetchone()[0]
-    return version

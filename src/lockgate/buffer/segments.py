@@ -11,18 +11,12 @@ from typing import Final
 
 import orjson
 
+from lockgate.buffer.rows import RuleCursor
 from lockgate.sqlite import Schema
 from lockgate.sqlite.database import create_tables, sync_folder
 
-_LIMITS: Final = """
-        CREATE TABLE lines (
-            class TEXT NOT NULL, until INTEGER NOT NULL, until_seq INTEGER NOT NULL, reason TEXT NOT NULL
-        );
-        CREATE TABLE holes (class TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, reason TEXT NOT NULL);
-        CREATE TABLE boots (boot_id TEXT NOT NULL UNIQUE, offset_ns INTEGER NOT NULL)
-"""
 SEGMENT: Final = Schema(
-    version=2,
+    version=1,
     statements="""
         CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), body BLOB NOT NULL);
         CREATE TABLE log (
@@ -39,13 +33,19 @@ SEGMENT: Final = Schema(
         CREATE TABLE damage (
             segment INTEGER NOT NULL, class TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL
         );
-    """
-    + _LIMITS,
-    tables=("state", "log", "packets", "quarantine", "damage", "lines", "holes", "boots"),
-    migrations={1: _LIMITS},
+        CREATE TABLE last_values (
+            topic TEXT PRIMARY KEY, schema TEXT NOT NULL, received_at INTEGER NOT NULL, value TEXT NOT NULL
+        );
+        CREATE TABLE lines (
+            class TEXT NOT NULL, until INTEGER NOT NULL, until_seq INTEGER NOT NULL, reason TEXT NOT NULL
+        );
+        CREATE TABLE holes (class TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, reason TEXT NOT NULL);
+        CREATE TABLE boots (boot_id TEXT NOT NULL UNIQUE, offset_ns INTEGER NOT NULL)
+    """,
+    tables=("state", "log", "packets", "quarantine", "damage", "last_values", "lines", "holes", "boots"),
 )
 # Beside `state`, copied to the next segment
-MOVED_TABLES: Final = ("packets", "quarantine", "damage", "lines", "holes", "boots")
+MOVED_TABLES: Final = ("packets", "quarantine", "damage", "last_values", "lines", "holes", "boots")
 LOG_COLUMNS: Final = "seq, number, boot_id, boottime_ns, wall_ns, clock_ok, device_ts, topic, class, schema, payload"
 
 ROW_OVERHEAD: Final = 100  # bytes of a row beside topic and payload, about
@@ -65,7 +65,7 @@ class State:
     opening_bytes: dict[str, int] = field(default_factory=dict)  # `bytes` when this segment began
     intake: dict[str, dict[str, int]] = field(default_factory=dict)  # term, detail
     arrivals: int = 0
-    rule_cursors: dict[str, tuple[str, int]] = field(default_factory=dict)  # rule: (schema, seq)
+    rule_cursors: dict[str, RuleCursor] = field(default_factory=dict)  # by rule
     quarantine_bytes: int = 0
     quarantine_dropped: int = 0
     token: str = ""  # the last append, so that trying it again does not do it twice
@@ -78,11 +78,12 @@ class State:
         if row is None:
             return None
         state = cls(**orjson.loads(row[0]))
-        state.rule_cursors = {rule: (schema, seq) for rule, (schema, seq) in state.rule_cursors.items()}
+        state.rule_cursors = {rule: RuleCursor(*cursor) for rule, cursor in state.rule_cursors.items()}
         return state
 
     def store(self, connection: sqlite3.Connection) -> None:
-        connection.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (orjson.dumps(asdict(self)),))
+        body = asdict(self) | {"rule_cursors": {rule: list(cursor) for rule, cursor in self.rule_cursors.items()}}
+        connection.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (orjson.dumps(body),))
 
 
 def row_bytes(topic: str, payload: bytes) -> int:
@@ -137,8 +138,7 @@ def create_segment(folder: Path, number: int, state: State, previous: sqlite3.Co
 
 
 def copy_small_tables(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
-    there = {name for (name,) in source.execute("SELECT name FROM sqlite_schema")}  # an older format has fewer
-    for table in [name for name in MOVED_TABLES if name in there]:
+    for table in MOVED_TABLES:
         rows = source.execute(f"SELECT * FROM {table}")
         target.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(rows.description))})", rows)
 

@@ -39,6 +39,7 @@ from lockgate.config.model import (
     SchemaConfig,
     SinkConfig,
     StandingSessionConfig,
+    TableConfig,
 )
 from lockgate.config.mosquitto_conf import read_mosquitto_conf
 from lockgate.config.toml_lines import key_lines, line_of
@@ -295,6 +296,19 @@ SECTIONS: tuple[Section, ...] = (
                 "how long the broker keeps messages for a processor that is away (MQTT 5)",
                 field="session_expiry_seconds",
             ),
+            Key(
+                "state_topics",
+                values.whole_number(1, 1_000_000),
+                "topics whose last value is kept for rules that read `state`; the one heard of longest ago goes first. "
+                "As many keys are remembered for functions",
+            ),
+            Key("functions", values.PATH, "folder of Python files with functions for rules", default="none"),
+            Key(
+                "function_packages",
+                values.NAMES,
+                "installed packages with functions for rules: entry points of the group `lockgate.functions`",
+                default="none",
+            ),
         ),
         ProcessorConfig,
     ),
@@ -362,13 +376,41 @@ SECTIONS: tuple[Section, ...] = (
     ),
     Section(
         "schemas",
-        "Which messages a schema describes, and the typed columns read from their JSON payload.",
+        "Which messages a schema describes, and the typed columns read from their payload.",
         (
             Key("topics", values.TOPIC_FILTERS, "Topic Filters of its messages", required=True),
-            Key("fields", values.FIELDS, "members of the JSON object and their types", required=True),
+            Key("fields", values.FIELDS, "members of the payload's object and their types", required=True),
             Key("optional", values.NAMES_OR_NONE, "fields that may be absent; they are NULL then", default="none"),
+            Key(
+                "format",
+                values.one_of("json", "text", "msgpack", "cbor", "protobuf", "avro"),
+                "of the payload; `text` is one number or text",
+            ),
+            Key("descriptor", values.PATH, "of protobuf: what protoc --descriptor_set_out writes", default="none"),
+            Key("message", values.TEXT, "of protobuf: full name of the message's type", default="none"),
+            Key("avro_schema", values.PATH, "of avro: the schema, in JSON", default="none"),
+            Key("json_schema", values.PATH, "JSON Schema that the whole document has to conform to", default="none"),
+            Key(
+                "misfits",
+                values.one_of("quarantine", "refuse", "coerce"),
+                "what becomes of messages that do not fit: they are kept aside, or only counted; or a field is made "
+                "what it should be where nothing of it is lost, and the message kept aside where not",
+            ),
         ),
         SchemaConfig,
+        named=True,
+    ),
+    Section(
+        "tables",
+        "A file that rules can join with, as a table of this name. It is read again when it changes; a broken one "
+        "leaves what was there. Its first column is indexed.",
+        (
+            Key("path", values.PATH, "CSV with the names of the columns in the first line, or SQLite", required=True),
+            Key("table", values.TEXT, "table or view of an SQLite file", default="the section's name"),
+            Key("fields", values.FIELDS, "columns and their types", default="all columns; of a CSV as text"),
+            Key("delimiter", values.DELIMITER, "what parts the columns of a CSV"),
+        ),
+        TableConfig,
         named=True,
     ),
     Section(
@@ -381,9 +423,42 @@ SECTIONS: tuple[Section, ...] = (
             Key(
                 "every",
                 values.duration(0.1, 86400),
-                "length of the tumbling window; without it the rule runs for each message",
+                "the rule runs so often, over the messages since (tumbling window) or over those of `keep` (hopping)",
                 field="every_seconds",
+                default="none: without a window the rule runs for each message",
+            ),
+            Key(
+                "keep",
+                values.duration(0.001, 31 * 86400),
+                "how far back the window reaches; without `every` it slides: the rule runs at each message. "
+                "With `gap`: the longest session",
+                field="keep_seconds",
+                default="`every`; 1d with `gap`",
+            ),
+            Key(
+                "gap",
+                values.duration(0.001, 86400),
+                "session window: it ends when nothing came for so long",
+                field="gap_seconds",
                 default="none",
+            ),
+            Key("count", values.whole_number(1, 1_000_000), "window of so many messages", default="none"),
+            Key(
+                "time",
+                values.TEXT,
+                "field that tells a message's time: an integer in Unix milliseconds, or a real in Unix seconds",
+                default="none: when it arrived",
+            ),
+            Key(
+                "lateness",
+                values.duration(0, 31 * 86400),
+                "how much later than others a message may come, with `time`",
+                field="lateness_seconds",
+            ),
+            Key(
+                "late",
+                values.one_of("drop", "quarantine"),
+                "what becomes of a message that comes when its windows are settled: it is counted, or kept aside",
             ),
             Key(
                 "budget",
@@ -396,6 +471,13 @@ SECTIONS: tuple[Section, ...] = (
                 values.TOPIC_NAME,
                 "topic of rows that have no column `topic`",
                 default="none: the SELECT gives a column `topic`",
+            ),
+            Key(
+                "test",
+                values.RULE_TESTS,
+                "what the rule has to make of some messages; `lockgate rules test` and SIGHUP try it",
+                field="tests",
+                default="none",
             ),
         ),
         RuleConfig,
@@ -587,8 +669,14 @@ TOP_LEVEL = (*(name for name in PLAIN if "." not in name), *NAMED, "sinks")
 
 
 def find() -> Path | None:
-    """The first of `PLACES` that exists."""
-    return next((path for path in PLACES if path.exists()), None)
+    """The first of `PLACES` that exists; the file itself where that is a link, as in the container image.
+
+    Relative paths count from its folder. The relative links of a Kubernetes ConfigMap lead to copies, and stay.
+    """
+    found = next((path for path in PLACES if path.exists()), None)
+    if found is not None and found.is_symlink() and (target := found.readlink()).is_absolute():
+        return target
+    return found
 
 
 def load(path: Path | None, environment: Mapping[str, str], mosquitto_conf: Path | None = None) -> Config:
@@ -611,6 +699,7 @@ class _Reading:
     mosquitto_conf: Path | None
     errors: list[ConfigError] = field(default_factory=list)
     lines: dict[tuple[str, ...], int] = field(default_factory=dict)
+    text: list[str] = field(default_factory=list)
     variables: dict[tuple[str, ...], str] = field(default_factory=dict)  # keys that the environment has overridden
 
     def config(self) -> Config:
@@ -638,17 +727,21 @@ class _Reading:
 
         limits = tuple(ClassConfig(name=name, **said) for name, said in named["classes"])  # type: ignore[arg-type]
         buffer = BufferConfig(limits=limits, **plain["buffer"])  # type: ignore[arg-type]
-        schemas = tuple(SchemaConfig(name=name, **said) for name, said in named["schemas"])  # type: ignore[arg-type]
-        rules = tuple(
-            RuleConfig(name=name, line=self._line("rules", name), **said)  # type: ignore[arg-type]
-            for name, said in named["rules"]
+        schemas = tuple(
+            SchemaConfig(name=name, line=self._line("schemas", name), **said)  # type: ignore[arg-type]
+            for name, said in named["schemas"]
         )
+        tables = tuple(
+            TableConfig(name=name, line=self._line("tables", name), **said)  # type: ignore[arg-type]
+            for name, said in named["tables"]
+        )
+        rules = tuple(self._rule(name, said) for name, said in named["rules"])
         gateway = {"id": socket.gethostname()} | plain["gateway"]
         config = Config(
             path=self.path,
             gateway=GatewayConfig(**gateway),  # type: ignore[arg-type]
             broker=broker,
-            processor=_processor(plain["processor"], schemas, rules),
+            processor=_processor(plain["processor"], schemas=schemas, tables=tables, rules=rules),
             buffer=buffer,
             forwarder=ForwarderConfig(
                 sinks=tuple(model(**({"classes": buffer.classes} | said)) for model, said in sinks),
@@ -668,6 +761,7 @@ class _Reading:
                 text = self.path.read_bytes().decode("utf-8")
                 document = tomllib.loads(text)
                 self.lines = key_lines(text)
+                self.text = text.splitlines()
             except OSError as error:
                 self.errors.append(ConfigError(f"cannot be read: {error.strerror}", path=self.path))
             except UnicodeDecodeError as error:
@@ -772,6 +866,10 @@ class _Reading:
             said["connection"] = _connection(said, f"lockgate-{name}")
         return section.model, said
 
+    def _rule(self, name: str, said: Said) -> RuleConfig:
+        place = {"line": self._line("rules", name), "sql_line": self._text_line("rules", name, "sql")}
+        return RuleConfig(name=name, **place, **said)  # type: ignore[arg-type]
+
     def _broker(self, said: Said) -> BrokerConfig:
         path = said.pop("mosquitto_conf", None)
         path = self.mosquitto_conf or path
@@ -856,13 +954,20 @@ class _Reading:
             ConfigError(problem, path=self.path, line=self._line(*where), key=".".join(where), accepted=accepted)
         )
 
+    def _text_line(self, *where: str) -> int | None:
+        """The line where the text of a value begins: TOML takes no account of a line that ends with the quotes."""
+        line = self._line(*where)
+        if line is None or not self.text:
+            return line
+        return line + self.text[line - 1].rstrip().endswith(('"""', "'''"))
+
     def _line(self, *where: str) -> int | None:
         return line_of(self.lines, where)
 
 
-def _processor(said: Said, schemas: tuple[SchemaConfig, ...], rules: tuple[RuleConfig, ...]) -> ProcessorConfig:
+def _processor(said: Said, **named: object) -> ProcessorConfig:
     connection = _connection(said, ProcessorConfig().connection.client_id)
-    return ProcessorConfig(connection=connection, schemas=schemas, rules=rules, **said)  # type: ignore[arg-type]
+    return ProcessorConfig(connection=connection, **named, **said)  # type: ignore[arg-type]
 
 
 def _downlink(said: Said) -> DownlinkConfig:

@@ -351,7 +351,7 @@ class ConnectionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaConfig:
-    """[schemas.NAME]: which messages it describes and the typed columns that are read from their JSON payload.
+    """[schemas.NAME]: which messages it describes and the typed columns that are read from their payload.
 
     A message belongs to the first schema, in the order of the file, that one of its topics matches.
     """
@@ -360,19 +360,65 @@ class SchemaConfig:
     topics: tuple[str, ...]  # Topic Filters
     fields: tuple[tuple[str, Literal["integer", "real", "text"]], ...]  # JSON members, required and typed
     optional: frozenset[str] = frozenset()  # fields that may be absent; they are NULL then
+    format: Literal["json", "text", "msgpack", "cbor", "protobuf", "avro"] = "json"
+    descriptor: Path | None = None  # of protobuf: a FileDescriptorSet
+    message: str | None = None  # of protobuf: the full name of the type
+    avro_schema: Path | None = None
+    json_schema: Path | None = None  # what documents must conform to
+    misfits: Literal["quarantine", "refuse", "coerce"] = "quarantine"
+    line: int | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableConfig:
+    """[tables.NAME]: a file that rules can join with, read again when it changes. Its first column is indexed."""
+
+    name: str
+    path: Path  # a CSV file with the names of its columns in its first line, or an SQLite file
+    table: str | None = None  # of an SQLite file; None: the name
+    fields: tuple[tuple[str, Literal["integer", "real", "text"]], ...] = ()  # empty: all columns, of a CSV as text
+    delimiter: str = ","
+    line: int | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenMessage:
+    """A message that a test of a rule lets arrive."""
+
+    topic: str
+    payload: bytes
+    at_seconds: float = 0.0  # since the beginning of the test
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedMessage:
+    """A message that a rule must make of what it was given."""
+
+    topic: str
+    payload: Mapping[str, object]
+    device_ts: int | None = None  # None: any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleTest:
+    """[[rules.NAME.test]]: what a rule has to make of some messages; nothing more, in this order."""
+
+    given: tuple[GivenMessage, ...]
+    expect: tuple[ExpectedMessage, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleConfig:
     """[rules.NAME]: one SELECT over the messages of a schema.
 
-    Without `every` the rule runs once for each message, whose columns are bound parameters: `SELECT :topic AS topic,
-    :value AS value WHERE :value > 90`. With `every` it runs once for each tumbling window of that length in which
-    messages arrived, over a table named like the schema, and `:window_end` is bound (Unix milliseconds). The columns
-    are the schema's fields, `topic` and `received_at` (Unix milliseconds). Each row of the result becomes one
-    message; a column named `topic` is its topic, else the rule's `topic` is; a column named `device_ts` (Unix
-    milliseconds) is its time; the other columns are its JSON payload. `topic_level(topic, n)` gives the n-th level of
-    a topic, from 1; from the end with negative n.
+    Without a window the rule runs once for each message, whose columns are bound parameters: `SELECT :topic AS topic,
+    :value AS value WHERE :value > 90`. With one it runs over a table named like the schema, and `:window_start` and
+    `:window_end` are bound (Unix milliseconds). Windows: `every` alone is tumbling; with `keep`, hopping; `keep` alone
+    slides with each message; `gap` makes sessions; `count` so many messages. The columns are the schema's fields,
+    `topic` and `received_at` (Unix milliseconds). Each row of the result becomes one message; a column named `topic`
+    is its topic, else the rule's `topic` is; a column named `device_ts` (Unix milliseconds) is its time; the other
+    columns are its JSON payload. `topic_level(topic, n)` gives the n-th level of a topic, from 1; from the end with
+    negative n.
     """
 
     name: str
@@ -380,19 +426,31 @@ class RuleConfig:
     sql: str
     message_class: str  # key `class`
     every_seconds: float | None = None  # key `every`: "10s", "5m", "1h"
+    keep_seconds: float | None = None  # how far back the window reaches; the longest session with `gap`
+    gap_seconds: float | None = None
+    count: int | None = None
+    time: str | None = None  # the field that tells a message's time; None: when it arrived
+    lateness_seconds: float = 0.0  # how much later than others a message may come
+    late: Literal["drop", "quarantine"] = "drop"
     topic: str | None = None
     budget_seconds: float = 1.0  # one evaluation may take so long
-    line: int | None = None  # where the rule stands in lockgate.toml
+    tests: tuple[RuleTest, ...] = ()  # [[rules.NAME.test]]
+    line: int | None = field(default=None, compare=False)  # where the rule stands in lockgate.toml
+    sql_line: int | None = field(default=None, compare=False)  # where the first line of its SELECT stands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorConfig:
-    """[processor], [schemas.*] and [rules.*]."""
+    """[processor], [schemas.*], [tables.*] and [rules.*]."""
 
     connection: ConnectionConfig = field(default_factory=lambda: ConnectionConfig(client_id="lockgate-processor"))
     receive_maximum: int = 1000  # unacknowledged messages the processor takes at once
     session_expiry_seconds: int = 7 * 24 * 3600  # how long the broker queues for a processor that is away
+    state_topics: int = 10_000  # whose last value is kept for rules that read `state`
+    functions: Path | None = None  # a folder of Python files with functions for rules
+    function_packages: tuple[str, ...] = ()  # entry points of the group lockgate.functions
     schemas: tuple[SchemaConfig, ...] = ()
+    tables: tuple[TableConfig, ...] = ()
     rules: tuple[RuleConfig, ...] = ()
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+
+from lockgate.config.model import ExpectedMessage, GivenMessage, RuleTest
 
 _DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
@@ -249,6 +253,63 @@ def spell_size(count: int) -> str:
     return f"{count}B"
 
 
+def _delimiter(value: object) -> str:
+    if not isinstance(value, str) or len(value) != 1 or value in '"\r\n':
+        raise BadValue
+    return value
+
+
+def _rule_tests(value: object) -> tuple[RuleTest, ...]:
+    if not isinstance(value, list):
+        raise BadValue
+    return tuple(_rule_test(one, number) for number, one in enumerate(value, start=1))
+
+
+def _rule_test(value: object, number: int) -> RuleTest:
+    if not isinstance(value, dict) or value.keys() != {"given", "expect"}:
+        raise BadValue(f"test {number} has not the keys given and expect")
+    messages: dict[str, list[Any]] = {
+        key: value[key] if isinstance(value[key], list) else [None] for key in ("given", "expect")
+    }
+    for key, known in (("given", {"topic", "payload", "hex", "at"}), ("expect", {"topic", "payload", "device_ts"})):
+        for one in messages[key]:
+            if not isinstance(one, dict) or not isinstance(one.get("topic"), str) or one.keys() - known:
+                raise BadValue(f"in test {number}, {key} is no list of tables with {', '.join(sorted(known))}")
+    return RuleTest(
+        given=tuple(_given(one, number) for one in messages["given"]),
+        expect=tuple(_expected(one, number) for one in messages["expect"]),
+    )
+
+
+def _given(one: dict[str, object], number: int) -> GivenMessage:
+    said, digits = one.get("payload"), one.get("hex")
+    if isinstance(digits, str) and said is None:
+        try:
+            payload = bytes.fromhex(digits)
+        except ValueError as error:
+            raise BadValue(f"in test {number}: hex: {error}") from None
+    elif isinstance(said, str):
+        payload = said.encode()
+    elif said is not None:
+        try:
+            payload = json.dumps(said).encode()
+        except TypeError as error:  # a date
+            raise BadValue(f"in test {number}: payload: {error}") from None
+    else:
+        raise BadValue(f"in test {number} a message that is given has neither payload nor hex")
+    at = _number_with_unit(one.get("at", 0), _DURATIONS)
+    return GivenMessage(topic=str(one["topic"]), payload=payload, at_seconds=at)
+
+
+def _expected(one: dict[str, object], number: int) -> ExpectedMessage:
+    payload, device_ts = one.get("payload", {}), one.get("device_ts")
+    if not isinstance(payload, dict) or not isinstance(device_ts, int | None):
+        raise BadValue(f"in test {number}, payload of expect is no table, or device_ts no integer")
+    return ExpectedMessage(topic=str(one["topic"]), payload=payload, device_ts=device_ts)
+
+
+RULE_TESTS = Kind("tables [[rules.NAME.test]] with `given` and `expect`, lists of messages", _rule_tests)
+DELIMITER = Kind("one character", _delimiter, text=True)
 TEXT = Kind("text that is not empty", _text, text=True)
 COUNT = Kind("0 to 1000000000", whole_number(0, 1_000_000_000).read)
 RATE = Kind("0 or more, fractions too", rate)

@@ -12,7 +12,7 @@ import pytest
 from lockgate.buffer import Cursor, Log, LogReader
 from lockgate.buffer.ledger import DeliveryBook, read_ledger
 from lockgate.buffer.missing import DISK_BUDGET, OVER_LIMIT
-from lockgate.buffer.segments import list_segments, segment_path
+from lockgate.buffer.segments import list_segments
 from lockgate.config.model import ClassConfig
 from lockgate.telemetry.clock import Clock, Moment
 from tests.support.buffers import SINKS, batch, config
@@ -202,14 +202,14 @@ async def test_at_the_disk_budget_the_class_that_may_gives_way_and_alarms_stay(t
         tmp_path,
         ClassConfig(name="telemetry", when_full="drop-oldest"),
         segment_bytes=256 * 1024,
-        limit_bytes=1_500_000,
+        limit_bytes=2_000_000,
     )
     reader = LogReader(tmp_path)
     cursor = await Cursor.open(tmp_path, "cloud", SINKS["cloud"], reader)
     for n in range(200):
         await asyncio.wait_for(log.append(batch(*[KILOBYTE] * 20)), 10)
         await log.append(batch(b"%d" % n, message_class="alarm"))
-    assert log.bytes() < 1_600_000
+    assert log.bytes() < 2_100_000
     assert [row.payload for row in reader.read("alarm", 0, 1000)] == [b"%d" % n for n in range(200)]
     book = book_of(tmp_path)
     assert book.dropped[DISK_BUDGET] > 1000
@@ -286,39 +286,5 @@ async def test_a_line_over_islands_drops_only_what_was_not_sent(tmp_path: Path) 
     await cursor.give_up("telemetry", reader.missing("telemetry"))
     book = book_of(tmp_path)
     assert (book.delivered, book.expired, book.pending) == (3, 22, 0)
-    await cursor.close()
-    await log.close()
-
-
-async def test_a_log_of_the_first_format_goes_on(tmp_path: Path) -> None:
-    import sqlite3
-
-    log = await open_limited(tmp_path)
-    reader = LogReader(tmp_path)
-    await (await Cursor.open(tmp_path, "cloud", SINKS["cloud"], reader)).close()
-    await log.append(batch(*[KILOBYTE] * 100))
-    await log.append(batch(b"last"))
-    await log.close()
-    reader.close()
-    for number in list_segments(tmp_path):
-        with sqlite3.connect(segment_path(tmp_path, number)) as segment:
-            for table in ("lines", "holes", "boots"):
-                segment.execute(f"DROP TABLE {table}")
-            segment.execute("PRAGMA user_version = 1")
-        segment.close()
-    with sqlite3.connect(tmp_path / "cursor-cloud.sqlite") as old:
-        old.execute("ALTER TABLE lanes DROP COLUMN islands")
-        for column in ("boot_id", "boottime_ns", "appended_wall_ns", "clock_ok", "device_ts", "schema", "again"):
-            old.execute(f"ALTER TABLE dead_letters DROP COLUMN {column}")
-        old.execute("DROP TABLE spent")
-        old.execute("PRAGMA user_version = 1")
-    old.close()
-    assert book_of(tmp_path).pending == 101
-    assert reader.missing("telemetry").line == 0
-    log = await open_limited(tmp_path, ClassConfig(name="telemetry", limit_bytes=64_000, when_full="drop-oldest"))
-    cursor = await Cursor.open(tmp_path, "cloud", SINKS["cloud"], reader)
-    await log.append(batch(*[KILOBYTE] * 100))
-    await drain(cursor, reader)
-    assert book_of(tmp_path).addressed == 201
     await cursor.close()
     await log.close()

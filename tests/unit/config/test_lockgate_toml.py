@@ -425,3 +425,17 @@ def test_classes_sinks_and_the_downlink_are_read_and_checked_against_each_other(
 )
 def test_mistakes_about_classes_and_sinks_are_said(tmp_path: Path, text: str, says: str) -> None:
     assert says in refused(tmp_path, text)
+
+
+def test_an_absolute_link_stands_for_the_file_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As /etc/lockgate/lockgate.toml of the image does; a ConfigMap's relative link leads to a copy of the folder."""
+    (tmp_path / "config").mkdir()
+    real, there, copied = tmp_path / "config" / "lockgate.toml", tmp_path / "etc.toml", tmp_path / "map.toml"
+    real.write_text('[broker]\nmosquitto_conf = "m.conf"\n')
+    there.symlink_to(real)
+    copied.symlink_to("config/lockgate.toml")
+    for place, found in ((there, real), (copied, copied), (real, real)):
+        monkeypatch.setattr(lockgate_toml, "PLACES", (tmp_path / "nowhere", place))
+        assert lockgate_toml.find() == found
+    monkeypatch.setattr(lockgate_toml, "PLACES", (tmp_path / "nowhere",))
+    assert lockgate_toml.find() is None
