@@ -359,11 +359,19 @@ SECTIONS: tuple[Section, ...] = (
             ),
             Key(
                 "when_full",
-                values.one_of("block", "drop-oldest", "drop-newest"),
+                values.one_of("block", "drop-oldest", "drop-newest", "roll-up"),
                 "`block`: nothing more is acknowledged to the broker, of any class; `drop-oldest`: old messages give "
                 "way, at buffer.limit and on a full disk too, the last class of buffer.classes first; "
-                "`drop-newest`: what comes is not kept",
+                "`drop-newest`: what comes is not kept; `roll-up`: as drop-oldest, but `roll_up` makes fewer of them",
             ),
+            Key(
+                "roll_up",
+                values.TEXT,
+                "a SELECT over the table `rows` (topic, time, device_time, schema, payload) of messages that give way; "
+                "its columns are the `topic` of a message, its `device_ts`, and its JSON",
+                default="none",
+            ),
+            Key("roll_up_into", values.TEXT, "the class of what it makes, another one", default="none"),
             Key(
                 "order",
                 values.one_of("ordered", "latest-first"),
@@ -933,12 +941,25 @@ class _Reading:
                 self._wrong(("sinks", sink.name, "retry_min"), problem, limit)
         for one in config.buffer.limits:
             self._known_class(("classes", one.name), one.name, classes)
+            if one.when_full == "roll-up":
+                self._roll_up(one, classes)
+            elif one.roll_up or one.roll_up_into:
+                self._wrong(("classes", one.name, "roll_up"), "is for `roll-up` alone", 'when_full = "roll-up"')
             if one.limit_bytes is None and one.when_full == "drop-newest":
                 self._wrong(("classes", one.name, "when_full"), "needs a limit", "drop-newest with a `limit`")
             if one.limit_bytes is not None and one.limit_bytes > config.buffer.limit_bytes:
                 self._wrong(("classes", one.name, "limit"), "is larger than buffer.limit", "a part of buffer.limit")
         if config.buffer.segment_bytes > config.buffer.limit_bytes:
             self._wrong(("buffer", "segment"), "is larger than limit", "a small part of buffer.limit")
+
+    def _roll_up(self, one: ClassConfig, classes: tuple[str, ...]) -> None:
+        if not one.roll_up:
+            self._wrong(("classes", one.name, "when_full"), "needs a SELECT", "roll-up with `roll_up`")
+        if one.roll_up_into == one.name or not one.roll_up_into:
+            others = ", ".join(name for name in classes if name != one.name)
+            self._wrong(("classes", one.name, "roll_up_into"), "must be another class", others)
+        else:
+            self._known_class(("classes", one.name, "roll_up_into"), one.roll_up_into, classes)
 
     def _known_class(self, where: tuple[str, ...], name: str, classes: tuple[str, ...]) -> None:
         if name not in classes:

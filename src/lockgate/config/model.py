@@ -461,7 +461,9 @@ class ClassConfig:
     name: str
     limit_bytes: int | None = None  # of rows that a sink has yet to get; None: [buffer] limit alone
     keep_seconds: float | None = None  # older rows expire; None: never
-    when_full: Literal["block", "drop-oldest", "drop-newest"] = "block"
+    when_full: Literal["block", "drop-oldest", "drop-newest", "roll-up"] = "block"
+    roll_up: str = ""  # a SELECT over old rows
+    roll_up_into: str = ""  # the class of what it makes
     order: Literal["ordered", "latest-first"] = "ordered"
 
 

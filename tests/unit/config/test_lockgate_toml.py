@@ -408,8 +408,10 @@ def test_classes_sinks_and_the_downlink_are_read_and_checked_against_each_other(
     [
         ("[classes.hot]\nlimit = '1MiB'", "classes.hot: 'hot' is not among buffer.classes"),
         ("[classes.alarm]\nwhen_full = 'drop-newest'", "classes.alarm.when_full: needs a limit"),
+        ("[classes.alarm]\nwhen_full = 'roll-up'", "classes.alarm.roll_up_into: must be another class"),
+        ("[classes.alarm]\nroll_up = 'SELECT 1'", "classes.alarm.roll_up: is for `roll-up` alone"),
         ("[classes.alarm]\nlimit = '2GiB'", "classes.alarm.limit: is larger than buffer.limit"),
-        ("[classes.alarm]\nwhen_full = 'shrug'", '(accepted: "block" or "drop-oldest" or "drop-newest")'),
+        ("[classes.alarm]\nwhen_full = 'shrug'", '(accepted: "block" or "drop-oldest" or '),
         (
             "[sinks.c]\ntype = 'mqtt'\nurl = 'mqtt://h'\ndownlink = ['a']",
             "lockgate.toml:4: sinks.c.downlink: takes commands, and none may pass",
