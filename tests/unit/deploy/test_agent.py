@@ -308,6 +308,14 @@ def test_watching_updates_once_and_tells_a_problem_once(site: Site, caplog: pyte
     assert caplog.text.count("r.example did not answer") == 1
 
 
+def test_what_was_interrupted_is_brought_to_its_end_at_any_hour(site: Site) -> None:
+    site.config = dataclasses.replace(CONFIG, windows=(values.Window(frozenset(), 0, 1),))
+    site.die_at("before: watch the new processor")
+    site.agent().watch(Turns(0))
+    assert site.engine.all() == site.before
+    assert site.outcomes() == [("update", "interrupted")]
+
+
 def test_nothing_begins_outside_of_its_hours_or_while_nobody_knows_the_time(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
