@@ -95,7 +95,7 @@ sbom: ## dist/: what the images are made of, in CycloneDX
 	  docker cp $$made:/opt/lockgate/sbom.cdx.json dist/$(IMAGE)-$(VERSION)$$kind.cdx.json && docker rm -v $$made; done'
 
 test-containers: $(VENV)/locked ## the images, on a Docker Engine, where one can run; REBUILD=1: are two builds the same?
-	@$(PREPARED) sh -ec '$(MAKE) --no-print-directory built-images && \
+	@PODMAN=1 $(PREPARED) sh -ec '$(MAKE) --no-print-directory built-images && \
 	  LOCKGATE_IMAGE=$(IMAGE):$(VERSION) LOCKGATE_REBUILD=$(REBUILD) PYTHONPATH=$(CURDIR)/src \
 	  $(BIN)/python -m pytest tests/containers $(PYTEST_ARGS)' \
 	  || { status=$$?; [ $$status = 77 ] && echo "lockgate: no container was tested here" || exit $$status; }

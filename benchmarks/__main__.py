@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import attacks, bridges, doors, durable, footprint, latency, sessions, subscriptions, throughput
+from benchmarks import attacks, bridges, doors, durable, footprint, latency, rules, sessions, subscriptions, throughput
 
-for program in (throughput, latency, sessions, durable, footprint, subscriptions, doors, bridges, attacks):
+for program in (throughput, latency, sessions, durable, footprint, subscriptions, doors, bridges, attacks, rules):
     program.main()
     print()

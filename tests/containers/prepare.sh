@@ -3,7 +3,7 @@
 #
 # Where no engine runs, one is started and ended again behind the command. Where the base cannot be pulled, it is made of
 # Debian's packages, under the official name. Root, on Debian 12; ends with 77 where that cannot be.
-# ARCHITECTURE=arm64: for that machine, under emulation.
+# ARCHITECTURE=arm64: for that machine, under emulation. PODMAN=1: podman is wanted, too.
 set -euo pipefail
 
 machine=$(dpkg --print-architecture 2>/dev/null) || { echo "prepare.sh: only Debian is known here" >&2; exit 77; }
@@ -21,6 +21,7 @@ trap finish EXIT
 missing=()
 command -v dockerd >/dev/null || missing+=(docker.io iptables)
 [ -x /usr/bin/docker-compose ] || missing+=(docker-compose) # version 1.29; the current one comes with the extra dev
+[ -z "${PODMAN:-}" ] || command -v podman >/dev/null || missing+=(podman runc)
 command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
 command -v docker-registry >/dev/null || missing+=(docker-registry) # `lockgate deploy` pulls from it, with a login
 command -v htpasswd >/dev/null || missing+=(apache2-utils)

@@ -161,7 +161,10 @@ def test_devices_are_let_in_while_the_processor_cannot_log_in(folder: Path) -> N
             for probe in ("startupProbe", "readinessProbe"):
                 if probe in container:
                     pod.wait_for(container["name"], probe)
-        assert pod.asked("processor", "livenessProbe") == (False, "processor: not ready, it has no status socket\n")
+        lives, said = pod.asked("processor", "livenessProbe")
+        assert not lives
+        # by now it may have ended, for the node to start it again
+        assert said == "processor: not ready, it has no status socket\n" or not pod.containers["processor"].running()
         assert client("mosquitto_pub", pod, "-t", "sensors/1", "-m", "{}", "-q", "1")[0] == 0
 
 

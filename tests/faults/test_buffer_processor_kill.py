@@ -31,18 +31,29 @@ from lockgate.buffer import Log
 from lockgate.config.model import *
 from lockgate.processor.service import Processor
 
+CLASSES = ("alarm", "telemetry", "sevens", "slides", "hops")
 schema = SchemaConfig(name="s", topics=("in/#",), fields=(("value", "integer"),))
 copy = RuleConfig(name="copy", schema="s", sql="SELECT :value AS value", message_class="telemetry", topic="out")
 count = RuleConfig(
     name="count", schema="s", sql="SELECT count(*) AS n FROM s", message_class="alarm", topic="n", every_seconds=0.3
 )
+values = "SELECT json_group_array(value) AS v FROM (SELECT value FROM s ORDER BY value)"
+windows = (
+    RuleConfig(name="sevens", schema="s", sql=values, message_class="sevens", topic="w", count=7),
+    RuleConfig(name="slides", schema="s", sql="SELECT max(value) AS v, count(*) AS n FROM s", message_class="slides",
+               topic="w", keep_seconds=0.1),
+    RuleConfig(name="hops", schema="s", sql=values, message_class="hops", topic="w", every_seconds=0.2,
+               keep_seconds=0.6),
+)
 processor = Processor(
     GatewayConfig(id="g", data_dir=Path(sys.argv[1])),
     ProcessorConfig(
-        connection=ConnectionConfig(url=sys.argv[2], client_id="processor"), schemas=(schema,), rules=(copy, count)
+        connection=ConnectionConfig(url=sys.argv[2], client_id="processor"),
+        schemas=(schema,),
+        rules=(copy, count, *windows),
     ),
-    BufferConfig(segment_bytes=65536),
-    ForwarderConfig(sinks=(FileSinkConfig(name="none yet", classes=("alarm", "telemetry"), path=Path("/nowhere")),)),
+    BufferConfig(segment_bytes=65536, classes=CLASSES),
+    ForwarderConfig(sinks=(FileSinkConfig(name="none yet", classes=CLASSES, path=Path("/nowhere")),)),
 )
 append = Log.append
 
@@ -122,14 +133,27 @@ async def test_every_acknowledged_message_is_logged_once(tmp_path: Path) -> None
         async with asyncio.timeout(20):
             await asyncio.to_thread(logged, process, MESSAGES)
         await asyncio.to_thread(running.close)
+        with processor(tmp_path, url):
+            pass  # what the windows had not yet made of the log is made of it at the start
 
     reader = LogReader(tmp_path / "buffer")
     values = [orjson.loads(row.payload)["value"] for row in reader.read("telemetry", 0, 10 * MESSAGES)]
     assert sorted(values) == list(range(MESSAGES))
     closed = sum(orjson.loads(row.payload)["n"] for row in reader.read("alarm", 0, 10 * MESSAGES))
-    schema, seq = reader.state().rule_cursors["count"]
-    assert schema == "s"
-    assert closed + reader.pending("window-input", seq) == MESSAGES  # no message in two windows or in none
+    cursor = reader.state().rule_cursors["count"]
+    assert cursor.schema == "s"
+    assert closed + reader.pending("window-input", cursor.needed) == MESSAGES  # no message in two windows or in none
+
+    def gathered(message_class: str) -> list[list[int]]:
+        found = reader.read(message_class, 0, 10 * MESSAGES, limit_bytes=1 << 30)
+        return [orjson.loads(orjson.loads(row.payload)["v"]) for row in found]
+
+    sevens = gathered("sevens")
+    assert all(len(seven) == 7 for seven in sevens)
+    assert len({value for seven in sevens for value in seven}) == 7 * len(sevens) == MESSAGES // 7 * 7
+    assert len(reader.read("slides", 0, 10 * MESSAGES)) == MESSAGES  # one for each message, not one more
+    hops = [value for hop in gathered("hops") for value in hop]
+    assert max(map(hops.count, set(hops))) == 3  # a message lives in as many windows as `keep` holds periods
     book = read_ledger(tmp_path / "buffer").intake
     assert book.closes
     assert book.logged == MESSAGES

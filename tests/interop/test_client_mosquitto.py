@@ -245,3 +245,29 @@ async def test_v5_publish_waits_for_the_servers_receive_maximum(tmp_path: Path) 
             assert [m.payload for m in await take(client, 100)] == [b"%d" % n for n in range(100)]
     finally:
         peer.stop()
+
+
+async def test_v5_a_backlog_beyond_our_receive_maximum_gets_through(tmp_path: Path) -> None:
+    """Each PUBACK makes Mosquitto 2.0.11 send up to Receive Maximum of what is queued, however much is in flight."""
+    peer = Mosquitto(tmp_path, ["max_queued_messages 0"])
+    try:
+        kept = to(peer, "5", "kept")
+        async with Client(kept, clean_start=True, session_expiry_seconds=600) as client:
+            await client.subscribe([("t", 1)])
+        async with Client(to(peer, "5")) as publisher:
+            await asyncio.gather(*(publisher.publish("t", b"%d" % n, 1) for n in range(200)))
+        async with Client(
+            kept, clean_start=False, session_expiry_seconds=600, receive_maximum=10, queue_maximum=500, manual_ack=True
+        ) as client:
+            taken = await take(client, 10)
+            client.acknowledge(taken[0])
+            taken += await take(client, 5)  # one was acknowledged, and still more than one came
+            for message in taken[1:]:
+                client.acknowledge(message)
+            while len(taken) < 200:
+                taken += await take(client, 1)
+                client.acknowledge(taken[-1])
+            assert {message.connection for message in taken} == {1}
+        assert [message.payload for message in taken] == [b"%d" % n for n in range(200)]
+    finally:
+        peer.stop()

@@ -141,6 +141,8 @@ class Link:
         self.subscribed: dict[str, int] = {}
         self.options: dict[str, tuple[bool, bool]] = {}  # No Local, Retain As Published
         self.unsubscribed: list[str] = []
+        self.packet_ids: list[int] = []  # of SUBSCRIBE and UNSUBSCRIBE
+        self.grants = True  # and answers them
         self._reader = reader
         self._writer = writer
         self._decoder = Decoder()
@@ -167,12 +169,16 @@ class Link:
                 if isinstance(packet, Connect):
                     self._decoder.version = packet.version
                 elif isinstance(packet, Subscribe):
+                    self.packet_ids.append(packet.packet_id)
+                    if not self.grants:
+                        continue
                     for one in packet.requests:
                         self.subscribed[one.topic_filter] = one.qos
                         self.options[one.topic_filter] = (one.no_local, one.retain_as_published)
                     self.send(SubAck(packet.packet_id, [one.qos for one in packet.requests]))
                     continue
                 elif isinstance(packet, Unsubscribe):
+                    self.packet_ids.append(packet.packet_id)
                     self.unsubscribed += packet.topic_filters
                     self.send(UnsubAck(packet.packet_id, [0] * len(packet.topic_filters)))
                     continue

@@ -46,9 +46,10 @@ class Stack:
             "LOCKGATE_HEALTH_INTERVAL": "1s",
             **environment,
         }
-        words = ("init", str(folder), "--stack", stack, "--host", "gw.example", "--device", "pump", "--non-interactive")
+        words = ["init", str(folder), "--stack", stack, "--device", "pump", "--non-interactive"]
+        words += ["--host", "gw.example"] if "TUNNEL_TOKEN" not in environment else []
         self.said = subprocess.run(
-            [sys.executable, "-m", "lockgate", *words], capture_output=True, text=True, check=True
+            [sys.executable, "-m", "lockgate", *words], capture_output=True, text=True, check=True, env=self.environment
         ).stdout
         self.passwords = dict(re.findall(r"^  (\S+) +([A-Za-z0-9]{20})$", self.said, re.M))
 

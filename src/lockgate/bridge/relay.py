@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar, final
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Final, final
 
 from lockgate.bridge.local import Local, Shell
 from lockgate.bridge.topics import TopicMap
@@ -49,17 +50,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Our broker numbers a window of this size with small identifiers and leaves the large ones to our own packets.
+# Our broker numbers a window of this size with small identifiers only, so that the large ones are left for our own
+# packets where there are too many of them.
 _WINDOW: Final = 512
+_OWN_SMALL: Final = 500
 # A broker before version 5 cannot say how many it takes; Mosquitto drops a client that has more QoS 2 messages open.
 _WINDOW_V3: Final = 20
-_FILTERS_TOGETHER: Final = 100
+_SINGLE_FILTERS: Final = 100
+_FILTERS_TOGETHER: Final = 100  # where there are more than those
 _LAST_PACKET_ID: Final = 65_535
 # What a broker says for a while and not about this message: it is not refused, but tried again.
 _TRY_AGAIN: Final = frozenset({reason_codes.QUOTA_EXCEEDED})
 _OURS_TRY_AGAIN: Final = _TRY_AGAIN | {reason_codes.UNSPECIFIED_ERROR, reason_codes.IMPLEMENTATION_SPECIFIC_ERROR}
 _USER_PROPERTIES: Final = 100  # of a message; one with more has been around for long
-T = TypeVar("T")
 PATH: Final = "lockgate-bridges"  # User Property: the brokers whose bridges a message has passed
 
 
@@ -112,6 +115,7 @@ class Relay:
         self._local: Local | None = None
         self._reading = True
         self._aliases: dict[int, str] = {}
+        self._window = 0
         self._own_ids: dict[int, Packet] = {}  # packets of our own that wait for an answer
         self._told: set[tuple[str, int]] = set()  # refusals that were logged
         # what the CONNACK allows
@@ -125,7 +129,7 @@ class Relay:
         """Begin: tell the remote broker what we want, and open the other side."""
         config = self._config
         properties = connack.properties if connack.properties is not None else Properties()
-        window = _WINDOW_V3 if self._version != V5 else min(_WINDOW, properties.receive_maximum or _WINDOW)
+        self._window = _WINDOW_V3 if self._version != V5 else min(_WINDOW, properties.receive_maximum or _WINDOW)
         if properties.maximum_qos is not None:
             self._maximum_qos = min(self._maximum_qos, properties.maximum_qos)
         if properties.retain_available == 0:
@@ -135,11 +139,12 @@ class Relay:
         # MQTT 3.1 does not say whether there was a Session.
         present = connack.session_present or (self._version == V3_1 and not config.cleansession)
         self.is_connected = True
-        self._announce_and_ask()
         broker = self._shell.broker
         session = broker.sessions.get(config.local_client_id)
-        if session is not None and not present:
-            outbound.begin_anew(broker, session)
+        if session is not None:
+            if not present:
+                outbound.begin_anew(broker, session)
+            self._announce_and_ask()
         filters = self._topics.out.filters
         dropped = session.dropped if session is not None else 0
         self._local = Local(self._shell, config, self)
@@ -152,7 +157,9 @@ class Relay:
             and self._counters.queue_dropped == dropped
         )
         self._counters.queue_dropped = dropped
-        self._local.open(window, keeps_session(config))
+        self._local.open(self._window, keeps_session(config))
+        if session is None:  # there may be one now, to number the packets
+            self._announce_and_ask()
         self._local.subscribe(filters, 0)
 
     def _announce_and_ask(self) -> None:
@@ -162,24 +169,33 @@ class Relay:
             told = Publish(config.notification_topic, b"1", qos, self._retain)
             told.packet_id = self._own_id(told) if qos else 0
             self._output.append(encode(told, self._version))
-        if config.attempt_unsubscribe and self._topics.unwanted:
-            for some in _in_pieces(self._topics.unwanted):
-                unsubscribe = Unsubscribe(0, some)
-                unsubscribe.packet_id = self._own_id(unsubscribe)
-                self._output.append(encode(unsubscribe, self._version))
-        wanted = list(self._topics.inwards.filters.items())
-        for pairs in _in_pieces(wanted):
-            requests = [SubscriptionRequest(one, qos, config.try_private, True) for one, qos in pairs]
-            subscribe = Subscribe(0, requests)
-            subscribe.packet_id = self._own_id(subscribe)
-            self._output.append(encode(subscribe, self._version))
+        remote = self._topics.remote
+        together = 1 if len(remote) <= _SINGLE_FILTERS else _FILTERS_TOGETHER
+        for wanted, lines in groupby(remote.items(), lambda line: line[1] is not None):
+            if not wanted and not config.attempt_unsubscribe:
+                continue
+            while some := list(islice(lines, together)):
+                if wanted:
+                    self._ask(
+                        Subscribe(
+                            0, [SubscriptionRequest(one, qos or 0, config.try_private, True) for one, qos in some]
+                        )
+                    )
+                else:
+                    self._ask(Unsubscribe(0, [one for one, _ in some]))
+
+    def _ask(self, packet: Subscribe | Unsubscribe) -> None:
+        packet.packet_id = self._own_id(packet)
+        self._output.append(encode(packet, self._version))
 
     def _own_id(self, packet: Packet) -> int:
-        """Take a Packet Identifier that no message of the Session has."""
+        """Take a Packet Identifier that no message of the Session has: its next one, as for Mosquitto's bridges."""
         session = self._shell.broker.sessions.get(self._config.local_client_id)
         packet_id = _LAST_PACKET_ID
+        if session is not None and len(self._own_ids) < _OWN_SMALL:
+            packet_id = outbound.next_packet_id(session, self._window)
         while packet_id in self._own_ids or (session is not None and packet_id in session.in_flight):
-            packet_id -= 1
+            packet_id = packet_id - 1 or _LAST_PACKET_ID
         self._own_ids[packet_id] = packet
         return packet_id
 
@@ -358,6 +374,10 @@ class Relay:
             self._answer_local(packet, reason_codes.NOT_AUTHORIZED)
             return
         qos = min(packet.qos, self._maximum_qos)
+        if packet.packet_id in self._own_ids:
+            asked = TYPE_NAMES[self._own_ids[packet.packet_id].type]
+            self._fail(f"the remote broker has not answered our {asked} {packet.packet_id} and a thousand packets")
+            return
         properties: Properties | None = None
         if self._version == V5:
             if packet.properties is not None and self._mark_out in packet.properties.user_properties:
@@ -437,7 +457,3 @@ class Relay:
 def keeps_session(config: BridgeConfig) -> bool:
     """Whether our broker queues for a bridge that is away; a lazy one is away until something has queued."""
     return not config.local_cleansession or config.start_type == "lazy"
-
-
-def _in_pieces(items: list[T]) -> list[list[T]]:
-    return [items[start : start + _FILTERS_TOGETHER] for start in range(0, len(items), _FILTERS_TOGETHER)]

@@ -62,9 +62,6 @@ class TopicMap:
             for one in topics
             if one.direction in ("in", "both")
         )
-        # remote filters that we do not want, and may have wanted in an earlier configuration
-        self.unwanted = [
-            one.remote_filter
-            for one in topics
-            if one.direction == "out" and one.remote_filter not in self.inwards.filters
-        ]
+        # Remote filters in the order of their lines, each with the QoS we want it at; None: we do not want it, and may
+        # have in an earlier configuration.
+        self.remote = {one.remote_filter: self.inwards.filters.get(one.remote_filter) for one in topics}

@@ -118,7 +118,9 @@ def _receive_qos_2(
     A different message under an identifier in use replaces the one that waits, as in Mosquitto.
     """
     known = packet_id in session.received
-    if not known and len(session.received) >= broker.received_limit:
+    # What a bridge brings is another broker's doing: Mosquitto 2.0 sends a backlog of QoS 2 without a bound but the
+    # identifiers', and to close would only make it send that again.
+    if not known and len(session.received) >= broker.received_limit and not connection.own:
         raise MqttError(
             f"{len(session.received)} QoS 2 messages wait for PUBREL", reason_codes.RECEIVE_MAXIMUM_EXCEEDED
         )
@@ -128,7 +130,7 @@ def _receive_qos_2(
             session.received[packet_id] = None
         connection.acknowledge(encode_acknowledgement(PUBREC, packet_id, refusal, connection.version), 0)
         return
-    if connection.version == V5 and not known and not session.exceeding:
+    if connection.version == V5 and not known and not session.exceeding and not connection.own:
         _watch_receive_maximum(broker, session)
     _forget_received(broker, session, packet_id)
     session.received[packet_id] = message

@@ -354,7 +354,7 @@ def _send(broker: Broker, connection: Connection, session: Session, delivery: De
     if packet_id:  # it was sent on an earlier connection [MQTT-4.4.0-1]
         head = bytes((head[0] | 0x08,)) + head[1:]
     else:
-        packet_id = delivery.packet_id = _next_packet_id(session, connection.window)
+        packet_id = delivery.packet_id = next_packet_id(session, connection.window)
     delivery.state = AWAITING_PUBACK if qos == 1 else AWAITING_PUBREC
     session.in_flight[packet_id] = delivery
     session.in_flight_bytes += message.size()
@@ -397,7 +397,8 @@ def _await_pubcomp(broker: Broker, session: Session, delivery: Delivery) -> int:
     return commit
 
 
-def _next_packet_id(session: Session, window: int) -> int:
+def next_packet_id(session: Session, window: int) -> int:
+    """Take a Packet Identifier that no message in flight has; they are counted up and begin again at 1."""
     highest = _SMALL_IDS if window <= _SMALL_WINDOW else _ALL_IDS
     packet_id = session.next_packet_id
     if packet_id > highest:

@@ -3,7 +3,17 @@
 from lockgate.buffer.cursor import Cursor
 from lockgate.buffer.log import Log
 from lockgate.buffer.reader import DamagedSegment, LogReader
-from lockgate.buffer.rows import Batch, Entry, PacketRecord, Quarantined, Row
+from lockgate.buffer.rows import (
+    Batch,
+    Entry,
+    Kept,
+    LastValue,
+    PacketRecord,
+    PacketRecords,
+    Quarantined,
+    Row,
+    RuleCursor,
+)
 from lockgate.sqlite import CommitFailed
 
 __all__ = [
@@ -12,9 +22,13 @@ __all__ = [
     "Cursor",
     "DamagedSegment",
     "Entry",
+    "Kept",
+    "LastValue",
     "Log",
     "LogReader",
     "PacketRecord",
+    "PacketRecords",
     "Quarantined",
     "Row",
+    "RuleCursor",
 ]

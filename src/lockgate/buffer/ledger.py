@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from lockgate.buffer.cursor import DAMAGED, Position, cursor_names, read_positions
-from lockgate.buffer.reader import LogReader, SegmentFile
-from lockgate.buffer.segments import State, list_segments
+from lockgate.buffer.cursor import Position, cursor_names, read_positions
+from lockgate.buffer.missing import DAMAGED, EXPIRED, NOTHING_MISSING, ROLLED_UP, Missing, load_missing
+from lockgate.buffer.reader import ENDLESS, LogReader, SegmentFile
+from lockgate.buffer.segments import State, list_segments, segment_path
 
 _ATTEMPTS: Final = 5
 
@@ -65,7 +67,7 @@ class DeliveryBook:
     pending: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)  # by reason
     dead_lettered: int = 0
-    expired: int = 0  # nothing expires or is rolled up yet
+    expired: int = 0
     rolled_up: int = 0
     retried: int = 0  # no term of the sum
     problem: str | None = None  # why the book could not be made up
@@ -112,7 +114,7 @@ def read_ledger(folder: Path) -> Ledger:
 
 def _read(folder: Path) -> Ledger:
     try:
-        before = set(list_segments(folder))
+        before = _files(folder)
     except FileNotFoundError:
         return Ledger(IntakeBook(), ())
     cursors = {sink: read_positions(folder, sink) for sink in sorted(cursor_names(folder))}
@@ -121,48 +123,95 @@ def _read(folder: Path) -> Ledger:
             segments = reader.segments()
         except (FileNotFoundError, sqlite3.OperationalError) as error:
             raise _Moved from error
-        if before - {segment.number for segment in segments}:
-            raise _Moved  # purged since the cursors were read
+        if before - {(segment.number, segment.inode) for segment in segments}:
+            raise _Moved  # purged or written anew since the cursors were read
         if not segments:
             return Ledger(IntakeBook(), ())
         segments[-1].connection.execute("BEGIN")  # its counters and its rows are of one moment
         state = reader.of(segments[-1], lambda s: State.load(s.connection)) or State()
+        missing = reader.of(segments[-1], lambda s: load_missing(s.connection))
         lost = reader.of(segments[-1], _load_damage)
         books: list[DeliveryBook] = []
         for sink, positions in cursors.items():
             if positions is None:
                 books.append(DeliveryBook(sink, "", problem="the cursor cannot be read"))
                 continue
-            for message_class, position in sorted(positions.items()):
-                count = _counting(message_class, position.seq)
-                pending = sum(reader.of(segment, count) for segment in segments)
-                books.append(_book(sink, message_class, position, state, pending, lost))
+            for name, position in sorted(positions.items()):
+                damage = [(first, last) for message_class, first, last in lost if message_class == name]
+                maker = _Maker(name, reader, segments, missing.get(name, NOTHING_MISSING), damage)
+                books.append(maker.book(sink, position, state))
         return Ledger(IntakeBook.of(state), tuple(books))
 
 
-def _book(
-    sink: str, message_class: str, p: Position, state: State, pending: int, lost: list[tuple[str, int, int]]
-) -> DeliveryBook:
-    dropped = dict(p.dropped)
-    ahead = sum(
-        last - max(first, p.number + 1) + 1 for c, first, last in lost if c == message_class and last > p.number
-    )
-    if ahead:
-        dropped[DAMAGED] = dropped.get(DAMAGED, 0) + ahead
-    return DeliveryBook(
-        sink=sink,
-        message_class=message_class,
-        addressed=state.appended.get(message_class, 0) - p.start_number,
-        delivered=p.delivered,
-        pending=pending,
-        dropped=dropped,
-        dead_lettered=p.dead_lettered,
-        retried=p.retried,
-    )
+def _files(folder: Path) -> set[tuple[int, int]]:
+    try:
+        return {(number, segment_path(folder, number).stat().st_ino) for number in list_segments(folder)}
+    except FileNotFoundError as error:
+        if folder.is_dir():
+            raise _Moved from error
+        raise
 
 
-def _counting(message_class: str, after: int) -> Callable[[SegmentFile], int]:
-    return lambda segment: segment.count(message_class, after)
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Makes up the book of a sink and a class: rows are counted, and what has none is accounted for."""
+
+    name: str
+    reader: LogReader
+    segments: list[SegmentFile]
+    missing: Missing
+    damage: list[tuple[int, int]]
+
+    def book(self, sink: str, p: Position, state: State) -> DeliveryBook:
+        appended = state.appended.get(self.name, 0)
+        pending = 0
+        gone = Counter(p.dropped)
+        for first, last, after, until in p.unsettled(appended):
+            pending += self._count(after, until)
+            gone.update(self._ahead(first, last, after))
+        return DeliveryBook(
+            sink=sink,
+            message_class=self.name,
+            addressed=appended - p.start_number,
+            delivered=p.delivered,
+            pending=pending,
+            expired=gone.pop(EXPIRED, 0),
+            rolled_up=gone.pop(ROLLED_UP, 0),
+            dropped=dict(gone),
+            dead_lettered=p.dead_lettered,
+            retried=p.retried,
+        )
+
+    def _ahead(self, first: int, last: int, after: int) -> Counter[str]:
+        """Numbers `first` to `last` that have no row any more, though the sink has not been there, by reason."""
+        reasons: Counter[str] = Counter()
+        for line in self.missing.lines:
+            upto = min(last, line.until)
+            if upto >= first:
+                end = line.until_seq if line.until <= last else ENDLESS
+                reasons[line.reason] += upto - first + 1 - self._count_numbers(after, end, upto)
+                first, after = upto + 1, line.until_seq
+        for hole in self.missing.holes:
+            reasons[hole.reason] += max(0, min(last, hole.last) - max(first, hole.first) + 1)
+        for lost_first, lost_last in self.damage:
+            low, high = max(first, lost_first), min(last, lost_last)
+            if high >= low:
+                known = sum(max(0, min(high, h.last) - max(low, h.first) + 1) for h in self.missing.holes)
+                reasons[DAMAGED] += high - low + 1 - known
+        return +reasons
+
+    def _count(self, after: int, until: int) -> int:
+        name = self.name
+        return sum(self.reader.of(segment, lambda s: s.count(name, after, until)) for segment in self.segments)
+
+    def _count_numbers(self, after: int, until: int, last: int) -> int:
+        """Rows after a seq, up to a seq and a number."""
+        query = "SELECT count(*) FROM log WHERE class = ? AND seq > ? AND seq <= ? AND number <= ?"
+        values = (self.name, after, until, last)
+        return sum(
+            self.reader.of(segment, lambda s: int(s.connection.execute(query, values).fetchone()[0]))
+            for segment in self.segments
+        )
 
 
 def _load_damage(segment: SegmentFile) -> list[tuple[str, int, int]]:

@@ -15,22 +15,29 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
 
-from lockgate.buffer.cursor import cursor_names, read_positions
-from lockgate.buffer.rows import Batch, PacketRecord, Quarantined
+from lockgate.buffer.cursor import Position, cursor_names, read_positions
+from lockgate.buffer.limits import ClassFull, Limits, open_sealed
+from lockgate.buffer.missing import DISK_BUDGET
+from lockgate.buffer.reader import ENDLESS
+from lockgate.buffer.rows import Batch, PacketRecord, PacketRecords, Quarantined
 from lockgate.buffer.segments import (
+    LOG_COLUMNS,
+    ROW_BYTES,
     SEGMENT,
     State,
     copy_small_tables,
     create_segment,
     list_segments,
     missing_numbers,
+    row_bytes,
     segment_number,
     segment_path,
     wal_path,
 )
 from lockgate.config.model import BufferConfig
-from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer, open_database, open_readonly
-from lockgate.sqlite.database import find_damage, interrupted_salvages, salvage
+from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer, open_database
+from lockgate.sqlite.database import create_tables, find_damage, interrupted_salvages, salvage, sync_folder
+from lockgate.sqlite.reserve import Reserve
 from lockgate.telemetry.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -41,6 +48,8 @@ _SEALED_CHECK_SECONDS: Final = 2.0  # for all sealed segments together, at start
 _SMALLEST_ROW: Final = 64  # bytes; the boot id alone is 36
 _RETRY_SECONDS: Final = (0.1, 5.0)
 _FULL_POLL_SECONDS: Final = 0.5
+_FEWEST_PAGES, _MOST_PAGES = 16, 1000  # of the write-ahead log, before it is moved into the segment
+_ROOM_BYTES: Final = 1024 * 1024  # free on a disk that was full, beside the reserve, before it is written on
 
 
 class Log:
@@ -48,7 +57,7 @@ class Log:
 
     def __init__(self, folder: Path, config: BufferConfig, sinks: Mapping[str, tuple[str, ...]], clock: Clock) -> None:
         self.state = State()  # as last committed
-        self.packets: dict[int, PacketRecord] = {}  # as last committed, by Packet Identifier
+        self.packets = PacketRecords()  # as last committed
         self.clock = clock
         self._folder = folder
         self._config = config
@@ -60,6 +69,9 @@ class Log:
         self._purge_blocked: str | None = None
         self._waiting: str | None = None  # why an append waits
         self._maintenance: asyncio.Task[None] | None = None
+        self._limits = Limits(folder, config, clock, self._passed_positions)
+        self._reserve: Reserve | None = None
+        self._disk_full = False
         self._writer: Writer
 
     @classmethod
@@ -79,6 +91,8 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         self = cls(folder, config, sinks, clock or Clock())
         self._lock.acquire()
+        self._reserve = Reserve(folder)
+        self._disk_full = not self._reserve.keep()
         self._writer = Writer(self._open_newest, name=folder.name)
         try:
             await asyncio.wrap_future(self._writer.between(self._start))
@@ -102,16 +116,25 @@ class Log:
     async def append(self, batch: Batch) -> int:
         """Commit the batch and return the seq of its first entry; the others follow without a gap.
 
-        Waits while the buffer is at its limit or the disk fails, however long: nothing is lost, nothing acknowledged.
+        Waits while the buffer, or a class that blocks, is at its limit or the disk fails, however long: nothing is
+        lost, nothing acknowledged. Entries that a class at its limit does not take have a seq and a number but no row.
         """
-        await self._wait_for_room()
         token = next(self._tokens)
         delay, longest = _RETRY_SECONDS
         while True:
+            await self._wait_for_room()
             try:
                 first_seq, state, size = await self._writer.write(lambda c: self._append(c, batch, token))
+            except ClassFull as full:
+                self._wait_because(f"{full} ({self._limits.of(full.message_class).limit_bytes} bytes)")
+                await self.maintain()
+                await asyncio.sleep(_FULL_POLL_SECONDS)
             except CommitFailed as error:
                 self._wait_because(f"the disk refuses to write: {error}")
+                if _is_full(error) and self._reserve is not None:
+                    self._reserve.release()
+                    self._disk_full = True
+                    continue
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, longest)
                 await self.maintain()
@@ -121,10 +144,7 @@ class Log:
         self.state = state
         if batch.session_lost:
             self.packets.clear()
-        self.packets.update(batch.packets)
-        if batch.forget_arrivals_until:
-            keep = {i: record for i, record in self.packets.items() if record.arrival > batch.forget_arrivals_until}
-            self.packets = keep
+        self.packets.update(batch.packets.items())
         if size >= self._config.segment_bytes:
             self._writer.between(self._rotate_if_large).add_done_callback(_report_rotation)
         return first_seq
@@ -168,12 +188,36 @@ class Log:
     # --- on the loop ----------------------------------------------------------------------------------------------
 
     async def _wait_for_room(self) -> None:
-        while (size := self.bytes()) >= self._config.limit_bytes:
-            self._wait_because(f"the buffer is full: {size} bytes of {self._config.limit_bytes}")
-            await self.maintain(seal=True)
-            if self.bytes() < self._config.limit_bytes:
-                break
+        while self._no_room() is not None:
+            for seal in (False, True):  # a newest segment that is closed early costs a file of its own
+                await self.maintain(seal=seal)
+                if seal:
+                    await self.maintain()
+                if self._no_room() is None:
+                    return
+                try:
+                    await asyncio.wrap_future(self._writer.between(self._make_room))
+                except (OSError, sqlite3.Error) as error:
+                    log.warning("no room could be made: %s", error)
+                    if self._disk_full and self._reserve is not None:
+                        self._reserve.release()
+                if (reason := self._no_room()) is None:
+                    return
+            self._wait_because(reason)
             await asyncio.sleep(_FULL_POLL_SECONDS)
+
+    def _no_room(self) -> str | None:
+        """Why nothing can be appended; the reserve is taken back as soon as there is room for it."""
+        if (size := self.bytes()) >= self._config.limit_bytes:
+            return f"the buffer is full: {size} bytes of {self._config.limit_bytes}"
+        if self._disk_full and self._reserve is not None:
+            disk = os.statvfs(self._folder)
+            # What the reserve gave up is for the cursors and for what makes room, not for more messages.
+            room = min(_ROOM_BYTES, self._reserve.size_bytes)
+            if disk.f_bavail * disk.f_frsize < self._reserve.lacking_bytes + room or not self._reserve.keep():
+                return "the disk is full"
+            self._disk_full = False
+        return None
 
     def _wait_because(self, reason: str | None) -> None:
         """Log the change, once."""
@@ -196,28 +240,35 @@ class Log:
     def _append(self, connection: sqlite3.Connection, batch: Batch, token: str) -> tuple[int, State, int]:
         state = self._load(connection)
         if state.token != token:
-            self._write(connection, batch, state)
+            self._write(connection, batch, state, self._limits.admit(connection, state, batch))
             state.token = token
+            self._limits.enforce(connection, state, only=[entry.message_class for entry in batch.entries])
             state.store(connection)
         size = connection.execute(
             "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
         ).fetchone()[0]
         return state.token_first_seq, state, size
 
-    def _write(self, connection: sqlite3.Connection, batch: Batch, state: State) -> None:
+    def _write(self, connection: sqlite3.Connection, batch: Batch, state: State, refused: set[int]) -> None:
         state.token_first_seq = state.next_seq
         boot_id, boottime_ns, wall_ns, clock_ok = batch.moment
         rows = []
-        for entry in batch.entries:
+        for place, entry in enumerate(batch.entries):
             number = state.appended.get(entry.message_class, 0) + 1
             state.appended[entry.message_class] = number
+            seq = state.next_seq
+            state.next_seq += 1
+            if place in refused:
+                self._limits.record_hole(connection, entry.message_class, number)
+                continue
+            size = row_bytes(entry.topic, entry.payload)
+            state.bytes[entry.message_class] = state.bytes.get(entry.message_class, 0) + size
             rows.append(
                 (
-                    state.next_seq, number, boot_id, boottime_ns, wall_ns, clock_ok,
+                    seq, number, boot_id, boottime_ns, wall_ns, clock_ok,
                     entry.device_ts, entry.topic, entry.message_class, entry.schema, entry.payload,
                 )
             )  # fmt: skip
-            state.next_seq += 1
         connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         for (term, detail), count in batch.intake.items():
             details = state.intake.setdefault(term, {})
@@ -232,8 +283,12 @@ class Log:
         connection.executemany(
             "INSERT OR REPLACE INTO packets VALUES (?, ?, ?)", [(i, *record) for i, record in batch.packets.items()]
         )
-        if batch.forget_arrivals_until:
-            connection.execute("DELETE FROM packets WHERE arrival <= ?", (batch.forget_arrivals_until,))
+        connection.executemany("DELETE FROM last_values WHERE topic = ?", [(topic,) for topic in batch.forget_values])
+        connection.executemany("INSERT OR REPLACE INTO last_values VALUES (?, ?, ?, ?)", batch.last_values)
+        for identity in batch.replayed:
+            for (size,) in connection.execute("SELECT length(payload) FROM quarantine WHERE id = ?", (identity,)):
+                state.quarantine_bytes -= size
+            connection.execute("DELETE FROM quarantine WHERE id = ?", (identity,))
         if batch.quarantined:
             self._quarantine(connection, batch.quarantined, wall_ns, state)
 
@@ -277,7 +332,7 @@ class Log:
                 self._account_damage(connection, number)
         self.state = self._load(connection)
         packets = connection.execute("SELECT packet_id, arrival, digest FROM packets")
-        self.packets = {packet_id: PacketRecord(arrival, digest) for packet_id, arrival, digest in packets}
+        self.packets.update((packet_id, PacketRecord(arrival, digest)) for packet_id, arrival, digest in packets)
 
     def _open_newest(self, salvaged: Damage | None = None) -> sqlite3.Connection:
         """`salvaged`: what has just been done to it."""
@@ -296,6 +351,10 @@ class Log:
         self._newest = numbers[-1]
         connection, damage = open_database(segment_path(self._folder, self._newest), SEGMENT)
         try:
+            if self._reserve is not None:
+                # What the write-ahead log holds has to fit into the reserve, or a full disk could not be left behind.
+                pages = max(_FEWEST_PAGES, min(_MOST_PAGES, self._reserve.size_bytes // 8192))
+                connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
             self._note_damage(damage)
             damage = damage or salvaged or mended.pop(self._newest, None)
             state = State.load(connection)
@@ -320,6 +379,8 @@ class Log:
             state = self._previous_state(connection)
             kept = connection.execute("SELECT coalesce(max(seq), 0) + 1 FROM log").fetchone()[0]
             state.next_seq = max(state.next_seq, kept, self._highest_cursor_seq() + 1) + lost_bytes // _SMALLEST_ROW
+            for name, size in connection.execute(f"SELECT class, sum({ROW_BYTES}) FROM log GROUP BY class"):
+                state.bytes[name] = state.bytes.get(name, 0) + size
         state.next_seq = max(state.next_seq, self._highest_cursor_seq() + 1)
         numbers = connection.execute("SELECT class, max(number) FROM log GROUP BY class").fetchall()
         for message_class, number in numbers + self._highest_cursor_numbers():
@@ -342,6 +403,7 @@ class Log:
                 if state is not None:
                     copy_small_tables(previous, connection)
                     state.opening = dict(state.appended)
+                    state.opening_bytes = dict(state.bytes)
                     return state
         return State()
 
@@ -419,11 +481,84 @@ class Log:
         if seal and connection.execute("SELECT EXISTS (SELECT 1 FROM log)").fetchone()[0]:
             self._rotate(connection)
             return
+        state = self._load(connection)
+        passed = self._passed()
+        self._limits.look()
+        connection.execute("BEGIN IMMEDIATE")
+        self._limits.note_boot(connection)
+        self._limits.enforce(connection, state)
+        if passed is not None:
+            self._limits.forget_passed(connection, {name: p.number for name, p in passed.items()})
+        connection.execute("COMMIT")
         numbers = list_segments(self._folder)[:-1]
         if not numbers:
             return
         self._tidy(numbers)
-        self._purge(self._load(connection), numbers)
+        if passed is not None:
+            self._purge(connection, state, {name: p.seq for name, p in passed.items()}, numbers)
+
+    def _make_room(self, connection: sqlite3.Connection) -> None:
+        """Over the disk budget: classes that drop their oldest give way, the last one first, a file's worth at a time.
+
+        A file that other classes still need is written anew without the rows that gave way.
+        """
+        passed = self._passed()
+        if passed is None:
+            return
+        state = self._load(connection)
+        for name in reversed(self._config.classes):
+            if self._limits.of(name).when_full != "drop-oldest":
+                continue
+            for number in list_segments(self._folder)[:-1]:
+                with contextlib.closing(self._open_sealed(number)) as segment:
+                    last = segment.execute("SELECT max(seq) FROM log WHERE class = ?", (name,)).fetchone()[0]
+                if last is None:
+                    continue
+                connection.execute("BEGIN IMMEDIATE")
+                moved = self._limits.drop_until(connection, name, last, DISK_BUDGET)
+                connection.execute("COMMIT")
+                if not moved:
+                    continue
+                log.info("class %s gives up its rows up to seq %d: there is no room left", name, last)
+                seqs = {name: p.seq for name, p in passed.items()}
+                self._purge(connection, state, seqs, list_segments(self._folder)[:-1])
+                if number in list_segments(self._folder):
+                    self._compact(connection, state, seqs, number)
+                if self._no_room() is None:
+                    return
+
+    def _compact(self, connection: sqlite3.Connection, state: State, seqs: Mapping[str, int], number: int) -> None:
+        """Write a sealed segment anew with only the rows that are needed, if those are less than half of it."""
+        path = segment_path(self._folder, number)
+        if wal_path(path).exists():  # a reader holds it up
+            return
+        passed = self._with_lines(connection, seqs)
+        window_inputs = min((cursor.needed for cursor in state.rule_cursors.values()), default=ENDLESS)
+        needed = " OR ".join(
+            [f"(class = '{WINDOW_INPUT}' AND seq > {window_inputs})"] + ["(class = ? AND seq > ?)"] * len(passed)
+        )
+        values = [value for pair in passed.items() for value in pair]
+        fresh = path.with_name(path.name + ".new")
+        fresh.unlink(missing_ok=True)
+        with contextlib.closing(self._open_sealed(number)) as source:
+            total = source.execute(f"SELECT coalesce(sum({ROW_BYTES}), 0) FROM log").fetchone()[0]
+            kept = source.execute(f"SELECT coalesce(sum({ROW_BYTES}), 0) FROM log WHERE {needed}", values).fetchone()[0]
+            own = State.load(source)
+            if 2 * kept > total or own is None:
+                return
+            with contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as target:
+                target.execute("PRAGMA synchronous = FULL")
+                create_tables(target, SEGMENT, fresh)
+                target.execute("BEGIN")
+                own.store(target)
+                copy_small_tables(source, target)
+                rows = source.execute(f"SELECT {LOG_COLUMNS} FROM log WHERE {needed}", values)
+                target.executemany(f"INSERT INTO log ({LOG_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+                target.execute("COMMIT")
+        os.rename(fresh, path)
+        sync_folder(self._folder)
+        self._limits.segments_changed()
+        log.debug("segment %d written anew: %d of %d bytes", number, kept, total)
 
     def _look_at(self, connection: sqlite3.Connection, mark: Path) -> None:
         """A reader could not read this segment: mend it if there is anything to mend."""
@@ -453,9 +588,7 @@ class Log:
             self._damages.append(damage)
 
     def _open_sealed(self, number: int) -> sqlite3.Connection:
-        path = segment_path(self._folder, number)
-        wal = wal_path(path)
-        return open_readonly(path, immutable=not wal.exists() or wal.stat().st_size == 0)
+        return open_sealed(self._folder, number)
 
     def _tidy(self, numbers: list[int]) -> None:
         """Bring what a busy reader kept in the WAL of a sealed segment into its file, so that it is one plain file."""
@@ -465,22 +598,42 @@ class Log:
                 with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as segment:
                     segment.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def _purge(self, state: State, numbers: list[int]) -> None:
-        """Unlink sealed segments, oldest first, as far as every sink and every rule has passed them."""
+    def _passed(self) -> dict[str, Position] | None:
+        """Of each class that sinks take, the position behind which all of them are; None where nobody can know."""
         names = sorted(self._sinks.keys() | cursor_names(self._folder))
-        passed: dict[str, int] = {}  # class: the smallest position
+        passed: dict[str, Position] = {}
         for name in names:
             positions = read_positions(self._folder, name)
             if positions is None:
                 self._block_purge(f"the cursor of sink {name!r} is missing or unreadable")
-                return
+                return None
             for message_class in set(self._sinks.get(name, ())) | positions.keys():
                 if message_class not in positions:
                     self._block_purge(f"sink {name!r} has no cursor for class {message_class!r} yet")
-                    return
-                position = positions[message_class].seq
-                passed[message_class] = min(position, passed.get(message_class, position))
+                    return None
+                position = positions[message_class]
+                if message_class not in passed or position.seq < passed[message_class].seq:
+                    passed[message_class] = position
         self._block_purge(None)
+        return passed
+
+    def _passed_positions(self) -> dict[str, int]:
+        """For the limits: a class that no sink takes keeps nothing."""
+        passed = self._passed()
+        if passed is None:
+            return {}
+        return dict.fromkeys(self._config.classes, self.state.next_seq - 1) | {
+            name: p.seq for name, p in passed.items()
+        }
+
+    def _with_lines(self, connection: sqlite3.Connection, seqs: Mapping[str, int]) -> dict[str, int]:
+        """What may vanish: what all sinks have passed, or what was given up."""
+        lines = dict(connection.execute("SELECT class, max(until_seq) FROM lines GROUP BY class"))
+        return {name: max(seq, lines.get(name, 0)) for name, seq in seqs.items()}
+
+    def _purge(self, connection: sqlite3.Connection, state: State, seqs: Mapping[str, int], numbers: list[int]) -> None:
+        """Unlink sealed segments, oldest first, as far as every sink and every rule is done with them."""
+        passed = self._with_lines(connection, seqs)
         for number in numbers:
             with contextlib.closing(self._open_sealed(number)) as segment:
                 if _needed(segment, passed, state):
@@ -516,9 +669,9 @@ def _needed(segment: sqlite3.Connection, passed: Mapping[str, int], state: State
         query = "SELECT EXISTS (SELECT 1 FROM log WHERE class = ? AND seq > ?)"
         if segment.execute(query, (message_class, seq)).fetchone()[0]:
             return True
-    for schema, seq in state.rule_cursors.values():
+    for cursor in state.rule_cursors.values():
         query = "SELECT EXISTS (SELECT 1 FROM log WHERE class = ? AND seq > ? AND schema = ?)"
-        if segment.execute(query, (WINDOW_INPUT, seq, schema)).fetchone()[0]:
+        if segment.execute(query, (WINDOW_INPUT, cursor.needed, cursor.schema)).fetchone()[0]:
             return True
     return False
 
@@ -527,3 +680,8 @@ def _report_rotation(done: Future[None]) -> None:
     error = done.exception()
     if error is not None:
         log.error("beginning a new segment failed; the old one grows on: %s", error)
+
+
+def _is_full(error: CommitFailed) -> bool:
+    code = getattr(error.__cause__, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_FULL

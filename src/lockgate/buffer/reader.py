@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from lockgate.buffer.rows import Row
+from lockgate.buffer.missing import NOTHING_MISSING, Missing, load_missing
+from lockgate.buffer.rows import Kept, LastValue, Quarantined, Row
 from lockgate.buffer.segments import LOG_COLUMNS, State, list_segments, segment_path, suspect_path, wal_path
 from lockgate.sqlite import open_readonly
 from lockgate.sqlite.database import is_damage
@@ -20,6 +21,7 @@ T = TypeVar("T")
 
 _PASSING: Final = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR})  # primary codes
 _VANISHED_RETRIES = 5
+ENDLESS: Final = (1 << 63) - 1  # after every seq
 
 
 class DamagedSegment(OSError):
@@ -56,14 +58,25 @@ class SegmentFile:
         first: int = self.connection.execute("SELECT coalesce(min(seq), 0) FROM log").fetchone()[0]
         return first
 
-    def rows(self, message_class: str, after: int, limit: int) -> sqlite3.Cursor:
+    def rows(self, message_class: str, after: int, limit: int, until: int = ENDLESS) -> sqlite3.Cursor:
         return self.connection.execute(
-            f"SELECT {LOG_COLUMNS} FROM log WHERE class = ? AND seq > ? ORDER BY seq LIMIT ?",
+            f"SELECT {LOG_COLUMNS} FROM log WHERE class = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
+            (message_class, after, until, limit),
+        )
+
+    def newest_rows(self, message_class: str, after: int, limit: int) -> sqlite3.Cursor:
+        """The last rows after a seq, the newest first."""
+        return self.connection.execute(
+            f"SELECT {LOG_COLUMNS} FROM log WHERE class = ? AND seq > ? ORDER BY seq DESC LIMIT ?",
             (message_class, after, limit),
         )
 
-    def count(self, message_class: str, after: int) -> int:
-        """Rows of the class after a seq."""
+    def count(self, message_class: str, after: int, until: int = ENDLESS) -> int:
+        """Rows of the class after a seq, up to another one."""
+        if until != ENDLESS:
+            query = "SELECT count(*) FROM log WHERE class = ? AND seq > ? AND seq <= ?"
+            between: int = self.connection.execute(query, (message_class, after, until)).fetchone()[0]
+            return between
         if self.immutable and after < self.first_seq():
             if message_class not in self._counts:
                 self._counts[message_class] = self._count(message_class, 0)
@@ -98,9 +111,29 @@ class LogReader:
         self._folder = folder
         self._open: dict[int, SegmentFile] = {}
 
-    def read(self, message_class: str, after: int, limit: int, limit_bytes: int = 4 * 1024 * 1024) -> list[Row]:
+    def read(
+        self,
+        message_class: str,
+        after: int,
+        limit: int,
+        limit_bytes: int = 4 * 1024 * 1024,
+        *,
+        until: int = ENDLESS,
+    ) -> list[Row]:
         """Up to `limit` rows of the class after a seq, in order; at least one, however large, if there is one."""
-        return self._retrying(lambda: self._read(message_class, after, limit, limit_bytes))
+        return self._retrying(lambda: self._read(message_class, after, limit, limit_bytes, until))
+
+    def newest(self, message_class: str, after: int, limit: int, limit_bytes: int = 4 * 1024 * 1024) -> list[Row]:
+        """The last rows of the class after a seq, in order; at least one, however large, if there is one."""
+        return self._retrying(lambda: self._newest(message_class, after, limit, limit_bytes))
+
+    def missing(self, message_class: str) -> Missing:
+        """What the class lacks. What was read before this call and is behind its line may be dropped."""
+        return self._retrying(self._missing).get(message_class, NOTHING_MISSING)
+
+    def boots(self) -> dict[str, int]:
+        """Of the boots whose clock was right once: the wall time their CLOCK_BOOTTIME counts from, nanoseconds."""
+        return self._retrying(self._boots)
 
     def pending(self, message_class: str, after: int) -> int:
         """How many rows of the class come after a seq, by counting them."""
@@ -109,6 +142,27 @@ class LogReader:
     def state(self) -> State:
         """What the newest segment knows beside its rows."""
         return self._retrying(self._state)
+
+    def last_values(self) -> list[LastValue]:
+        """What topics said last, as far as a rule asked."""
+
+        def read() -> list[LastValue]:
+            newest = self.segments()[-1:]
+            rows = [self.of(s, lambda s: s.connection.execute("SELECT * FROM last_values").fetchall()) for s in newest]
+            return [LastValue._make(row) for some in rows for row in some]
+
+        return self._retrying(read)
+
+    def quarantine(self) -> list[Kept]:
+        """What is kept aside, the oldest first."""
+
+        def read() -> list[Kept]:
+            query = "SELECT id, wall_ns, topic, schema, reason, detail, payload FROM quarantine ORDER BY id"
+            newest = self.segments()[-1:]
+            rows = [self.of(s, lambda s: s.connection.execute(query).fetchall()) for s in newest]
+            return [Kept(row[0], row[1], Quarantined._make(row[2:])) for some in rows for row in some]
+
+        return self._retrying(read)
 
     def last_seq(self) -> int:
         """The last seq given out, 0 for none; cheap enough to poll."""
@@ -141,13 +195,13 @@ class LogReader:
             segment.close()
         self._open.clear()
 
-    def _read(self, message_class: str, after: int, limit: int, limit_bytes: int) -> list[Row]:
+    def _read(self, message_class: str, after: int, limit: int, limit_bytes: int, until: int) -> list[Row]:
         rows: list[Row] = []
         size = 0
         for segment in self.segments():
             if self.of(segment, SegmentFile.last_seq) <= after:
                 continue
-            for row in self.of(segment, lambda s: s.rows(message_class, after, limit - len(rows)).fetchall()):
+            for row in self.of(segment, lambda s: s.rows(message_class, after, limit - len(rows), until).fetchall()):
                 size += len(row[10])
                 if rows and size > limit_bytes:
                     return rows
@@ -155,6 +209,33 @@ class LogReader:
             if len(rows) >= limit:
                 break
         return rows
+
+    def _newest(self, message_class: str, after: int, limit: int, limit_bytes: int) -> list[Row]:
+        rows: list[Row] = []
+        size = 0
+        for segment in reversed(self.segments()):
+            if self.of(segment, SegmentFile.last_seq) <= after:
+                break
+            found = self.of(segment, lambda s: s.newest_rows(message_class, after, limit - len(rows)).fetchall())
+            for row in found:
+                size += len(row[10])
+                if rows and size > limit_bytes:
+                    return rows[::-1]
+                rows.append(Row._make(row)._replace(clock_ok=bool(row[5])))
+            if len(rows) >= limit:
+                break
+        return rows[::-1]
+
+    def _missing(self) -> dict[str, Missing]:
+        segments = self.segments()
+        return self.of(segments[-1], lambda s: load_missing(s.connection)) if segments else {}
+
+    def _boots(self) -> dict[str, int]:
+        segments = self.segments()
+        if not segments:
+            return {}
+        query = "SELECT boot_id, offset_ns FROM boots"
+        return dict(self.of(segments[-1], lambda s: s.connection.execute(query).fetchall()))
 
     def _state(self) -> State:
         for segment in reversed(self.segments()):

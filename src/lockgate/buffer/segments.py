@@ -11,6 +11,7 @@ from typing import Final
 
 import orjson
 
+from lockgate.buffer.rows import RuleCursor
 from lockgate.sqlite import Schema
 from lockgate.sqlite.database import create_tables, sync_folder
 
@@ -31,12 +32,24 @@ SEGMENT: Final = Schema(
         );
         CREATE TABLE damage (
             segment INTEGER NOT NULL, class TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL
-        )
+        );
+        CREATE TABLE last_values (
+            topic TEXT PRIMARY KEY, schema TEXT NOT NULL, received_at INTEGER NOT NULL, value TEXT NOT NULL
+        );
+        CREATE TABLE lines (
+            class TEXT NOT NULL, until INTEGER NOT NULL, until_seq INTEGER NOT NULL, reason TEXT NOT NULL
+        );
+        CREATE TABLE holes (class TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, reason TEXT NOT NULL);
+        CREATE TABLE boots (boot_id TEXT NOT NULL UNIQUE, offset_ns INTEGER NOT NULL)
     """,
-    tables=("state", "log", "packets", "quarantine", "damage"),
+    tables=("state", "log", "packets", "quarantine", "damage", "last_values", "lines", "holes", "boots"),
 )
-MOVED_TABLES: Final = ("packets", "quarantine", "damage")  # beside `state`, copied to the next segment
+# Beside `state`, copied to the next segment
+MOVED_TABLES: Final = ("packets", "quarantine", "damage", "last_values", "lines", "holes", "boots")
 LOG_COLUMNS: Final = "seq, number, boot_id, boottime_ns, wall_ns, clock_ok, device_ts, topic, class, schema, payload"
+
+ROW_OVERHEAD: Final = 100  # bytes of a row beside topic and payload, about
+ROW_BYTES: Final = f"length(payload) + length(CAST(topic AS BLOB)) + {ROW_OVERHEAD}"
 
 _NAME: Final = re.compile(r"segment-(\d{6,})\.sqlite")
 
@@ -48,9 +61,11 @@ class State:
     next_seq: int = 1
     appended: dict[str, int] = field(default_factory=dict)  # rows ever appended, by class
     opening: dict[str, int] = field(default_factory=dict)  # `appended` when this segment began
+    bytes: dict[str, int] = field(default_factory=dict)  # what those rows took, by `row_bytes`
+    opening_bytes: dict[str, int] = field(default_factory=dict)  # `bytes` when this segment began
     intake: dict[str, dict[str, int]] = field(default_factory=dict)  # term, detail
     arrivals: int = 0
-    rule_cursors: dict[str, tuple[str, int]] = field(default_factory=dict)  # rule: (schema, seq)
+    rule_cursors: dict[str, RuleCursor] = field(default_factory=dict)  # by rule
     quarantine_bytes: int = 0
     quarantine_dropped: int = 0
     token: str = ""  # the last append, so that trying it again does not do it twice
@@ -63,11 +78,17 @@ class State:
         if row is None:
             return None
         state = cls(**orjson.loads(row[0]))
-        state.rule_cursors = {rule: (schema, seq) for rule, (schema, seq) in state.rule_cursors.items()}
+        state.rule_cursors = {rule: RuleCursor(*cursor) for rule, cursor in state.rule_cursors.items()}
         return state
 
     def store(self, connection: sqlite3.Connection) -> None:
-        connection.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (orjson.dumps(asdict(self)),))
+        body = asdict(self) | {"rule_cursors": {rule: list(cursor) for rule, cursor in self.rule_cursors.items()}}
+        connection.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (orjson.dumps(body),))
+
+
+def row_bytes(topic: str, payload: bytes) -> int:
+    """What a row counts against the limit of its class; ROW_BYTES is the same in SQL."""
+    return len(payload) + len(topic.encode()) + ROW_OVERHEAD
 
 
 def segment_path(folder: Path, number: int) -> Path:
@@ -105,6 +126,7 @@ def create_segment(folder: Path, number: int, state: State, previous: sqlite3.Co
         create_tables(connection, SEGMENT, fresh)
         connection.execute("BEGIN")
         state.opening = dict(state.appended)
+        state.opening_bytes = dict(state.bytes)
         state.store(connection)
         if previous is not None:
             copy_small_tables(previous, connection)

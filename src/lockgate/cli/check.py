@@ -40,7 +40,7 @@ def check_rules(config: Config) -> None:
     from lockgate.processor.runner import Rulebook
 
     try:
-        Rulebook(config.processor, config.buffer).rules.close()
+        Rulebook(config.processor, config.buffer).close()
     except ConfigError as error:
         error.path = error.path or config.path  # the processor does not know the file
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import ipaddress
 import os
 import re
@@ -23,18 +24,31 @@ from typing import Final, NamedTuple
 from lockgate.access import hashes, password_file
 from lockgate.config.errors import ConfigError
 
+
+class Stack(NamedTuple):
+    """What is different from stack to stack."""
+
+    help: str
+    accounts: tuple[str, ...] = ()  # of its services
+    has_tls: bool = True  # at the broker
+
+
 STACKS: Final = {
-    "broker": "an MQTT broker",
-    "gateway": "broker, processor with its buffer, and forwarder",
+    "broker": Stack("an MQTT broker"),
+    "gateway": Stack("broker, processor with its buffer, and forwarder", accounts=("processor",)),
+    "tunnel": Stack("an MQTT broker behind the vendor's cloudflared, no port published", has_tls=False),
 }
-_SERVICE: Final = {"broker": (), "gateway": ("processor",)}  # accounts of services
 _OPERATOR: Final = "operator"
-_USER: Final = 1883  # of the containers
+_USER: Final = 1883  # of our containers
+_TOKEN: Final = "secrets/tunnel_token"
+_TOKEN_USER: Final = 65532  # of cloudflared's
+_TOKEN_VARIABLES: Final = ("LOCKGATE_TUNNEL_TOKEN", "TUNNEL_TOKEN")
 _DAYS: Final = {"authority": 3650, "server": 825}
 _HOST: Final = re.compile(
     r"(\*\.)?([A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?\.)*[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?"
 )
 _DEVICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_TOKEN_FORM: Final = re.compile(r"[A-Za-z0-9+/_=-]{16,4096}")
 _LETTERS: Final = string.ascii_letters + string.digits
 _FOR_SERVICES: Final = ("access", "secrets/server.key", "secrets/processor_password")
 
@@ -56,6 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", metavar="NAME", help="user name of the first device")
     parser.add_argument(
+        "--token-file", type=Path, metavar="FILE",
+        help=f"the tunnel's token, for the stack tunnel (default: {' or '.join(_TOKEN_VARIABLES)} in the environment)",
+    )  # fmt: skip
+    parser.add_argument(
         "--non-interactive", action="store_true", help="ask nothing: a broker, this machine's name, device-1"
     )
 
@@ -63,18 +81,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Asks for what was not given, where there is a terminal. Exit status 3 where nothing was written."""
     asks = sys.stdin.isatty() and not arguments.non_interactive
-    stack = arguments.stack or _ask(asks, f"Which stack, {' or '.join(STACKS)}", "broker")
-    if stack not in STACKS:
-        raise ConfigError(f"{stack!r} is no stack", accepted=", ".join(STACKS))
-    hosts = arguments.host or _ask(asks, "Names or addresses by which devices reach it", socket.gethostname()).split()
+    name = arguments.stack or _ask(asks, f"Which stack, {' or '.join(STACKS)}", "broker")
+    if name not in STACKS:
+        raise ConfigError(f"{name!r} is no stack", accepted=", ".join(STACKS))
+    stack = STACKS[name]
+    hosts: list[str] = []
+    token: bytes | None = None
+    if stack.has_tls:
+        hosts = (
+            arguments.host or _ask(asks, "Names or addresses by which devices reach it", socket.gethostname()).split()
+        )
+    elif arguments.host:
+        raise ConfigError("--host is for a broker with TLS of its own; the tunnel's host name is given at its vendor")
+    else:
+        token = _token(arguments.token_file, asks)
     device = arguments.device or _ask(asks, "User name of the first device", "device-1")
     _check(hosts, device)
     folder: Path = arguments.folder
     passwords = {
-        name: "".join(secrets.choice(_LETTERS) for _ in range(20)) for name in (*_SERVICE[stack], _OPERATOR, device)
+        user: "".join(secrets.choice(_LETTERS) for _ in range(20)) for user in (*stack.accounts, _OPERATOR, device)
     }
-    files = {**_templates(stack), **_made(stack, passwords), **_certificates(hosts)}
-    there = [name for name in files if os.path.lexists(folder / name)]
+    files = {**_templates(name), **_made(stack, passwords)}
+    if hosts:
+        files |= _certificates(hosts)
+    if token is not None:
+        files[_TOKEN] = File(token + b"\n", 0o400)
+    there = [path for path in files if os.path.lexists(folder / path)]
     if there:
         raise ConfigError(
             f"{', '.join(there)} {'are' if there[1:] else 'is'} there already; nothing was written",
@@ -83,9 +115,29 @@ def main(arguments: argparse.Namespace) -> int:
         )
     _write(folder, files)
     given = _give(folder, files)
-    shown = {name: password for name, password in passwords.items() if name not in _SERVICE[stack]}
+    shown = {user: password for user, password in passwords.items() if user not in stack.accounts}
     print("\n".join(_told(folder, stack, hosts, shown, given)))
     return 0
+
+
+def _token(path: Path | None, asks: bool) -> bytes | None:
+    """Give the tunnel's token; never by an argument, which everybody on the machine could read."""
+    if path is not None:
+        try:
+            said = path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the token cannot be read: {error}", path=path) from None
+    else:
+        said = next((os.environ[name].strip() for name in _TOKEN_VARIABLES if os.environ.get(name)), "")
+        if not said and asks:
+            said = getpass.getpass("The tunnel's token, which is not shown (empty: later): ").strip()
+    if not said and path is None:
+        return None
+    if not _TOKEN_FORM.fullmatch(said):
+        raise ConfigError(
+            "what was given is no tunnel's token", path=path, accepted="the Base64 text that the vendor's console shows"
+        )
+    return said.encode()
 
 
 def _ask(asks: bool, question: str, default: str) -> str:
@@ -133,13 +185,13 @@ def _below(folder: Traversable, path: PurePosixPath) -> Iterator[tuple[PurePosix
             yield path / one.name, one.read_bytes()
 
 
-def _made(stack: str, passwords: dict[str, str]) -> dict[str, File]:
+def _made(stack: Stack, passwords: dict[str, str]) -> dict[str, File]:
     text = ""
     for name, password in passwords.items():
         # Nobody guesses 20 random letters however quick the hash is, and Argon2id takes 46 MB for each login.
         text, _ = password_file.set_user(text, name, hashes.make(password.encode(), "sha512-pbkdf2"))
     files = {"access/passwd": File(text.encode(), 0o600)}
-    for name in _SERVICE[stack]:
+    for name in stack.accounts:
         files[f"secrets/{name}_password"] = File(f"{passwords[name]}\n".encode(), 0o400)
     return files
 
@@ -230,21 +282,21 @@ def _give(folder: Path, files: Iterable[str]) -> bool:
     if os.geteuid() != 0:
         return os.geteuid() == _USER
     owner = folder.stat()
+    users = {**dict.fromkeys(_FOR_SERVICES, _USER), _TOKEN: _TOKEN_USER}
     for path in paths:
         name = path.relative_to(folder)
-        ours = str(name) in _FOR_SERVICES or name.parts[0] in _FOR_SERVICES
-        os.chown(path, *((_USER, _USER) if ours else (owner.st_uid, owner.st_gid)))
+        user = users.get(str(name)) or users.get(name.parts[0])
+        os.chown(path, *((user, user) if user else (owner.st_uid, owner.st_gid)))
     return True
 
 
 # --- what is said ----------------------------------------------------------------------------------------------------
 
 
-def _told(folder: Path, stack: str, hosts: list[str], passwords: dict[str, str], given: bool) -> Iterator[str]:
+def _told(folder: Path, stack: Stack, hosts: list[str], passwords: dict[str, str], given: bool) -> Iterator[str]:
     place = shlex.quote(os.fspath(folder))
     width = max(map(len, passwords))
-    files = "docker-compose -f docker-compose.yml -f devices.yml" if stack == "gateway" else "docker-compose"
-    yield f"{folder}: {STACKS[stack]}, for Docker Compose"
+    yield f"{folder}: {stack.help}, for Docker Compose"
     yield ""
     yield "Users and their passwords, which are shown only now; in access/passwd stand their hashes:"
     yield from (f"  {name:<{width}}  {password}" for name, password in passwords.items())
@@ -255,11 +307,19 @@ def _told(folder: Path, stack: str, hosts: list[str], passwords: dict[str, str],
         yield f"  cd {place} && sudo chown -R {_USER}:{_USER} {wanted}    # the containers' user"
     else:
         yield f"  cd {place}"
-    if stack == "gateway":
+    if not stack.has_tls and not ((folder / _TOKEN).exists() and given):
+        if not (folder / _TOKEN).exists():
+            yield f"  mkdir -p secrets && cat > {_TOKEN}    # the token; then Enter and Ctrl-D"
+        yield f"  chmod 0400 {_TOKEN} && sudo chown {_TOKEN_USER} {_TOKEN}"
+    if "devices.yml" in os.listdir(folder):
         yield "  docker-compose up -d                      # nothing is published yet"
-        yield f"  {files} up -d    # port 8883, for devices"
+        yield "  docker-compose -f docker-compose.yml -f devices.yml up -d    # port 8883, for devices"
     else:
         yield "  docker-compose up -d                      # or: docker compose up -d"
     yield "  docker-compose exec broker lockgate doctor"
-    yield f"  Devices get ca.crt, and connect with TLS to {hosts[0]}, port 8883."
-    yield "  Take secrets/ca.key away from here: it is needed only for the next certificate, in two years."
+    if stack.has_tls:
+        yield f"  Devices get ca.crt, and connect with TLS to {hosts[0]}, port 8883."
+        yield "  Take secrets/ca.key away from here: it is needed only for the next certificate, in two years."
+    else:
+        yield "  In the vendor's console, give the tunnel's public host name the service http://broker:9001."
+        yield "  Devices connect to wss://HOST/mqtt, HOST being that name."

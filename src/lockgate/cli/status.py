@@ -14,7 +14,7 @@ from lockgate.telemetry import health
 _KEYS = """connections sessions publish_received publish_sent queued received logged refused quarantined duplicate
 delivered pending retried dropped dead_lettered sync_ms safe_rate syncs"""
 KEYS = frozenset(_KEYS.split())
-PROBLEMS = frozenset({"error", "damage", "last_error", "waiting", "purge_blocked"})
+PROBLEMS = frozenset({"error", "damage", "last_error", "rejected", "waiting", "problem", "purge_blocked"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

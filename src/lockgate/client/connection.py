@@ -258,7 +258,8 @@ class Connection(asyncio.Protocol):
             return
         self.resume_reading()  # what still comes is read and passed over
         self._finish_below(transport)
-        transport.write_eof()
+        with contextlib.suppress(OSError):  # the Server has closed already, of which we have not been told yet
+            transport.write_eof()
         self._finished = True
         if self._timer is not None:
             self._timer.cancel()

@@ -103,6 +103,7 @@ class Session:
         self._receive_maximum = receive_maximum
         self._send_maximum = send_maximum
         self._topic_alias_maximum = topic_alias_maximum
+        self._is_over_maximum = False  # said once
         self._aliases: dict[int, str] = {}  # the Server's, on this connection
         self._output: list[bytes] = []
         # What this connection's CONNACK allows
@@ -364,10 +365,11 @@ class Session:
             if packet.qos == 2 and packet_id in self._received:  # we have it; our PUBREC was lost
                 self._output.append(encode_acknowledgement(PUBREC, packet_id, 0, self.version))
                 return
-            if self.version == V5 and len(self._order) >= self._receive_maximum:
-                raise ProtocolError(
-                    f"more than our Receive Maximum of {self._receive_maximum}", reason_codes.RECEIVE_MAXIMUM_EXCEEDED
-                )
+            if self.version == V5 and len(self._order) == self._receive_maximum and not self._is_over_maximum:
+                # Mosquitto 2.0 does, and would again on every new connection if this one were ended (§3.3.4 lets us go
+                # on). Reading stops at the queue's limits, whatever the Server does.
+                self._is_over_maximum = True
+                log.warning("the server sends more than our Receive Maximum of %d", self._receive_maximum)
             # The user still holds what the Server sends again. The contents are compared, because a Server that came
             # back with an older state may use the identifier for something else.
             held = self._held.get(packet_id) if packet.dup else None

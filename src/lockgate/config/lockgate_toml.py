@@ -19,6 +19,7 @@ from lockgate.config.model import (
     BrokerLimitsConfig,
     BufferConfig,
     CertificateConfig,
+    ClassConfig,
     Config,
     ConnectionConfig,
     DeployConfig,
@@ -26,13 +27,19 @@ from lockgate.config.model import (
     ForwarderConfig,
     GatewayConfig,
     HttpSinkConfig,
+    InfluxSinkConfig,
+    KafkaSinkConfig,
     MqttSinkConfig,
+    NatsSinkConfig,
+    ObjectSinkConfig,
     Place,
+    PostgresSinkConfig,
     ProcessorConfig,
     RuleConfig,
     SchemaConfig,
     SinkConfig,
     StandingSessionConfig,
+    TableConfig,
 )
 from lockgate.config.mosquitto_conf import read_mosquitto_conf
 from lockgate.config.toml_lines import key_lines, line_of
@@ -82,12 +89,45 @@ _CONNECTION = (
     Key("keep_alive", values.whole_number(1, 65535), "Keep Alive in seconds", field="keep_alive_seconds"),
 )
 _SINK = (
-    Key("type", values.one_of("http", "mqtt", "file"), "what kind of sink this is", required=True),
+    Key(
+        "type",
+        values.one_of("http", "mqtt", "file", "postgres", "nats", "influx", "s3", "kafka"),
+        "what kind of sink this is",
+        required=True,
+    ),
     Key("classes", values.NAMES, "classes it is addressed by", default="all of buffer.classes"),
     Key("batch", values.whole_number(1, 10_000), "messages sent together"),
     Key("timeout", values.duration(0.1, 3600), "longest wait for the sink's answer", field="timeout_seconds"),
     Key("retry_min", values.duration(0.01, 3600), "first pause before a retry", field="retry_min_seconds"),
     Key("retry_max", values.duration(0.01, 86400), "longest pause before a retry", field="retry_max_seconds"),
+    Key(
+        "gather",
+        values.duration(0, 86400),
+        "how long a batch that is not full waits for more",
+        field="gather_seconds",
+    ),
+    Key(
+        "poison_after",
+        values.whole_number(1, 1000),
+        "tries after which a message that the receiver answers with an error becomes a dead letter, if it takes the "
+        "next message",
+    ),
+    *(
+        Key(f"{what}_per_{period}", kind, f"{meaning} sent in a {period} of the local calendar", default="no limit")
+        for what, kind, meaning in (
+            ("messages", values.whole_number(1, 1_000_000_000), "messages"),
+            ("bytes", values.size(1, 1024**5), "topics and payloads"),
+        )
+        for period in ("hour", "day", "month")
+    ),
+    Key("hours", values.HOURS, "when it sends", default="always"),
+    Key(
+        "metered_while",
+        values.PATH,
+        "a file that exists, made by whoever knows the link, while sending costs money: then nothing is sent",
+        default="none",
+    ),
+    Key("always", values.NAMES, "classes that hours, budgets and a metered link do not hold back", default="none"),
 )
 
 SECTIONS: tuple[Section, ...] = (
@@ -256,6 +296,19 @@ SECTIONS: tuple[Section, ...] = (
                 "how long the broker keeps messages for a processor that is away (MQTT 5)",
                 field="session_expiry_seconds",
             ),
+            Key(
+                "state_topics",
+                values.whole_number(1, 1_000_000),
+                "topics whose last value is kept for rules that read `state`; the one heard of longest ago goes first. "
+                "As many keys are remembered for functions",
+            ),
+            Key("functions", values.PATH, "folder of Python files with functions for rules", default="none"),
+            Key(
+                "function_packages",
+                values.NAMES,
+                "installed packages with functions for rules: entry points of the group `lockgate.functions`",
+                default="none",
+            ),
         ),
         ProcessorConfig,
     ),
@@ -286,14 +339,78 @@ SECTIONS: tuple[Section, ...] = (
         BufferConfig,
     ),
     Section(
+        "classes",
+        "What a class of [buffer] may hold, and what happens then. Without it a class is ordered and bounded by "
+        "buffer.limit alone.",
+        (
+            Key(
+                "limit",
+                values.size(64 * 1024, 1024**5),
+                "topics, payloads and 100 bytes for each message that a sink has yet to get",
+                field="limit_bytes",
+                default="none",
+            ),
+            Key(
+                "keep",
+                values.duration(1, 366 * 86400),
+                "age at which a message that was not delivered expires; across restarts it counts only what is known",
+                field="keep_seconds",
+                default="none: it never expires",
+            ),
+            Key(
+                "when_full",
+                values.one_of("block", "drop-oldest", "drop-newest"),
+                "`block`: nothing more is acknowledged to the broker, of any class; `drop-oldest`: old messages give "
+                "way, at buffer.limit and on a full disk too, the last class of buffer.classes first; "
+                "`drop-newest`: what comes is not kept",
+            ),
+            Key(
+                "order",
+                values.one_of("ordered", "latest-first"),
+                "`ordered`: as they came; `latest-first`: after an outage a live lane sends what comes, and a history "
+                "lane what waited, behind everything live",
+            ),
+        ),
+        ClassConfig,
+        named=True,
+    ),
+    Section(
         "schemas",
-        "Which messages a schema describes, and the typed columns read from their JSON payload.",
+        "Which messages a schema describes, and the typed columns read from their payload.",
         (
             Key("topics", values.TOPIC_FILTERS, "Topic Filters of its messages", required=True),
-            Key("fields", values.FIELDS, "members of the JSON object and their types", required=True),
+            Key("fields", values.FIELDS, "members of the payload's object and their types", required=True),
             Key("optional", values.NAMES_OR_NONE, "fields that may be absent; they are NULL then", default="none"),
+            Key(
+                "format",
+                values.one_of("json", "text", "msgpack", "cbor", "protobuf", "avro"),
+                "of the payload; `text` is one number or text",
+            ),
+            Key("descriptor", values.PATH, "of protobuf: what protoc --descriptor_set_out writes", default="none"),
+            Key("message", values.TEXT, "of protobuf: full name of the message's type", default="none"),
+            Key("avro_schema", values.PATH, "of avro: the schema, in JSON", default="none"),
+            Key("json_schema", values.PATH, "JSON Schema that the whole document has to conform to", default="none"),
+            Key(
+                "misfits",
+                values.one_of("quarantine", "refuse", "coerce"),
+                "what becomes of messages that do not fit: they are kept aside, or only counted; or a field is made "
+                "what it should be where nothing of it is lost, and the message kept aside where not",
+            ),
         ),
         SchemaConfig,
+        named=True,
+    ),
+    Section(
+        "tables",
+        "A file that rules can join with, as a table of this name. It is read again when it changes; a broken one "
+        "leaves what was there. Its first column is indexed.",
+        (
+            Key("path", values.PATH, "CSV with the names of the columns in the first line, or SQLite", required=True),
+            Key("table", values.TEXT, "table or view of an SQLite file", default="the section's name"),
+            Key("fields", values.FIELDS, "columns and their types", default="all columns; of a CSV as text"),
+            Key("delimiter", values.DELIMITER, "what parts the columns of a CSV"),
+        ),
+        TableConfig,
         named=True,
     ),
     Section(
@@ -306,9 +423,42 @@ SECTIONS: tuple[Section, ...] = (
             Key(
                 "every",
                 values.duration(0.1, 86400),
-                "length of the tumbling window; without it the rule runs for each message",
+                "the rule runs so often, over the messages since (tumbling window) or over those of `keep` (hopping)",
                 field="every_seconds",
+                default="none: without a window the rule runs for each message",
+            ),
+            Key(
+                "keep",
+                values.duration(0.001, 31 * 86400),
+                "how far back the window reaches; without `every` it slides: the rule runs at each message. "
+                "With `gap`: the longest session",
+                field="keep_seconds",
+                default="`every`; 1d with `gap`",
+            ),
+            Key(
+                "gap",
+                values.duration(0.001, 86400),
+                "session window: it ends when nothing came for so long",
+                field="gap_seconds",
                 default="none",
+            ),
+            Key("count", values.whole_number(1, 1_000_000), "window of so many messages", default="none"),
+            Key(
+                "time",
+                values.TEXT,
+                "field that tells a message's time: an integer in Unix milliseconds, or a real in Unix seconds",
+                default="none: when it arrived",
+            ),
+            Key(
+                "lateness",
+                values.duration(0, 31 * 86400),
+                "how much later than others a message may come, with `time`",
+                field="lateness_seconds",
+            ),
+            Key(
+                "late",
+                values.one_of("drop", "quarantine"),
+                "what becomes of a message that comes when its windows are settled: it is counted, or kept aside",
             ),
             Key(
                 "budget",
@@ -322,6 +472,13 @@ SECTIONS: tuple[Section, ...] = (
                 "topic of rows that have no column `topic`",
                 default="none: the SELECT gives a column `topic`",
             ),
+            Key(
+                "test",
+                values.RULE_TESTS,
+                "what the rule has to make of some messages; `lockgate rules test` and SIGHUP try it",
+                field="tests",
+                default="none",
+            ),
         ),
         RuleConfig,
         named=True,
@@ -333,6 +490,16 @@ SECTIONS: tuple[Section, ...] = (
             *_SINK,
             Key("url", values.url("http", "https"), "where to POST", required=True),
             Key("headers", values.HEADERS, "headers sent with each request", default="none"),
+            Key(
+                "in_flight",
+                values.whole_number(1, 64),
+                "requests at once; the messages of one topic are never in two of them",
+            ),
+            Key(
+                "compression",
+                values.one_of("none", "gzip", "zstd"),
+                "of the body, until the receiver refuses it with 415; zstd needs lockgate[zstd]",
+            ),
         ),
         HttpSinkConfig,
         named=True,
@@ -420,6 +587,106 @@ SECTIONS: tuple[Section, ...] = (
         ),
         DeployConfig,
     ),
+    Section(
+        "sinks",
+        "Rows of a table of PostgreSQL or TimescaleDB; one that is there already stays as it is. Needs "
+        "lockgate[postgres].",
+        (
+            *_SINK,
+            Key(
+                "url",
+                values.url("postgresql"),
+                "with the database as its path, `?sslmode=` and the like",
+                required=True,
+            ),
+            Key("password_file", values.PATH, "file whose first line is the password", default="none"),
+            Key(
+                "table",
+                values.TEXT,
+                "with its schema or without; made if missing, else with the columns id, class, topic, time, clock_ok, "
+                "device_time, payload, payload_raw and a unique index that holds id",
+            ),
+        ),
+        PostgresSinkConfig,
+        named=True,
+        variant="postgres",
+    ),
+    Section(
+        "sinks",
+        "Messages of a stream of NATS JetStream, with `Nats-Msg-Id`. Needs lockgate[nats].",
+        (
+            *_SINK,
+            Key("url", values.url("nats", "tls"), "nats://[USER[:PASSWORD]@]HOST[:PORT]", required=True),
+            Key("subject_prefix", values.ANY_TEXT, "put before the topic, whose levels are parted by dots then"),
+            Key("cafile", values.PATH, "authorities that are trusted, in PEM", default="the system's"),
+            Key("credentials", values.PATH, "file of credentials (.creds)", default="none"),
+            Key("token_file", values.PATH, "file whose first line is the token", default="none"),
+        ),
+        NatsSinkConfig,
+        named=True,
+        variant="nats",
+    ),
+    Section(
+        "sinks",
+        "Points of InfluxDB's line protocol, by POST.",
+        (
+            *_SINK,
+            Key(
+                "url",
+                values.url("http", "https"),
+                "where to write, with organisation and bucket, or the database; precision ns",
+                required=True,
+            ),
+            Key("token_file", values.PATH, "file whose first line is the token", default="none"),
+            Key("measurement", values.TEXT, "of all points", default="the schema of the message, else its class"),
+            Key("tags", values.NAMES, "members of the JSON that are tags, beside topic and class", default="none"),
+            Key("in_flight", values.whole_number(1, 64), "requests at once"),
+            Key("compression", values.one_of("none", "gzip", "zstd"), "of the body"),
+        ),
+        InfluxSinkConfig,
+        named=True,
+        variant="influx",
+    ),
+    Section(
+        "sinks",
+        "Objects of JSON lines in an S3-compatible store, one for each batch. Needs lockgate[objects].",
+        (
+            *_SINK,
+            Key("bucket", values.TEXT, "the bucket", required=True),
+            Key("endpoint", values.url("http", "https"), "of a store that is not AWS's", default="that of AWS"),
+            Key("region", values.TEXT, "its region"),
+            Key("prefix", values.ANY_TEXT, "put before the names of objects"),
+            Key(
+                "access_key_id",
+                values.TEXT,
+                "who we are",
+                default="AWS_ACCESS_KEY_ID and the like, or the machine's role",
+            ),
+            Key("secret_key_file", values.PATH, "file whose first line is the secret key", default="as access_key_id"),
+            Key("compression", values.one_of("none", "gzip", "zstd"), "of the objects; zstd needs lockgate[zstd]"),
+        ),
+        ObjectSinkConfig,
+        named=True,
+        variant="s3",
+    ),
+    Section(
+        "sinks",
+        "Records of a topic of Kafka, keyed by the topic of MQTT. Needs lockgate[kafka].",
+        (
+            *_SINK,
+            Key("servers", values.NAMES, "HOST:PORT of some brokers", required=True),
+            Key("topic", values.TEXT, "the topic of Kafka", required=True),
+            Key("tls", values.YES_OR_NO, "whether the brokers speak TLS"),
+            Key("cafile", values.PATH, "authorities that are trusted, in PEM", default="the system's"),
+            Key("username", values.TEXT, "for SASL", default="none: no SASL"),
+            Key("password_file", values.PATH, "file whose first line is the password", default="none"),
+            Key("mechanism", values.one_of("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"), "of SASL"),
+            Key("compression", values.one_of("none", "gzip"), "of records"),
+        ),
+        KafkaSinkConfig,
+        named=True,
+        variant="kafka",
+    ),
 )
 
 PLAIN = {section.name: section for section in SECTIONS if not section.named}
@@ -429,8 +696,14 @@ TOP_LEVEL = (*(name for name in PLAIN if "." not in name), *NAMED, "sinks")
 
 
 def find() -> Path | None:
-    """The first of `PLACES` that exists."""
-    return next((path for path in PLACES if path.exists()), None)
+    """The first of `PLACES` that exists; the file itself where that is a link, as in the container image.
+
+    Relative paths count from its folder. The relative links of a Kubernetes ConfigMap lead to copies, and stay.
+    """
+    found = next((path for path in PLACES if path.exists()), None)
+    if found is not None and found.is_symlink() and (target := found.readlink()).is_absolute():
+        return target
+    return found
 
 
 def load(path: Path | None, environment: Mapping[str, str], mosquitto_conf: Path | None = None) -> Config:
@@ -453,6 +726,7 @@ class _Reading:
     mosquitto_conf: Path | None
     errors: list[ConfigError] = field(default_factory=list)
     lines: dict[tuple[str, ...], int] = field(default_factory=dict)
+    text: list[str] = field(default_factory=list)
     variables: dict[tuple[str, ...], str] = field(default_factory=dict)  # keys that the environment has overridden
 
     def config(self) -> Config:
@@ -465,8 +739,8 @@ class _Reading:
             for name, section in NAMED.items()
         }
         sinks = [self._sink(name, table) for name, table in self._tables(document, "sinks")]
-        limits = BrokerLimitsConfig(**plain["broker.limits"])  # type: ignore[arg-type]
-        broker = self._broker(plain["broker"] | {"limits": limits})
+        broker_limits = BrokerLimitsConfig(**plain["broker.limits"])  # type: ignore[arg-type]
+        broker = self._broker(plain["broker"] | {"limits": broker_limits})
         broker = self._with_certificates(broker, named["certificates"])
         raise_all(self.errors)
         broker = dataclasses.replace(
@@ -478,18 +752,23 @@ class _Reading:
             ),
         )
 
-        buffer = BufferConfig(**plain["buffer"])  # type: ignore[arg-type]
-        schemas = tuple(SchemaConfig(name=name, **said) for name, said in named["schemas"])  # type: ignore[arg-type]
-        rules = tuple(
-            RuleConfig(name=name, line=self._line("rules", name), **said)  # type: ignore[arg-type]
-            for name, said in named["rules"]
+        limits = tuple(ClassConfig(name=name, **said) for name, said in named["classes"])  # type: ignore[arg-type]
+        buffer = BufferConfig(limits=limits, **plain["buffer"])  # type: ignore[arg-type]
+        schemas = tuple(
+            SchemaConfig(name=name, line=self._line("schemas", name), **said)  # type: ignore[arg-type]
+            for name, said in named["schemas"]
         )
+        tables = tuple(
+            TableConfig(name=name, line=self._line("tables", name), **said)  # type: ignore[arg-type]
+            for name, said in named["tables"]
+        )
+        rules = tuple(self._rule(name, said) for name, said in named["rules"])
         gateway = {"id": socket.gethostname()} | plain["gateway"]
         config = Config(
             path=self.path,
             gateway=GatewayConfig(**gateway),  # type: ignore[arg-type]
             broker=broker,
-            processor=_processor(plain["processor"], schemas, rules),
+            processor=_processor(plain["processor"], schemas=schemas, tables=tables, rules=rules),
             buffer=buffer,
             forwarder=ForwarderConfig(
                 sinks=tuple(model(**({"classes": buffer.classes} | said)) for model, said in sinks)
@@ -509,6 +788,7 @@ class _Reading:
                 text = self.path.read_bytes().decode("utf-8")
                 document = tomllib.loads(text)
                 self.lines = key_lines(text)
+                self.text = text.splitlines()
             except OSError as error:
                 self.errors.append(ConfigError(f"cannot be read: {error.strerror}", path=self.path))
             except UnicodeDecodeError as error:
@@ -613,6 +893,10 @@ class _Reading:
             said["connection"] = _connection(said, f"lockgate-{name}")
         return section.model, said
 
+    def _rule(self, name: str, said: Said) -> RuleConfig:
+        place = {"line": self._line("rules", name), "sql_line": self._text_line("rules", name, "sql")}
+        return RuleConfig(name=name, **place, **said)  # type: ignore[arg-type]
+
     def _broker(self, said: Said) -> BrokerConfig:
         path = said.pop("mosquitto_conf", None)
         path = self.mosquitto_conf or path
@@ -665,16 +949,25 @@ class _Reading:
         for sink in config.forwarder.sinks:
             for message_class in sink.classes:
                 self._known_class(("sinks", sink.name, "classes"), message_class, classes)
+            for message_class in sink.always:
+                self._known_class(("sinks", sink.name, "always"), message_class, sink.classes)
             if sink.retry_min_seconds > sink.retry_max_seconds:
                 problem = "is longer than retry_max"
                 limit = f"up to {values.spell_duration(sink.retry_max_seconds)}"
                 self._wrong(("sinks", sink.name, "retry_min"), problem, limit)
+        for one in config.buffer.limits:
+            self._known_class(("classes", one.name), one.name, classes)
+            if one.limit_bytes is None and one.when_full == "drop-newest":
+                self._wrong(("classes", one.name, "when_full"), "needs a limit", "drop-newest with a `limit`")
+            if one.limit_bytes is not None and one.limit_bytes > config.buffer.limit_bytes:
+                self._wrong(("classes", one.name, "limit"), "is larger than buffer.limit", "a part of buffer.limit")
         if config.buffer.segment_bytes > config.buffer.limit_bytes:
             self._wrong(("buffer", "segment"), "is larger than limit", "a small part of buffer.limit")
 
     def _known_class(self, where: tuple[str, ...], name: str, classes: tuple[str, ...]) -> None:
         if name not in classes:
-            problem = f"{name!r} is not among buffer.classes.{did_you_mean(name, classes)}"
+            of = "the classes of the sink" if where[-1] == "always" else "buffer.classes"
+            problem = f"{name!r} is not among {of}.{did_you_mean(name, classes)}"
             self._wrong(where, problem, ", ".join(classes))
 
     def _wrong(self, where: tuple[str, ...], problem: str, accepted: str | None = None) -> None:
@@ -685,13 +978,20 @@ class _Reading:
             ConfigError(problem, path=self.path, line=self._line(*where), key=".".join(where), accepted=accepted)
         )
 
+    def _text_line(self, *where: str) -> int | None:
+        """The line where the text of a value begins: TOML takes no account of a line that ends with the quotes."""
+        line = self._line(*where)
+        if line is None or not self.text:
+            return line
+        return line + self.text[line - 1].rstrip().endswith(('"""', "'''"))
+
     def _line(self, *where: str) -> int | None:
         return line_of(self.lines, where)
 
 
-def _processor(said: Said, schemas: tuple[SchemaConfig, ...], rules: tuple[RuleConfig, ...]) -> ProcessorConfig:
+def _processor(said: Said, **named: object) -> ProcessorConfig:
     connection = _connection(said, ProcessorConfig().connection.client_id)
-    return ProcessorConfig(connection=connection, schemas=schemas, rules=rules, **said)  # type: ignore[arg-type]
+    return ProcessorConfig(connection=connection, **named, **said)  # type: ignore[arg-type]
 
 
 def _connection(said: Said, client_id: str) -> ConnectionConfig:

@@ -12,8 +12,6 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from lockgate.config.values import Window
-
 
 class Place(NamedTuple):
     """Where a file says something, for errors that only its use brings to light."""
@@ -353,7 +351,7 @@ class ConnectionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaConfig:
-    """[schemas.NAME]: which messages it describes and the typed columns that are read from their JSON payload.
+    """[schemas.NAME]: which messages it describes and the typed columns that are read from their payload.
 
     A message belongs to the first schema, in the order of the file, that one of its topics matches.
     """
@@ -362,19 +360,65 @@ class SchemaConfig:
     topics: tuple[str, ...]  # Topic Filters
     fields: tuple[tuple[str, Literal["integer", "real", "text"]], ...]  # JSON members, required and typed
     optional: frozenset[str] = frozenset()  # fields that may be absent; they are NULL then
+    format: Literal["json", "text", "msgpack", "cbor", "protobuf", "avro"] = "json"
+    descriptor: Path | None = None  # of protobuf: a FileDescriptorSet
+    message: str | None = None  # of protobuf: the full name of the type
+    avro_schema: Path | None = None
+    json_schema: Path | None = None  # what documents must conform to
+    misfits: Literal["quarantine", "refuse", "coerce"] = "quarantine"
+    line: int | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableConfig:
+    """[tables.NAME]: a file that rules can join with, read again when it changes. Its first column is indexed."""
+
+    name: str
+    path: Path  # a CSV file with the names of its columns in its first line, or an SQLite file
+    table: str | None = None  # of an SQLite file; None: the name
+    fields: tuple[tuple[str, Literal["integer", "real", "text"]], ...] = ()  # empty: all columns, of a CSV as text
+    delimiter: str = ","
+    line: int | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenMessage:
+    """A message that a test of a rule lets arrive."""
+
+    topic: str
+    payload: bytes
+    at_seconds: float = 0.0  # since the beginning of the test
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedMessage:
+    """A message that a rule must make of what it was given."""
+
+    topic: str
+    payload: Mapping[str, object]
+    device_ts: int | None = None  # None: any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleTest:
+    """[[rules.NAME.test]]: what a rule has to make of some messages; nothing more, in this order."""
+
+    given: tuple[GivenMessage, ...]
+    expect: tuple[ExpectedMessage, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleConfig:
     """[rules.NAME]: one SELECT over the messages of a schema.
 
-    Without `every` the rule runs once for each message, whose columns are bound parameters: `SELECT :topic AS topic,
-    :value AS value WHERE :value > 90`. With `every` it runs once for each tumbling window of that length in which
-    messages arrived, over a table named like the schema, and `:window_end` is bound (Unix milliseconds). The columns
-    are the schema's fields, `topic` and `received_at` (Unix milliseconds). Each row of the result becomes one
-    message; a column named `topic` is its topic, else the rule's `topic` is; a column named `device_ts` (Unix
-    milliseconds) is its time; the other columns are its JSON payload. `topic_level(topic, n)` gives the n-th level of
-    a topic, from 1; from the end with negative n.
+    Without a window the rule runs once for each message, whose columns are bound parameters: `SELECT :topic AS topic,
+    :value AS value WHERE :value > 90`. With one it runs over a table named like the schema, and `:window_start` and
+    `:window_end` are bound (Unix milliseconds). Windows: `every` alone is tumbling; with `keep`, hopping; `keep` alone
+    slides with each message; `gap` makes sessions; `count` so many messages. The columns are the schema's fields,
+    `topic` and `received_at` (Unix milliseconds). Each row of the result becomes one message; a column named `topic`
+    is its topic, else the rule's `topic` is; a column named `device_ts` (Unix milliseconds) is its time; the other
+    columns are its JSON payload. `topic_level(topic, n)` gives the n-th level of a topic, from 1; from the end with
+    negative n.
     """
 
     name: str
@@ -382,20 +426,43 @@ class RuleConfig:
     sql: str
     message_class: str  # key `class`
     every_seconds: float | None = None  # key `every`: "10s", "5m", "1h"
+    keep_seconds: float | None = None  # how far back the window reaches; the longest session with `gap`
+    gap_seconds: float | None = None
+    count: int | None = None
+    time: str | None = None  # the field that tells a message's time; None: when it arrived
+    lateness_seconds: float = 0.0  # how much later than others a message may come
+    late: Literal["drop", "quarantine"] = "drop"
     topic: str | None = None
     budget_seconds: float = 1.0  # one evaluation may take so long
-    line: int | None = None  # where the rule stands in lockgate.toml
+    tests: tuple[RuleTest, ...] = ()  # [[rules.NAME.test]]
+    line: int | None = field(default=None, compare=False)  # where the rule stands in lockgate.toml
+    sql_line: int | None = field(default=None, compare=False)  # where the first line of its SELECT stands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorConfig:
-    """[processor], [schemas.*] and [rules.*]."""
+    """[processor], [schemas.*], [tables.*] and [rules.*]."""
 
     connection: ConnectionConfig = field(default_factory=lambda: ConnectionConfig(client_id="lockgate-processor"))
     receive_maximum: int = 1000  # unacknowledged messages the processor takes at once
     session_expiry_seconds: int = 7 * 24 * 3600  # how long the broker queues for a processor that is away
+    state_topics: int = 10_000  # whose last value is kept for rules that read `state`
+    functions: Path | None = None  # a folder of Python files with functions for rules
+    function_packages: tuple[str, ...] = ()  # entry points of the group lockgate.functions
     schemas: tuple[SchemaConfig, ...] = ()
+    tables: tuple[TableConfig, ...] = ()
     rules: tuple[RuleConfig, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassConfig:
+    """[classes.NAME]: what a class may hold and what happens then; NAME is one of [buffer] classes."""
+
+    name: str
+    limit_bytes: int | None = None  # of rows that a sink has yet to get; None: [buffer] limit alone
+    keep_seconds: float | None = None  # older rows expire; None: never
+    when_full: Literal["block", "drop-oldest", "drop-newest"] = "block"
+    order: Literal["ordered", "latest-first"] = "ordered"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,6 +474,7 @@ class BufferConfig:
     classes: tuple[str, ...] = ("alarm", "telemetry")  # in the order in which a sink drains them
     quarantine_messages: int = 1000  # kept aside with the reason; the oldest go first, counted
     quarantine_bytes: int = 4 * 1024 * 1024
+    limits: tuple[ClassConfig, ...] = ()  # of some of the classes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -419,6 +487,17 @@ class SinkConfig:
     timeout_seconds: float = 10.0
     retry_min_seconds: float = 0.5
     retry_max_seconds: float = 60.0
+    gather_seconds: float = 0.0  # a batch that is not full waits so long for more
+    poison_after: int = 5  # tries, where the receiver has an error for one message and takes the next
+    messages_per_hour: int | None = None
+    messages_per_day: int | None = None
+    messages_per_month: int | None = None
+    bytes_per_hour: int | None = None  # of topics and payloads
+    bytes_per_day: int | None = None
+    bytes_per_month: int | None = None
+    hours: tuple[tuple[int, int], ...] = ()  # minutes of the local day; none: always
+    metered_while: Path | None = None  # while this file exists, the link costs money
+    always: tuple[str, ...] = ()  # classes that no hours, budget or metered link holds back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -427,6 +506,8 @@ class HttpSinkConfig(SinkConfig):
 
     url: str
     headers: tuple[tuple[str, str], ...] = ()
+    in_flight: int = 1  # requests at once; messages of one topic are never in two of them
+    compression: Literal["none", "gzip", "zstd"] = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -444,7 +525,79 @@ class FileSinkConfig(SinkConfig):
     path: Path
 
 
-AnySink = HttpSinkConfig | MqttSinkConfig | FileSinkConfig
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostgresSinkConfig(SinkConfig):
+    """type = "postgres": rows of one table; the id is its key."""
+
+    batch: int = 1000
+    url: str
+    password_file: Path | None = None
+    table: str = "lockgate_messages"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NatsSinkConfig(SinkConfig):
+    """type = "nats": messages of a JetStream stream; the id is `Nats-Msg-Id`."""
+
+    url: str
+    subject_prefix: str = "lockgate."
+    cafile: Path | None = None
+    credentials: Path | None = None
+    token_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfluxSinkConfig(SinkConfig):
+    """type = "influx": line protocol over HTTP."""
+
+    batch: int = 1000
+    url: str
+    token_file: Path | None = None
+    measurement: str = ""  # default: the schema's name, else the class
+    tags: tuple[str, ...] = ()  # members of the JSON that are tags and not fields
+    in_flight: int = 1
+    compression: Literal["none", "gzip", "zstd"] = "gzip"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectSinkConfig(SinkConfig):
+    """type = "s3": one object of JSON lines for each batch."""
+
+    batch: int = 10_000
+    gather_seconds: float = 60.0
+    bucket: str
+    endpoint: str | None = None  # None: that of AWS
+    region: str = "us-east-1"
+    prefix: str = ""
+    access_key_id: str | None = None  # None: the environment's, or the machine's own role
+    secret_key_file: Path | None = None
+    compression: Literal["none", "gzip", "zstd"] = "zstd"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaSinkConfig(SinkConfig):
+    """type = "kafka": records keyed by the topic of MQTT; the id is the header `lockgate-id`."""
+
+    servers: tuple[str, ...]
+    topic: str
+    tls: bool = False
+    cafile: Path | None = None
+    username: str | None = None
+    password_file: Path | None = None
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-256"
+    compression: Literal["none", "gzip"] = "none"
+
+
+AnySink = (
+    HttpSinkConfig
+    | MqttSinkConfig
+    | FileSinkConfig
+    | PostgresSinkConfig
+    | NatsSinkConfig
+    | InfluxSinkConfig
+    | ObjectSinkConfig
+    | KafkaSinkConfig
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -452,6 +605,14 @@ class ForwarderConfig:
     """[sinks.*]."""
 
     sinks: tuple[AnySink, ...] = ()
+
+
+class Window(NamedTuple):
+    """Hours of some days of the week. One whose end is not after its begin ends on the day after."""
+
+    days: frozenset[int]  # on which it begins; 0: Monday
+    begin: int  # minutes of the day
+    end: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
+
+from lockgate.config.model import ExpectedMessage, GivenMessage, RuleTest, Window
 
 _DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
@@ -166,6 +169,19 @@ def rate(value: object) -> float:
     return float(value)
 
 
+def _hours(value: object) -> tuple[tuple[int, int], ...]:
+    spans: list[tuple[int, int]] = []
+    for span in _some_names(value):
+        match = re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d)", span)
+        if match is None:
+            raise BadValue(f"{span!r} is no span of hours")
+        start, end = int(match[1]) * 60 + int(match[2]), int(match[3]) * 60 + int(match[4])
+        if end > 24 * 60 or start == end:
+            raise BadValue(f"{span!r} is no span of hours")
+        spans.append((start, end))
+    return tuple(spans)
+
+
 def _yes_or_no(value: object) -> bool:
     if not isinstance(value, bool):
         raise BadValue
@@ -223,14 +239,6 @@ def one_of(*choices: str) -> Kind:
     return Kind(" or ".join(f'"{choice}"' for choice in choices), read, text=True)
 
 
-class Window(NamedTuple):
-    """Hours of some days of the week. One whose end is not after its begin ends on the day after."""
-
-    days: frozenset[int]  # on which it begins; 0: Monday
-    begin: int  # minutes of the day
-    end: int
-
-
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _WINDOW = re.compile(r"(?:([a-z,-]+) )?([0-2]\d):([0-5]\d)-([0-2]\d):([0-5]\d)")
 
@@ -282,6 +290,63 @@ def spell_size(count: int) -> str:
     return f"{count}B"
 
 
+def _delimiter(value: object) -> str:
+    if not isinstance(value, str) or len(value) != 1 or value in '"\r\n':
+        raise BadValue
+    return value
+
+
+def _rule_tests(value: object) -> tuple[RuleTest, ...]:
+    if not isinstance(value, list):
+        raise BadValue
+    return tuple(_rule_test(one, number) for number, one in enumerate(value, start=1))
+
+
+def _rule_test(value: object, number: int) -> RuleTest:
+    if not isinstance(value, dict) or value.keys() != {"given", "expect"}:
+        raise BadValue(f"test {number} has not the keys given and expect")
+    messages: dict[str, list[Any]] = {
+        key: value[key] if isinstance(value[key], list) else [None] for key in ("given", "expect")
+    }
+    for key, known in (("given", {"topic", "payload", "hex", "at"}), ("expect", {"topic", "payload", "device_ts"})):
+        for one in messages[key]:
+            if not isinstance(one, dict) or not isinstance(one.get("topic"), str) or one.keys() - known:
+                raise BadValue(f"in test {number}, {key} is no list of tables with {', '.join(sorted(known))}")
+    return RuleTest(
+        given=tuple(_given(one, number) for one in messages["given"]),
+        expect=tuple(_expected(one, number) for one in messages["expect"]),
+    )
+
+
+def _given(one: dict[str, object], number: int) -> GivenMessage:
+    said, digits = one.get("payload"), one.get("hex")
+    if isinstance(digits, str) and said is None:
+        try:
+            payload = bytes.fromhex(digits)
+        except ValueError as error:
+            raise BadValue(f"in test {number}: hex: {error}") from None
+    elif isinstance(said, str):
+        payload = said.encode()
+    elif said is not None:
+        try:
+            payload = json.dumps(said).encode()
+        except TypeError as error:  # a date
+            raise BadValue(f"in test {number}: payload: {error}") from None
+    else:
+        raise BadValue(f"in test {number} a message that is given has neither payload nor hex")
+    at = _number_with_unit(one.get("at", 0), _DURATIONS)
+    return GivenMessage(topic=str(one["topic"]), payload=payload, at_seconds=at)
+
+
+def _expected(one: dict[str, object], number: int) -> ExpectedMessage:
+    payload, device_ts = one.get("payload", {}), one.get("device_ts")
+    if not isinstance(payload, dict) or not isinstance(device_ts, int | None):
+        raise BadValue(f"in test {number}, payload of expect is no table, or device_ts no integer")
+    return ExpectedMessage(topic=str(one["topic"]), payload=payload, device_ts=device_ts)
+
+
+RULE_TESTS = Kind("tables [[rules.NAME.test]] with `given` and `expect`, lists of messages", _rule_tests)
+DELIMITER = Kind("one character", _delimiter, text=True)
 TEXT = Kind("text that is not empty", _text, text=True)
 COUNT = Kind("0 to 1000000000", whole_number(0, 1_000_000_000).read)
 RATE = Kind("0 or more, fractions too", rate)
@@ -298,4 +363,5 @@ TOPIC_NAME = Kind("a Topic Name, without + and #", _topic_name, text=True)
 FIELDS = Kind('columns and their types, as { value = "real", unit = "text", count = "integer" }', _fields)
 WINDOWS = Kind('a list of windows, as ["mon-fri 02:00-04:00", "sat,sun 22:00-05:00"]', _windows)
 TIME_ZONE = Kind("a time zone, as Europe/Vienna", _time_zone, text=True)
+HOURS = Kind('a list of spans of the local day, as ["22:00-06:00", "12:00-13:30"]', _hours)
 HEADERS = Kind('text by name, as { Authorization = "Bearer …" }', _headers, secret=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import Final
 
 import orjson
@@ -19,6 +20,11 @@ class Messages:
     def __init__(self, gateway_id: str) -> None:
         self.gateway_id = gateway_id
         self._clock = Clock()
+        self._boots: Mapping[str, int] = {}
+
+    def learn(self, boots: Mapping[str, int]) -> None:
+        """Take what wall time the CLOCK_BOOTTIME of boots counts from, as `LogReader.boots` gives it."""
+        self._boots = boots
 
     def id_of(self, row: Row) -> str:
         """The same for every attempt to deliver this row, and for no other row."""
@@ -31,7 +37,7 @@ class Messages:
         milliseconds; `clock_ok` is false where the gateway's clock was not known to be right. A payload that is not
         JSON is `payload_base64`.
         """
-        wall_ns, clock_ok = self._wall_time(row)
+        wall_ns, clock_ok = self.wall_time(row)
         content: dict[str, object] = {
             "id": self.id_of(row),
             "topic": row.topic,
@@ -47,9 +53,11 @@ class Messages:
             content["payload_base64"] = base64.b64encode(row.payload).decode()
         return orjson.dumps(content)
 
-    def _wall_time(self, row: Row) -> tuple[int, bool]:
-        """The wall time of a row; one of this boot is corrected once the clock is known to be right."""
+    def wall_time(self, row: Row) -> tuple[int, bool]:
+        """The wall time of a row, and whether it is right; corrected once the clock of its boot has been right."""
         if not row.clock_ok:
+            if row.boot_id in self._boots:
+                return row.boottime_ns + self._boots[row.boot_id], True
             now = self._clock.now()
             if now.clock_ok and now.boot_id == row.boot_id:
                 return now.wall_ns - (now.boottime_ns - row.boottime_ns), True

@@ -29,6 +29,7 @@ class Forwarder:
         self._folder = gateway.buffer_dir
         self._gateway_id = gateway.id
         self._order = buffer.classes
+        self._latest_first = {one.name for one in buffer.limits if one.order == "latest-first"}
         self._config = config
         self._workers: list[Worker] = []
 
@@ -37,7 +38,7 @@ class Forwarder:
         messages = Messages(self._gateway_id)
         reader = LogReader(self._folder)
         self._workers = [
-            Worker(sink, self._order, build(sink, messages), messages, self._folder, reader)
+            Worker(sink, self._order, build(sink, messages), messages, self._folder, reader, self._latest_first)
             for sink in self._config.sinks
         ]
         try:
@@ -47,14 +48,14 @@ class Forwarder:
                 for worker in self._workers:
                     await worker.opened.wait()
                 ready()
-                await self._watch(reader)
+                await self._watch(reader, messages)
         finally:
             reader.close()
 
     def status(self) -> dict[str, object]:
         return {"sinks": {worker.name: worker.status() for worker in self._workers}}
 
-    async def _watch(self, reader: LogReader) -> None:
+    async def _watch(self, reader: LogReader, messages: Messages) -> None:
         """Wake the workers when the log has grown."""
         seen: int | None = None
         while True:
@@ -63,6 +64,7 @@ class Forwarder:
                 last = reader.last_seq()
                 if last != seen:
                     seen = last
+                    messages.learn(reader.boots())
                     for worker in self._workers:
                         worker.news.set()
             await asyncio.sleep(_LOOK_SECONDS)

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
-from lockgate.buffer import Batch, Entry, Log, LogReader, PacketRecord, Quarantined
+from lockgate.buffer import (
+    Batch,
+    Entry,
+    Kept,
+    Log,
+    LogReader,
+    PacketRecord,
+    PacketRecords,
+    Quarantined,
+    Row,
+    RuleCursor,
+)
 from lockgate.buffer.log import WINDOW_INPUT
-from lockgate.config.model import BufferConfig, ProcessorConfig
-from lockgate.processor.rules import Rules, WindowKey, WindowRule, parameters_of
+from lockgate.config.errors import ConfigError
+from lockgate.config.model import BufferConfig, ProcessorConfig, RuleConfig
+from lockgate.processor.functions import find_functions
+from lockgate.processor.references import Reference, check_tables
+from lockgate.processor.rules import Decoded, MessageRule, Rules
 from lockgate.processor.sandbox import RuleError
-from lockgate.processor.schemas import NotAccepted, Schema, Schemas, Value
+from lockgate.processor.schemas import NotAccepted, Schemas, Value
+from lockgate.processor.state import MEMORY, TABLE
+from lockgate.processor.tables import Logged, WindowTable
+from lockgate.processor.trial import run_tests
+from lockgate.telemetry.clock import Moment
 
 log = logging.getLogger(__name__)
 
 NO_RULE: Final = "(no rule)"  # under this name messages are counted filtered whose schema no rule reads
 _READ_ROWS: Final = 1000
 _TURN_SECONDS: Final = 0.2  # of rules in one go, and what the last of them takes
-_RECEIVE_MAXIMUM_V3: Final = 65_535  # MQTT 3.1.1 has no Receive Maximum
+_TOGETHER: Final = 256  # messages that the rules are run on at once
+# A resend comes fewer messages after the first PUBLISH: half of all Packet Identifiers. A Server that counts them up
+# has reused none by then, and none has more in flight.
+_RESEND_WINDOW: Final = 32_768
 
 
 class Message(Protocol):
@@ -45,12 +67,53 @@ class SessionLost:
 class Rulebook:
     """Schemas and rules, checked. Raises ConfigError."""
 
+    rejected: Mapping[str, str] = {}  # why a rule is not the one of the configuration, by its name
+
     def __init__(self, config: ProcessorConfig, buffer: BufferConfig) -> None:
+        self.config = config
         self.schemas = Schemas(config.schemas)
-        self.rules = Rules(config.rules, self.schemas, buffer.classes)
+        check_tables(config.tables, [*self.schemas.by_name, TABLE])
+        self.references = [Reference(table) for table in config.tables]
+        self.functions = find_functions(config.functions, config.function_packages)
+        self.rules = Rules(
+            config.rules, self.schemas, buffer.classes, self.references, config.state_topics, self.functions
+        )
         self.filter_names = {
             name: "+".join(rule.name for rule in rules) or NO_RULE for name, rules in self.rules.by_message.items()
         }
+
+    def close(self) -> None:
+        self.rules.close()
+
+    def successor(self, config: ProcessorConfig, buffer: BufferConfig) -> Rulebook:
+        """The book of another configuration. A rule that is wrong or fails its tests stays as it is in this one.
+
+        Raises ConfigError for schemas and tables that are wrong, or that do not fit a rule that has to stay.
+        """
+        before = {rule.name: rule for rule in self.config.rules}
+        references = [Reference(table) for table in config.tables]
+        functions = find_functions(config.functions, config.function_packages)
+        check_tables(config.tables, [*Schemas(config.schemas).by_name, TABLE])
+        chosen: list[RuleConfig] = []
+        rejected: dict[str, str] = {}
+        for rule in config.rules:
+            try:
+                problems = [str(failure) for failure in run_tests(rule, config, references, functions)]
+            except ConfigError as error:
+                problems = [str(error)]
+            old = before.get(rule.name)
+            if not problems:
+                chosen.append(rule)
+                continue
+            rejected[rule.name] = problems[0]
+            if old is not None:
+                chosen.append(old)
+            stays = "stays as it was" if old is not None else "is left out"
+            log.error("Rule %s %s. %s", rule.name, stays, problems[0])
+        book = Rulebook(dataclasses.replace(config, rules=tuple(chosen)), buffer)
+        book.rejected = rejected
+        book.rules.inherit(self.rules)
+        return book
 
 
 class Runner:
@@ -59,18 +122,20 @@ class Runner:
     def __init__(self, config: ProcessorConfig, book: Rulebook, buffer: Log, reader: LogReader) -> None:
         self._schemas = book.schemas
         self._rules = book.rules
+        self._rejected = book.rejected
         self._filter_names = book.filter_names
+        self._tables = book.rules.all_tables()
         self._buffer = buffer
         self._reader = reader
-        # The broker never has more unacknowledged messages under way than this, so no message older than that can be
-        # resent: its Packet Identifier has been given to another one.
-        self._resend_window = config.receive_maximum if config.connection.version == "5" else _RECEIVE_MAXIMUM_V3
 
     async def start(self) -> None:
         """Fill the windows from the log, and settle those that ended while nobody ran."""
         await self._match_cursors()
-        for rule in self._rules.windows:
-            await self._fill(rule)
+        kept = self._reader.last_values()
+        self._rules.state.load(value for value in kept if value.schema != MEMORY)
+        names = {rule.name for rule in self._rules.all()}
+        self._rules.memory.load((value for value in kept if value.schema == MEMORY), names)
+        await self._fill()
         await self.close_windows()
 
     async def process(self, messages: Sequence[Message | SessionLost]) -> int:
@@ -80,127 +145,168 @@ class Runner:
         others to serve.
         """
         batch = Batch(moment=self._buffer.clock.now())
-        for rule in self._rules.windows:
-            if rule.open is not None and rule.open != rule.key(batch.moment.boot_id, batch.moment.boottime_ns):
-                self._settle(rule, batch)
-        settled = dict(batch.rule_cursors)
-        received_at = batch.moment.wall_ns // 1_000_000
-        inputs: list[tuple[int, Schema, list[Value]]] = []  # place among the entries
-        session = _Session(self._buffer, self._resend_window)
+        self._settle(batch)
+        inputs: list[tuple[int, Decoded]] = []  # place among the entries, message
+        session = _Session(self._buffer)
         give_up = time.monotonic() + _TURN_SECONDS
         taken = 0
+        while taken < len(messages) and (not taken or time.monotonic() < give_up):
+            some = messages[taken : taken + _TOGETHER]
+            taken += len(some)
+            self._take(self._decoded(some, session, batch), batch, inputs)
+        session.write(batch)
+        await self._commit(batch, inputs)
+        return taken
+
+    async def _commit(self, batch: Batch, inputs: Sequence[tuple[int, Decoded]]) -> None:
+        """Commit a batch; then the windows take what is logged for them."""
+        self._note_cursors(batch)
+        self._rules.state.note(batch)
+        self._rules.memory.note(batch)
+        first_seq = await self._buffer.append(batch)
+        if inputs:
+            out = Batch(moment=batch.moment)
+            by_schema: dict[str, list[tuple[int, Decoded]]] = {}
+            for place, message in inputs:
+                by_schema.setdefault(message.schema.name, []).append((first_seq + place, message))
+            for name, some_inputs in by_schema.items():
+                for table in self._rules.tables[name]:
+                    rows = [
+                        _stamped(table, seq, batch.moment, one.topic, one.payload, one.values, out)
+                        for seq, one in some_inputs
+                    ]
+                    if some_rows := [row for row in rows if row is not None]:
+                        table.take(some_rows, out)
+            await self._write(out)
+
+    def replayable(self, reason: str) -> list[Kept]:
+        """What is kept aside for a reason that begins so, and can be taken once more."""
+        kept = self._reader.quarantine()
+        return [one for one in kept if one.message.reason.startswith(reason) and self._takes_again(one.message)]
+
+    async def replay(self, kept: Sequence[Kept]) -> None:
+        """Take quarantined messages once more, as if they came now. What fails again is kept aside again."""
+        still = set(self._reader.quarantine())  # an id alone may be that of another message by now
+        kept = [one for one in kept if one in still]
+        for start in range(0, len(kept), _TOGETHER):
+            batch = Batch(moment=self._buffer.clock.now())
+            inputs: list[tuple[int, Decoded]] = []
+            for one in kept[start : start + _TOGETHER]:
+                batch.replayed.append(one.id)
+                batch.intake["received", ""] += 1
+                message = self._decode(one.message.topic, one.message.payload, batch)
+                if message is None:
+                    continue
+                rule = self._failed_rule(one.message.reason)
+                if rule is None:
+                    self._take([message], batch, inputs)
+                else:
+                    rule.evaluate(message)
+                    self._count(message, rule.name, batch)
+            await self._commit(batch, inputs)
+
+    def _takes_again(self, message: Quarantined) -> bool:
+        if "bytes not kept" in message.detail and not message.payload:
+            return False
+        return not message.reason.startswith("rule ") or self._failed_rule(message.reason) is not None
+
+    def _failed_rule(self, reason: str) -> MessageRule | None:
+        """The rule that a reason names, if it runs for each message."""
+        name = reason.removeprefix("rule ").partition(":")[0] if reason.startswith("rule ") else None
+        rules = (rule for rules in self._rules.by_message.values() for rule in rules)
+        return next((rule for rule in rules if rule.name == name), None)
+
+    async def close_windows(self) -> None:
+        """Settle the windows that are over."""
+        batch = Batch(moment=self._buffer.clock.now())
+        self._settle(batch)
+        await self._write(batch)
+
+    def seconds_to_window_end(self) -> float | None:
+        """Until the next open window is over, None without one."""
+        ends = [end for table in self._tables if (end := table.deadline()) is not None]
+        if not ends:
+            return None
+        return max(0.0, (min(ends) - self._buffer.clock.now().boottime_ns) / 1e9)
+
+    def status(self) -> dict[str, object]:
+        shown = {rule.name: rule.status() for rule in self._rules.all()}
+        for name, why in self._rejected.items():
+            shown.setdefault(name, {})["rejected"] = why
+        return dict(shown)
+
+    def _decoded(self, messages: Sequence[Message | SessionLost], session: _Session, batch: Batch) -> list[Decoded]:
+        """Those of the messages that have a schema and fit it; the others are counted."""
+        found: list[Decoded] = []
         for message in messages:
-            if taken and time.monotonic() > give_up:
-                break
-            taken += 1
             if isinstance(message, SessionLost):
                 session.lose()
                 continue
             batch.intake["received", ""] += 1
             if session.is_resend(message):
                 batch.intake["duplicate", ""] += 1
-            else:
-                self._take(message, received_at, batch, inputs)
-        session.write(batch)
-        first_seq = await self._buffer.append(batch)
-        for rule in self._rules.windows:
-            if rule.name in settled:
-                rule.clear()
-        boot_id, boottime_ns = batch.moment.boot_id, batch.moment.boottime_ns
-        for place, schema, values in inputs:
-            for rule in self._rules.by_window[schema.name]:
-                rule.add(rule.key(boot_id, boottime_ns), first_seq + place, values)
-        return taken
+                continue
+            decoded = self._decode(message.topic, message.payload, batch)
+            if decoded is not None:
+                found.append(decoded)
+        return found
 
-    async def close_windows(self) -> None:
-        """Settle the windows that are over."""
-        batch = Batch(moment=self._buffer.clock.now())
-        over = [
-            r
-            for r in self._rules.windows
-            if r.open not in (None, r.key(batch.moment.boot_id, batch.moment.boottime_ns))
-        ]
-        if over:
-            await self._close(over, batch)
-
-    def seconds_to_window_end(self) -> float | None:
-        """Until the next open window is over, None without one."""
-        ends = [end for rule in self._rules.windows if (end := rule.end_ns()) is not None]
-        if not ends:
-            return None
-        return max(0.0, (min(ends) - self._buffer.clock.now().boottime_ns) / 1e9)
-
-    def status(self) -> dict[str, object]:
-        return {
-            rule.name: rule.status() | ({"window_messages": rule.messages} if isinstance(rule, WindowRule) else {})
-            for rule in self._rules.all()
-        }
-
-    def _take(
-        self, message: Message, received_at: int, batch: Batch, inputs: list[tuple[int, Schema, list[Value]]]
-    ) -> None:
-        """Decide what becomes of one message, and count it once."""
-        schema = self._schemas.of(message.topic)
+    def _decode(self, topic: str, payload: bytes, batch: Batch) -> Decoded | None:
+        """The message if it has a schema and fits it; else it is counted."""
+        schema = self._schemas.of(topic)
         if schema is None:
             batch.intake["refused", "no schema"] += 1
-            return
+            return None
         try:
-            values = schema.decode(message.payload)
+            values = schema.decode(payload)
         except NotAccepted as error:
-            batch.intake["quarantined", error.reason] += 1
-            batch.quarantined.append(
-                Quarantined(message.topic, schema.name, error.reason, error.detail, message.payload)
-            )
-            return
-        values += (message.topic, received_at)
-        made = len(batch.entries)
-        failed: RuleError | None = None
-        rules = self._rules.by_message[schema.name]
-        if rules:
-            parameters = parameters_of(schema, values)
-            for rule in rules:
-                try:
-                    batch.entries += rule.evaluate(parameters)
-                except RuleError as error:
-                    reason = f"rule {rule.name}: {error.reason}"
-                    batch.quarantined.append(
-                        Quarantined(message.topic, schema.name, reason, error.detail, message.payload)
-                    )
-                    if failed is None:
-                        batch.intake["quarantined", reason] += 1
-                    failed = error
-        if self._rules.by_window[schema.name]:
-            inputs.append((len(batch.entries), schema, values))
-            batch.entries.append(Entry(message.topic, WINDOW_INPUT, schema.name, message.payload))
-        if failed is not None:
-            return  # counted; what the other rules made of it goes on
-        if len(batch.entries) > made:
+            if schema.config.misfits == "refuse":
+                batch.intake["refused", error.reason] += 1
+            else:
+                batch.intake["quarantined", error.reason] += 1
+                batch.quarantined.append(Quarantined(topic, schema.name, error.reason, error.detail, payload))
+            return None
+        return Decoded(topic, payload, schema, [*values, topic, batch.moment.wall_ns // 1_000_000])
+
+    def _take(self, messages: list[Decoded], batch: Batch, inputs: list[tuple[int, Decoded]]) -> None:
+        """Decide what becomes of these messages, and count each once."""
+        self._rules.evaluate(messages)
+        for message in messages:
+            name = message.schema.name
+            if self._rules.tables[name]:
+                logged = message.schema.to_log(message.payload, message.values)
+                inputs.append((len(batch.entries) + len(message.entries), message))
+                message.entries.append(Entry(message.topic, WINDOW_INPUT, name, logged))
+            self._count(message, self._filter_names[name], batch)
+
+    def _count(self, message: Decoded, filtered_by: str, batch: Batch) -> None:
+        batch.entries += message.entries
+        for reason, detail in message.failures:
+            batch.quarantined.append(Quarantined(message.topic, message.schema.name, reason, detail, message.payload))
+        if message.failures:  # what the other rules made of it goes on
+            batch.intake["quarantined", message.failures[0][0]] += 1
+        elif message.entries:
             batch.intake["logged", ""] += 1
         else:
-            batch.intake["filtered", self._filter_names[schema.name]] += 1
+            batch.intake["filtered", filtered_by] += 1
 
-    def _settle(self, rule: WindowRule, batch: Batch) -> None:
-        """Put the outcome of the open window into the batch. The caller clears the rule once that is committed."""
-        moment = batch.moment
-        end_ms: int | None = None
-        end_ns = rule.end_ns()
-        if rule.open is not None and end_ns is not None and rule.open.boot_id == moment.boot_id:
-            end_ms = (moment.wall_ns - (moment.boottime_ns - end_ns)) // 1_000_000
-        try:
-            batch.entries += rule.evaluate(end_ms)
-        except RuleError as error:
-            log.warning("rule %s failed on a window of %d messages: %s", rule.name, rule.messages, error)
-            detail = f"{error.detail}; a window of {rule.messages} messages up to seq {rule.last_seq}"
-            reason = f"rule {rule.name}: {error.reason}"
-            batch.quarantined.append(Quarantined("", rule.schema.name, reason, detail, b""))
-        batch.rule_cursors[rule.name] = (rule.schema.name, rule.last_seq)
+    def _settle(self, batch: Batch) -> None:
+        for table in self._tables:
+            deadline = table.deadline()
+            if deadline is not None and batch.moment.boottime_ns >= deadline:
+                table.settle(batch.moment, batch)
 
-    async def _close(self, rules: Sequence[WindowRule], batch: Batch) -> None:
-        for rule in rules:
-            self._settle(rule, batch)
-        await self._buffer.append(batch)
-        for rule in rules:
-            rule.clear()
+    async def _write(self, out: Batch) -> None:
+        """Commit what windows gave, if anything; cursors alone wait for the next commit."""
+        if out.entries or out.quarantined:
+            self._note_cursors(out)
+            self._rules.memory.note(out)
+            await self._buffer.append(out)
+
+    def _note_cursors(self, batch: Batch) -> None:
+        for rule in self._rules.windows:
+            if rule.moved:
+                batch.rule_cursors[rule.name] = rule.cursor()
 
     async def _match_cursors(self) -> None:
         """Every window rule has a cursor, and nobody else: a new rule begins with the next message."""
@@ -209,53 +315,71 @@ class Runner:
         batch = Batch(moment=self._buffer.clock.now())
         batch.forget_rules = [name for name in known if name not in configured]
         for name, rule in configured.items():
-            if name not in known or known[name][0] != rule.schema.name:
-                seq = self._buffer.state.next_seq - 1
-                batch.rule_cursors[name] = (rule.schema.name, seq)
-                log.info("rule %s begins after seq %d", name, seq)
+            cursor = known.get(name)
+            if cursor is not None and cursor.schema == rule.schema.name and cursor.shape in ("", rule.shape):
+                rule.resume(cursor)
+                continue
+            seq = self._buffer.state.next_seq - 1
+            rule.resume(RuleCursor(rule.schema.name, seq, seq))
+            batch.rule_cursors[name] = rule.cursor()
+            log.info("rule %s begins after seq %d", name, seq)
         if batch.forget_rules:
             log.info("rules no longer configured: %s", ", ".join(batch.forget_rules))
         if batch.forget_rules or batch.rule_cursors:
             await self._buffer.append(batch)
 
-    async def _fill(self, rule: WindowRule) -> None:
-        after = self._buffer.state.rule_cursors[rule.name][1]
-        while rows := self._reader.read(WINDOW_INPUT, after, _READ_ROWS):
-            for row in rows:
-                if row.schema != rule.schema.name:
-                    continue
-                key = rule.key(row.boot_id, row.boottime_ns)
-                if rule.open not in (None, key):
-                    await self._close([rule], Batch(moment=self._buffer.clock.now()))
-                self._add_logged(rule, key, row.seq, row.topic, row.wall_ns // 1_000_000, row.payload)
+    async def _fill(self) -> None:
+        """Read again what the windows need of the log, and go on from there."""
+        after = min((rule.window.after for rule in self._rules.windows), default=0)
+        while self._tables and (rows := self._reader.read(WINDOW_INPUT, after, _READ_ROWS)):
+            out = Batch(moment=self._buffer.clock.now())
+            for table in self._tables:
+                logged = [self._logged(table, row, out) for row in rows if row.schema == table.schema.name]
+                if some_rows := [row for row in logged if row is not None]:
+                    table.take(some_rows, out)
+            await self._write(out)
             after = rows[-1].seq
+        out = Batch(moment=self._buffer.clock.now())
+        for table in self._tables:
+            table.settle(out.moment, out)
+        await self._write(out)
 
-    def _add_logged(
-        self, rule: WindowRule, key: WindowKey, seq: int, topic: str, received_at: int, payload: bytes
-    ) -> None:
+    def _logged(self, table: WindowTable, row: Row, out: Batch) -> Logged | None:
         try:
-            values = rule.schema.decode(payload)
+            values: list[Value] = table.schema.decode_logged(row.payload)
         except NotAccepted as error:  # the schema has been changed since
-            rule.counts.errors += 1
-            rule.counts.last_error = str(error)
-            log.warning("rule %s cannot use the logged message %d any more: %s", rule.name, seq, error)
-            return
-        rule.add(key, seq, [*values, topic, received_at])
+            log.warning("a window over %s cannot use message %d any more: %s", row.schema, row.seq, error)
+            for rule in table.rules:
+                rule.note_error(RuleError("logged message not usable", str(error)))
+            return None
+        values += (row.topic, row.wall_ns // 1_000_000)
+        moment = Moment(row.boot_id, row.boottime_ns, row.wall_ns, row.clock_ok)
+        return _stamped(table, row.seq, moment, row.topic, row.payload, values, out)
+
+
+def _stamped(
+    table: WindowTable, seq: int, moment: Moment, topic: str, payload: bytes, values: Sequence[Value], out: Batch
+) -> Logged | None:
+    row = table.stamp(seq, moment, topic, payload, values)
+    if isinstance(row, Logged):
+        return row
+    for rule in table.rules:
+        rule.refuse(seq, topic, payload, row, out)
+    return None
 
 
 class _Session:
     """Which Packet Identifiers have been seen, as it will be after this batch."""
 
-    def __init__(self, buffer: Log, resend_window: int) -> None:
+    def __init__(self, buffer: Log) -> None:
         self._known = buffer.packets
         self._new: dict[int, PacketRecord] = {}
         self._lost = False
         self._arrivals = buffer.state.arrivals
-        self._window = resend_window
 
     def lose(self) -> None:
         self._lost = True
-        self._known = {}
+        self._known = PacketRecords()
         self._new = {}
 
     def is_resend(self, message: Message) -> bool:
@@ -269,7 +393,7 @@ class _Session:
         digest = hashlib.blake2b(message.topic.encode() + b"\0" + message.payload, digest_size=8).digest()
         if message.duplicate:
             record = self._new.get(message.packet_id) or self._known.get(message.packet_id)
-            if record is not None and record.digest == digest and self._arrivals - record.arrival < self._window:
+            if record is not None and record.digest == digest and self._arrivals - record.arrival < _RESEND_WINDOW:
                 return True
         self._arrivals += 1
         self._new[message.packet_id] = PacketRecord(self._arrivals, digest)
@@ -279,8 +403,6 @@ class _Session:
         batch.session_lost = self._lost
         batch.packets = self._new
         batch.arrivals = self._arrivals
-        if len(self._known) > 2 * self._window:
-            batch.forget_arrivals_until = self._arrivals - self._window
 
 
 def intake_of(state_intake: dict[str, dict[str, int]]) -> dict[str, object]:

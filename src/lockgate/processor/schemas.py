@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import SchemaConfig
+from lockgate.processor.formats import NotAccepted, decoder, gate
+
+__all__ = ["GIVEN_COLUMNS", "NotAccepted", "Schema", "Schemas", "Value"]
 
 Value = int | float | str | None
 
 GIVEN_COLUMNS: Final = (("topic", "TEXT"), ("received_at", "INTEGER"))  # what every message has beside its fields
-_RESERVED: Final = frozenset({"topic", "received_at", "window_end"})
+_RESERVED: Final = frozenset({"topic", "received_at", "window_start", "window_end"})
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SQL_TYPES: Final = {"integer": "INTEGER", "real": "REAL", "text": "TEXT"}
+SQL_TYPES: Final = {"integer": "INTEGER", "real": "REAL", "text": "TEXT"}
 _INT64: Final = range(-(1 << 63), 1 << 63)
 _CACHED_TOPICS: Final = 10_000
-
-
-class NotAccepted(Exception):
-    """The payload does not fit its schema. `reason` is one of a few, to be counted; `detail` is for a person."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 class Schema:
@@ -37,19 +32,40 @@ class Schema:
         self.name = config.name
         self.config = config
         _check(config)
-        self.columns = tuple((name, _SQL_TYPES[kind]) for name, kind in config.fields) + GIVEN_COLUMNS
+        self._decode = decoder(config)
+        self._gate = gate(config)
+        self.columns = tuple((name, SQL_TYPES[kind]) for name, kind in config.fields) + GIVEN_COLUMNS
+
+    def place(self, field: str) -> int:
+        """Where a field stands among the columns."""
+        return [name for name, _ in self.columns].index(field)
 
     def decode(self, payload: bytes) -> list[Value]:
         """The fields in the order of `columns`; raises NotAccepted."""
-        try:
-            document = orjson.loads(payload)
-        except orjson.JSONDecodeError as error:
-            raise NotAccepted("not JSON", str(error)) from None
+        document = self._decode(payload)
+        if self._gate is not None:
+            self._gate(document)
+        return self._typed(document)
+
+    def to_log(self, payload: bytes, values: Sequence[Value]) -> bytes:
+        """What is logged of a message for windows: a JSON object, whatever its format."""
+        if self.config.format == "json":
+            return payload
+        return orjson.dumps({name: value for (name, _), value in zip(self.config.fields, values, strict=False)})
+
+    def decode_logged(self, payload: bytes) -> list[Value]:
+        """The fields of what was logged; raises NotAccepted where the schema is another one since."""
+        return self._typed(orjson.loads(payload))
+
+    def _typed(self, document: object) -> list[Value]:
         if not isinstance(document, dict):
-            raise NotAccepted("not a JSON object", f"it is {_json_type(document)}")
+            reason = "not a JSON object" if self.config.format == "json" else "not an object"
+            raise NotAccepted(reason, f"it is {_json_type(document)}")
         values: list[Value] = []
         for name, kind in self.config.fields:
             value = document.get(name)
+            if self.config.misfits == "coerce":
+                value = _coerced(value, kind)
             if value is None:
                 if name not in self.config.optional:
                     raise NotAccepted(f"field {name} missing", "null counts as missing" if name in document else "")
@@ -63,6 +79,26 @@ class Schema:
             else:
                 raise NotAccepted(f"field {name} not {kind}", f"it is {_json_type(value)}")
         return values
+
+
+def _coerced(value: Any, kind: str) -> Any:
+    """The value as the kind of its column where nothing of it is lost, else as it is."""
+    try:
+        if kind == "text" and type(value) in (int, float):
+            return str(value)
+        if kind != "text" and type(value) is bool:
+            return int(value)
+        if kind == "integer" and type(value) in (str, float):
+            number = float(value)
+            return (
+                int(value) if type(value) is str and number >= 2**53 else int(number) if number.is_integer() else value
+            )
+        if kind == "real" and type(value) is str:
+            number = float(value)
+            return number if math.isfinite(number) else value
+    except (ValueError, OverflowError):
+        pass
+    return value
 
 
 class Schemas:
@@ -99,6 +135,11 @@ def _matches(pattern: list[str], levels: list[str]) -> bool:
     return len(pattern) == len(levels)
 
 
+def check_name(name: str) -> str | None:
+    """Why SQL cannot know something by this name; None where it can."""
+    return None if _NAME.fullmatch(name) else f"{name!r} cannot name a table or a column: letters, digits and _"
+
+
 def _check(config: SchemaConfig) -> None:
     key = f"schemas.{config.name}"
     if not _NAME.fullmatch(config.name):
@@ -132,6 +173,8 @@ def _json_type(value: object) -> str:
             return "a real"
         case str():
             return "a text"
+        case bytes():
+            return "bytes"
         case list():
             return "an array"
         case _:

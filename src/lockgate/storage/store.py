@@ -24,11 +24,11 @@ from lockgate.mqtt import reason_codes
 from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer
 from lockgate.sqlite.bulk import execute_rows
 from lockgate.sqlite.database import FAILURES, is_damage, told
+from lockgate.sqlite.reserve import Reserve
 from lockgate.storage import statements
 from lockgate.storage.changes import Batch, Changes
 from lockgate.storage.clock import MomentSource
 from lockgate.storage.importing import UnreadableStore, import_once
-from lockgate.storage.reserve import Reserve
 from lockgate.storage.restore import Stored, Summary, open_stored, read_stored
 from lockgate.storage.wear import Wear, written_by_thread
 

@@ -70,6 +70,55 @@ async def test_a_bridge_says_who_it_is_and_what_it_wants(tmp_path: Path) -> None
             assert link.unsubscribed == ["r/y/#"]
 
 
+@pytest.mark.parametrize("session", ["cleansession false", "cleansession true"])
+async def test_packets_are_numbered_as_by_mosquittos_bridges(session: str, tmp_path: Path) -> None:
+    """One after the other from 1, the notification first, then a packet for each line, then messages."""
+    lines = [session, "topic a/# in 1", "topic b/# out 1", "topic c/# both 2"]
+    async with Remote() as remote, bridged(tmp_path, *bridge_to(remote, *lines)) as bridge, client_of(bridge) as here:
+        link = await remote.accept()
+        told = await link.expect(Publish)
+        link.send(PubAck(told.packet_id))
+        await bridge.until(lambda status: status["state"] == "connected")
+        await here.publish("b/1", b"x", 1)
+        message = await link.expect(Publish)
+        assert (told.packet_id, link.packet_ids, message.packet_id) == (1, [2, 3, 4], 5)
+        assert (list(link.subscribed), link.unsubscribed) == (["a/#", "c/#"], ["b/#"])
+
+
+async def test_many_lines_are_asked_for_together(tmp_path: Path) -> None:
+    lines = [QUIET, *(f"topic {number}/# in 1" for number in range(250)), "topic x out 1", "topic last in"]
+    async with Remote() as remote, bridged(tmp_path, *bridge_to(remote, *lines)) as bridge, client_of(bridge) as here:
+        link = await remote.accept()
+        await here.publish("x", b"", 1)
+        await link.expect(Publish)
+        assert len(link.packet_ids) == 5
+        assert len(set(link.packet_ids)) == 5
+        assert len(link.subscribed) == 251
+
+
+async def test_a_remote_broker_that_never_answers_is_left(tmp_path: Path) -> None:
+    """Its SUBACK is still to come when the Packet Identifiers have been round once."""
+    async with Remote() as remote:
+        lines = bridge_to(remote, QUIET, V5_LINE, "topic in in", "topic out out 1", "bridge_attempt_unsubscribe false")
+        async with bridged(tmp_path, *lines) as bridge, client_of(bridge) as here:
+            link = await remote.connection()
+            link.grants = False
+            link.send(ConnAck())
+            publishing = [asyncio.create_task(here.publish("out", b"%d" % number, 1)) for number in range(1100)]
+            ids: list[int] = []
+            while (packet := await link.receive()) is not None:
+                if isinstance(packet, Publish):
+                    ids.append(packet.packet_id)
+                    link.send(PubAck(packet.packet_id))
+            assert link.packet_ids == [1]
+            assert len(ids) > 1000
+            assert ids == list(range(2, 2 + len(ids)))
+            assert "has not answered our SUBSCRIBE 1" in str(bridge.status()["last_error"])
+            link = await remote.accept()
+            assert (await link.expect(Publish)).payload == b"%d" % len(ids)  # nothing is left out
+            await asyncio.gather(*publishing)
+
+
 @pytest.mark.parametrize(
     ("lines", "version", "is_bridge"),
     [

@@ -141,3 +141,15 @@ def test_qos_0_kept_for_one_who_does_not_read_can_be_taken() -> None:
     assert server.broker.memory.used == used
     peer.lose()
     assert server.broker.statistics.dropped == 0
+
+
+def test_what_our_own_bridge_brings_is_bounded_by_the_identifiers_alone() -> None:
+    """Mosquitto 2.0 sends a backlog of QoS 2 on and on; to close would only have it sent again."""
+    server = Server(Limits(max_inflight_messages=2, max_queued_messages=3))
+    peer = own(server)
+    peer.expect(ConnAck)
+    for packet_id in range(1, 101):
+        peer.send(Publish("t", b"x", 2, packet_id=packet_id))
+    answers = peer.received()
+    assert [packet.packet_id for packet in answers if isinstance(packet, PubRec)] == list(range(1, 101))
+    assert not any("Receive Maximum" in line for line in server.log.lines)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lockgate.buffer import Cursor, DamagedSegment, Log, LogReader, PacketRecord, Quarantined
+from lockgate.buffer import Cursor, DamagedSegment, Log, LogReader, PacketRecord, Quarantined, RuleCursor
 from lockgate.buffer.ledger import read_ledger
 from lockgate.buffer.segments import list_segments, segment_path
 from lockgate.sqlite import FolderInUse
@@ -84,32 +84,34 @@ async def test_sealed_segments_are_plain_files(tmp_path: Path) -> None:
 async def test_the_state_moves_to_the_next_segment_and_over_a_restart(tmp_path: Path) -> None:
     log = await open_log(tmp_path)
     first = batch(*[KILOBYTE] * 100)
-    first.packets = {1: PacketRecord(1, b"a"), 2: PacketRecord(2, b"b")}
-    first.rule_cursors = {"mean": ("s", 5), "old": ("s", 4)}
+    first.packets = {1: PacketRecord(1, b"digest-a"), 65_535: PacketRecord(2, b"digest-b")}
+    first.rule_cursors = {"mean": RuleCursor("s", 5), "old": RuleCursor("s", 4)}
     first.arrivals = 100
     first.quarantined = [Quarantined("t", "s", "not JSON", "line 1", b"{")]
     await log.append(first)
     second = batch(b"")
-    second.packets = {3: PacketRecord(3, b"c")}
-    second.forget_arrivals_until = 1
+    second.packets = {1: PacketRecord(3, b"digest-c")}
     second.forget_rules = ["old"]
     await log.append(second)
     await log.close()
     assert list_segments(tmp_path) == [1, 2]
 
     log = await open_log(tmp_path)
-    assert log.packets == {2: PacketRecord(2, b"b"), 3: PacketRecord(3, b"c")}
-    assert log.state.rule_cursors == {"mean": ("s", 5)}
+    assert log.packets.get(1) == PacketRecord(3, b"digest-c")
+    assert log.packets.get(65_535) == PacketRecord(2, b"digest-b")
+    assert log.state.rule_cursors == {"mean": RuleCursor("s", 5)}
     assert log.state.arrivals == 100
     assert log.state.intake == {"received": {"": 101}, "logged": {"": 101}}
     lost = batch()
     lost.session_lost = True
-    lost.packets = {9: PacketRecord(4, b"d")}
+    lost.packets = {9: PacketRecord(4, b"digest-d")}
     await log.append(lost)
-    assert log.packets == {9: PacketRecord(4, b"d")}
+    assert log.packets.get(9) == PacketRecord(4, b"digest-d")
+    assert log.packets.get(1) is None
     await log.close()
     log = await open_log(tmp_path)
-    assert log.packets == {9: PacketRecord(4, b"d")}
+    assert log.packets.get(9) == PacketRecord(4, b"digest-d")
+    assert log.packets.get(1) is None
     await log.close()
     with sqlite3.connect(segment_path(tmp_path, 2)) as connection:
         assert connection.execute("SELECT reason, payload FROM quarantine").fetchall() == [("not JSON", b"{")]
@@ -186,13 +188,13 @@ async def test_an_unreadable_cursor_blocks_purge(tmp_path: Path) -> None:
 async def test_purge_waits_for_window_rules(tmp_path: Path) -> None:
     log = await open_log(tmp_path, sinks={})
     inputs = batch(*[KILOBYTE] * 100, message_class="window-input")
-    inputs.rule_cursors = {"mean": ("s", 0)}
+    inputs.rule_cursors = {"mean": RuleCursor("s", 0)}
     await log.append(inputs)
     await log.append(batch(b"x"))
     await log.maintain()
     assert list_segments(tmp_path) == [1, 2]
     passed = batch()
-    passed.rule_cursors = {"mean": ("s", 100)}
+    passed.rule_cursors = {"mean": RuleCursor("s", 100)}
     await log.append(passed)
     await log.maintain()
     assert list_segments(tmp_path) == [2]

@@ -85,7 +85,7 @@ def test_check_compiles_the_rules(toml: Path, capsys: pytest.CaptureFixture[str]
     toml.write_text(GOOD.replace(":value > 90", ":valu > 90"))
     assert cli.main(["check", str(toml)]) == 3
     said = capsys.readouterr().err
-    assert said.startswith(f"{toml}:6: rules.alarm.sql: ")
+    assert said.startswith(f"{toml}:9: rules.alarm.sql: ")
     assert ":value" in said
 
 

@@ -20,7 +20,12 @@ ROOT = Path(__file__).parents[3]
 TEMPLATES = ROOT / "src" / "lockgate" / "stacks"
 STACKS = sorted(path.name for path in TEMPLATES.iterdir())
 # What a stack that is used has beside its templates, and git ignores
-MADE = {"access/passwd", "ca.crt", "config/server.crt", "secrets/ca.key", "secrets/server.key"}
+MADE = {
+    "broker": {"access/passwd", "ca.crt", "config/server.crt", "secrets/ca.key", "secrets/server.key"},
+    "tunnel": {"access/passwd", "secrets/tunnel_token"},
+}
+MADE["gateway"] = MADE["broker"] | {"secrets/processor_password"}
+TOKEN = "eyJhIjoiMDEyMzQ1Njc4OWFiY2RlZiIsInQiOiIuLi4iLCJzIjoiLi4uIn0="
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -28,6 +33,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def init(folder: Path, stack: str, *words: str) -> int:
+    if stack == "tunnel":
+        (folder.parent / "token").write_text(f"{TOKEN}\n")
+        return main(["init", str(folder), "--stack", stack, "--token-file", str(folder.parent / "token"), *words])
     return main(["init", str(folder), "--stack", stack, "--host", "gw.example", "--host", "192.0.2.7", *words])
 
 
@@ -38,8 +46,7 @@ def passwords_in(said: str) -> dict[str, str]:
 @pytest.mark.parametrize("stack", STACKS)
 def test_what_is_packed_is_what_packaging_has(stack: str) -> None:
     beside = contents(ROOT / "packaging" / "compose" / stack)
-    used = MADE | {"secrets/processor_password"}
-    assert {name: data for name, data in beside.items() if name not in used} == contents(TEMPLATES / stack)
+    assert {name: data for name, data in beside.items() if name not in MADE[stack]} == contents(TEMPLATES / stack)
 
 
 def test_the_image_is_that_of_this_version() -> None:
@@ -57,12 +64,11 @@ def test_a_stack_is_written_whole(stack: str, tmp_path: Path, capsys: pytest.Cap
     assert init(folder, stack, "--device", "pump") == 0
     written = contents(folder)
     assert contents(TEMPLATES / stack).items() <= written.items()
-    services = {"secrets/processor_password"} if stack == "gateway" else set()
-    assert written.keys() == contents(TEMPLATES / stack).keys() | MADE | services
+    assert written.keys() == contents(TEMPLATES / stack).keys() | MADE[stack]
 
     shown = passwords_in(capsys.readouterr().out)
     assert shown.keys() == {"operator", "pump"}
-    if services:
+    if stack == "gateway":
         shown["processor"] = written["secrets/processor_password"].decode().removesuffix("\n")
     known = PasswordFile.load(folder / "access" / "passwd")
     for name, password in shown.items():
@@ -71,10 +77,11 @@ def test_a_stack_is_written_whole(stack: str, tmp_path: Path, capsys: pytest.Cap
     assert len(set(shown.values())) == len(shown)
 
 
-def test_nobody_else_reads_the_secrets(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stack", ["gateway", "tunnel"])
+def test_nobody_else_reads_the_secrets(stack: str, tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        assert init(tmp_path / "new", "gateway") == 0
+        assert init(tmp_path / "new", stack) == 0
     finally:
         os.umask(old)
     for path in (tmp_path / "new").rglob("*"):
@@ -84,7 +91,7 @@ def test_nobody_else_reads_the_secrets(tmp_path: Path) -> None:
             assert path.is_dir() or not status.st_mode & 0o077, path
         if os.geteuid() == 0:  # then the containers' user has what it has to read, and no more
             its = path.parent.name == "access" or path.name in ("access", "server.key", "processor_password")
-            assert status.st_uid == (1883 if its else 0), path
+            assert status.st_uid == (1883 if its else 65532 if path.name == "tunnel_token" else 0), path
 
 
 def test_a_strict_umask_does_not_keep_the_containers_out(tmp_path: Path) -> None:
@@ -129,7 +136,7 @@ def test_what_is_written_passes_check(
     monkeypatch.setenv("MOSQUITTO_UNSAFE_ALLOW_SYMLINKS", "1")
     conf = tmp_path / "config" / "mosquitto.conf"
     toml = tmp_path / "config" / "lockgate.toml"
-    if stack == "broker":
+    if stack != "gateway":
         toml.write_text('[broker]\nmosquitto_conf = "/mosquitto/config/mosquitto.conf"\n')
     for path in (conf, toml):
         text = path.read_text().replace("/run/secrets/server_key", str(tmp_path / "secrets" / "server.key"))
@@ -138,7 +145,8 @@ def test_what_is_written_passes_check(
     assert main(["check", str(toml)]) == 0
     said = capsys.readouterr().out
     assert "Warning" not in said
-    assert "*:8883 (TLS), *:1883; nobody is let in without a user name" in said
+    doors = "*:9001 (WebSocket), *:1883" if stack == "tunnel" else "*:8883 (TLS), *:1883"
+    assert f"{doors}; nobody is let in without a user name" in said
 
 
 @pytest.mark.parametrize("there", ["access/acl", "secrets/ca.key", "docker-compose.yml"])
@@ -221,3 +229,51 @@ def test_on_a_terminal_it_asks_for_what_was_not_given(
     assert not (tmp_path / "other").exists()
     assert main(["init", str(tmp_path / "other"), "--non-interactive"]) == 0
     assert not (tmp_path / "other" / "config" / "lockgate.toml").exists()
+
+
+def test_the_token_comes_from_a_file_the_environment_or_the_terminal_and_is_never_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(name: str, *words: str) -> str | None:
+        assert main(["init", str(tmp_path / name), "--stack", "tunnel", *words]) == 0
+        path = tmp_path / name / "secrets" / "tunnel_token"
+        return path.read_text() if path.exists() else None
+
+    assert written("none") is None
+    assert "cat > secrets/tunnel_token" in capsys.readouterr().out
+    monkeypatch.setenv("TUNNEL_TOKEN", TOKEN)
+    assert written("environment") == f"{TOKEN}\n"
+    monkeypatch.delenv("TUNNEL_TOKEN")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr("getpass.getpass", lambda _prompt: f" {TOKEN} ")
+    assert written("terminal", "--device", "pump") == f"{TOKEN}\n"
+    monkeypatch.setattr("getpass.getpass", lambda _prompt: "")
+    assert written("later", "--device", "pump") is None
+    said = capsys.readouterr()
+    assert TOKEN not in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--token-file", "nowhere"], "the token cannot be read: "),
+        (["--token-file", "wrong"], "what was given is no tunnel's token (accepted: the Base64 text"),
+        (["--token-file", "empty"], "what was given is no tunnel's token"),
+        (["--host", "a.example"], "--host is for a broker with TLS of its own"),
+    ],
+)
+def test_a_tunnel_that_cannot_be_made(
+    words: list[str],
+    complaint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("wrong").write_text("tunnel run --token x\n")
+    Path("empty").write_text("\n")
+    assert main(["init", "new", "--stack", "tunnel", *words]) == 3
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert "--token x" not in said
+    assert not Path("new").exists()

@@ -320,7 +320,7 @@ SINK = '[sinks.c]\ntype = "http"\nurl = "http://h/"\n'
         (RULE + "every = 0", "rules.r.every: 0 cannot be used (accepted: 100ms to 1d"),
         (
             "[sinks.c]\nurl = 'http://h/'",
-            'lockgate.toml:1: sinks.c.type: is missing (accepted: "http" or "mqtt" or "file")',
+            'lockgate.toml:1: sinks.c.type: is missing (accepted: "http" or "mqtt" or "file" or',
         ),
         ("[sinks.c]\ntype = 'ftp'", "lockgate.toml:2: sinks.c.type: 'ftp' is no type of sink (accepted:"),
         (
@@ -371,3 +371,17 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
 def test_the_reference_page_is_the_one_the_tables_make() -> None:
     page = REPOSITORY / "docs" / "reference" / "configuration.md"
     assert page.read_text() == reference.page(), "run `make docs`"
+
+
+def test_an_absolute_link_stands_for_the_file_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As /etc/lockgate/lockgate.toml of the image does; a ConfigMap's relative link leads to a copy of the folder."""
+    (tmp_path / "config").mkdir()
+    real, there, copied = tmp_path / "config" / "lockgate.toml", tmp_path / "etc.toml", tmp_path / "map.toml"
+    real.write_text('[broker]\nmosquitto_conf = "m.conf"\n')
+    there.symlink_to(real)
+    copied.symlink_to("config/lockgate.toml")
+    for place, found in ((there, real), (copied, copied), (real, real)):
+        monkeypatch.setattr(lockgate_toml, "PLACES", (tmp_path / "nowhere", place))
+        assert lockgate_toml.find() == found
+    monkeypatch.setattr(lockgate_toml, "PLACES", (tmp_path / "nowhere",))
+    assert lockgate_toml.find() is None

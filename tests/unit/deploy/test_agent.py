@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from lockgate.config import values
-from lockgate.config.model import DeployConfig
+from lockgate.config.model import DeployConfig, Window
 from lockgate.deploy import agent as module
 from lockgate.deploy.agent import Agent
 from lockgate.deploy.engine import Engine
@@ -309,7 +309,7 @@ def test_watching_updates_once_and_tells_a_problem_once(site: Site, caplog: pyte
 
 
 def test_what_was_interrupted_is_brought_to_its_end_at_any_hour(site: Site) -> None:
-    site.config = dataclasses.replace(CONFIG, windows=(values.Window(frozenset(), 0, 1),))
+    site.config = dataclasses.replace(CONFIG, windows=(Window(frozenset(), 0, 1),))
     site.die_at("before: watch the new processor")
     site.agent().watch(Turns(0))
     assert site.engine.all() == site.before
@@ -319,8 +319,8 @@ def test_what_was_interrupted_is_brought_to_its_end_at_any_hour(site: Site) -> N
 def test_nothing_begins_outside_of_its_hours_or_while_nobody_knows_the_time(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every = values.Window(frozenset(range(7)), 0, 24 * 60)
-    none = values.Window(frozenset(), 0, 24 * 60)
+    every = Window(frozenset(range(7)), 0, 24 * 60)
+    none = Window(frozenset(), 0, 24 * 60)
     good = Moment("boot", 0, 0, True)
     for window, moment, asked in ((every, good._replace(clock_ok=False), 0), (none, good, 0), (every, good, 1)):
         site.config = dataclasses.replace(CONFIG, windows=(window,), time_zone="Europe/Vienna")
@@ -330,8 +330,8 @@ def test_nothing_begins_outside_of_its_hours_or_while_nobody_knows_the_time(
         assert ("nobody knows what time it is" in said) == (not moment.clock_ok)
 
 
-def window(text: str) -> tuple[values.Window, ...]:
-    return cast(tuple[values.Window, ...], values.WINDOWS.read([text]))
+def window(text: str) -> tuple[Window, ...]:
+    return cast(tuple[Window, ...], values.WINDOWS.read([text]))
 
 
 def test_windows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,13 +15,18 @@ from lockgate.buffer import Batch, Log, LogReader
 from lockgate.buffer.ledger import read_ledger
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import (
+    BrokerConfig,
     BufferConfig,
+    Config,
     ForwarderConfig,
     GatewayConfig,
     ProcessorConfig,
     RuleConfig,
     SchemaConfig,
+    TableConfig,
 )
+from lockgate.processor.references import Reference
+from lockgate.processor.rules import Rules
 from lockgate.processor.service import Processor
 from lockgate.sqlite import FolderInUse
 
@@ -68,6 +74,9 @@ class ScriptedBroker:
 
     async def subscribe(self, requests: Sequence[tuple[str, int]]) -> None:
         self.subscribed += requests
+
+    async def unsubscribe(self, topic_filters: Sequence[str]) -> None:
+        self.subscribed = [one for one in self.subscribed if one[0] not in topic_filters]
 
     async def messages(self) -> AsyncIterator[Publish]:
         while True:
@@ -131,6 +140,7 @@ async def test_a_message_is_acknowledged_after_its_commit(tmp_path: Path) -> Non
 
 async def test_slow_rules_do_not_keep_the_loop_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lockgate.processor.runner._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("lockgate.processor.runner._TOGETHER", 1)
     broker = ScriptedBroker(tmp_path)
     async with running(processor(broker)):
         broker.send(*(Publish(b'{"value": %d}' % number, number) for number in range(1, 6)))
@@ -195,6 +205,88 @@ async def test_a_rule_with_an_sql_error_keeps_it_from_starting(tmp_path: Path) -
     wrong = RuleConfig(name="all", schema="s", sql="SELECT :valeu", message_class="telemetry", topic="out")
     with pytest.raises(ConfigError, match="rules.all.sql"):
         await processor(ScriptedBroker(tmp_path), rules=(wrong,)).run(lambda: None)
+
+
+def whole(broker: ScriptedBroker, **changes: Any) -> Config:
+    keys = {"schemas": (SCHEMA,), "rules": (RULE,)} | changes
+    return Config(
+        path=None,
+        gateway=GatewayConfig(id="g", data_dir=broker.folder),
+        broker=BrokerConfig(),
+        processor=ProcessorConfig(**keys),
+        buffer=BufferConfig(),
+        forwarder=ForwarderConfig(),
+    )
+
+
+async def test_a_reload_takes_new_rules_and_topics_and_keeps_windows(tmp_path: Path) -> None:
+    pairs = RuleConfig(
+        name="pairs", schema="s", sql="SELECT sum(value) AS v FROM s", message_class="alarm", topic="p", count=2
+    )
+    broker = ScriptedBroker(tmp_path)
+    service = processor(broker, rules=(RULE, pairs))
+    async with running(service):
+        broker.send(Publish(b'{"value": 1}', 1))
+        await broker.acknowledgements(1)
+        twice = dataclasses.replace(RULE, sql="SELECT 2 * :value AS value")
+        schema = dataclasses.replace(SCHEMA, topics=("a/#", "c"))
+        await service.reload(whole(broker, rules=(twice, pairs), schemas=(schema,)))
+        assert broker.subscribed == [("a/#", 1), ("c", 1)]
+        broker.send(Publish(b'{"value": 5}', 2, topic="c"))
+        await broker.acknowledgements(2)
+        with pytest.raises(ConfigError, match="none.csv"):
+            await service.reload(whole(broker, tables=(TableConfig(name="t", path=tmp_path / "none.csv"),)))
+        broker.send(Publish(b'{"value": 6}', 3, topic="c"))
+        await broker.acknowledgements(3)
+    reader = LogReader(tmp_path / "buffer")
+    assert [row.payload for row in reader.read("telemetry", 0, 9)] == [
+        b'{"value":1.0}', b'{"value":10.0}', b'{"value":12.0}'
+    ]  # fmt: skip
+    assert [row.payload for row in reader.read("alarm", 0, 9)] == [b'{"v":6.0}']
+
+
+async def test_a_reference_table_is_read_again_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lockgate.processor.service._LOOK_SECONDS", 0.01)
+    looked = asyncio.Event()
+    fill = Rules.fill
+
+    def noted_fill(self: Rules, reference: Reference) -> None:
+        fill(self, reference)
+        if len(reference.content.rows) == 2:
+            looked.set()
+
+    monkeypatch.setattr(Rules, "fill", noted_fill)
+    path = tmp_path / "t.csv"
+    path.write_text("a\n1\n")
+    counting = dataclasses.replace(RULE, sql="SELECT count(*) AS n FROM t")
+    broker = ScriptedBroker(tmp_path)
+    tables = (TableConfig(name="t", path=path),)
+    async with running(processor(broker, rules=(counting,), tables=tables)):
+        path.write_text("a\n1\n2\n")
+        async with asyncio.timeout(10):
+            await looked.wait()
+        broker.send(Publish(b'{"value": 5}', 1))
+        await broker.acknowledgements(1)
+    assert LogReader(tmp_path / "buffer").read("telemetry", 0, 9)[0].payload == b'{"n":2}'
+
+
+async def test_the_quarantine_is_replayed_when_somebody_asks(tmp_path: Path) -> None:
+    broker = ScriptedBroker(tmp_path)
+    service = processor(broker)
+    async with running(service):
+        broker.send(Publish(b'{"value": "1"}', 1), Publish(b"{", 2))
+        await broker.acknowledgements(2)
+        await service.reload(whole(broker, schemas=(dataclasses.replace(SCHEMA, misfits="coerce"),)))
+        assert service.answers()["replay"]({"reason": "field"}) == {"messages": 1}
+        broker.send(Publish(b'{"value": 2}', 3), Publish(b'{"value": 3}', 4))
+        await broker.acknowledgements(4)
+        broker.send(Publish(b'{"value": 4}', 5))
+        await broker.acknowledgements(5)
+    reader = LogReader(tmp_path / "buffer")
+    assert sorted(row.payload for row in reader.read("telemetry", 0, 9)) == [
+        b'{"value":%d.0}' % n for n in (1, 2, 3, 4)
+    ]
+    assert [kept.message.reason for kept in reader.quarantine()] == ["not JSON"]
 
 
 async def test_two_processors_on_one_folder_are_refused(tmp_path: Path) -> None:

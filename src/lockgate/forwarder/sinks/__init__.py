@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lockgate.buffer import Row
-from lockgate.config.model import AnySink, FileSinkConfig, HttpSinkConfig
+from lockgate.config.model import (
+    AnySink,
+    FileSinkConfig,
+    HttpSinkConfig,
+    InfluxSinkConfig,
+    KafkaSinkConfig,
+    NatsSinkConfig,
+    ObjectSinkConfig,
+    PostgresSinkConfig,
+)
 from lockgate.forwarder.messages import Messages
 
 
@@ -21,6 +30,7 @@ class Sent:
     settled: int
     poison: Mapping[int, str] = field(default_factory=dict)  # seq: the receiver's reason
     fault: str | None = None
+    answered: bool = False  # the fault is an error the receiver has with what it got, perhaps with one message alone
 
 
 class Sink(Protocol):
@@ -38,6 +48,26 @@ def build(config: AnySink, messages: Messages) -> Sink:
         from lockgate.forwarder.sinks.http import HttpSink
 
         return HttpSink(config, messages)
+    if isinstance(config, PostgresSinkConfig):
+        from lockgate.forwarder.sinks.postgres import PostgresSink
+
+        return PostgresSink(config, messages)
+    if isinstance(config, NatsSinkConfig):
+        from lockgate.forwarder.sinks.nats import NatsSink
+
+        return NatsSink(config, messages)
+    if isinstance(config, InfluxSinkConfig):
+        from lockgate.forwarder.sinks.influx import InfluxSink
+
+        return InfluxSink(config, messages)
+    if isinstance(config, ObjectSinkConfig):
+        from lockgate.forwarder.sinks.object_store import ObjectSink
+
+        return ObjectSink(config, messages)
+    if isinstance(config, KafkaSinkConfig):
+        from lockgate.forwarder.sinks.kafka import KafkaSink
+
+        return KafkaSink(config, messages)
     if isinstance(config, FileSinkConfig):
         from lockgate.forwarder.sinks.file import FileSink
 

@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Final
 
 import aiohttp
 
 from lockgate.buffer import Row
-from lockgate.config.model import HttpSinkConfig
+from lockgate.config.model import HttpSinkConfig, SinkConfig
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
+from lockgate.forwarder.sinks.compression import Compress, compressor
+
+log = logging.getLogger(__name__)
 
 # Refusals that say nothing about the message: our URL or credentials, or the moment, are wrong. A person or time mends
 # them, and until then every message waits rather than end as a dead letter.
 _NOT_THE_MESSAGE: Final = frozenset({401, 403, 404, 405, 407, 408, 421, 425, 426, 429})
+_PERHAPS_THE_MESSAGE: Final = frozenset({500, 501})  # a receiver that fails over what is in it, or altogether
+_UNSUPPORTED_MEDIA_TYPE: Final = 415
 _REASON_BYTES: Final = 300  # of the receiver's answer, kept with a dead letter
 
 
-class HttpSink:
-    """One POST for a batch, `Idempotency-Key: gateway-id/first-last`; 2xx is delivered.
+class PostSink:
+    """POST of a batch; 2xx is delivered. A 4xx about the content splits the batch until the message is found."""
 
-    A 4xx that is about the content splits the batch until the message is found that the receiver will not have.
-    """
-
-    def __init__(self, config: HttpSinkConfig, messages: Messages) -> None:
+    def __init__(self, config: SinkConfig, messages: Messages, url: str, compression: str) -> None:
+        self.messages = messages
         self._config = config
-        self._messages = messages
+        self._url = url
         self._session: aiohttp.ClientSession | None = None
+        self._compression = compression
+        self._compress: Compress | None = compressor(compression)
+
+    def body(self, rows: Sequence[Row]) -> bytes:
+        raise NotImplementedError
+
+    def headers(self, rows: Sequence[Row]) -> dict[str, str]:
+        raise NotImplementedError
 
     async def send(self, rows: Sequence[Row]) -> Sent:
         status, answer = await self._post(rows)
+        if status == _UNSUPPORTED_MEDIA_TYPE and self._compress is not None:
+            log.warning("sink %s: the receiver does not take %s", self._config.name, self._compression)
+            self._compress = None
+            return await self.send(rows)
         if 200 <= status < 300:
             return Sent(len(rows))
         if not 400 <= status < 500 or status in _NOT_THE_MESSAGE:
-            return Sent(0, fault=answer)
+            return Sent(0, fault=answer, answered=status in _PERHAPS_THE_MESSAGE)
         if len(rows) == 1:
             return Sent(1, {rows[0].seq: answer})
         middle = len(rows) // 2
@@ -42,7 +59,7 @@ class HttpSink:
         if first.fault is not None:
             return first
         second = await self.send(rows[middle:])
-        return Sent(middle + second.settled, {**first.poison, **second.poison}, second.fault)
+        return Sent(middle + second.settled, {**first.poison, **second.poison}, second.fault, second.answered)
 
     async def close(self) -> None:
         if self._session is not None:
@@ -53,14 +70,13 @@ class HttpSink:
         """Give the status and what a person is told about it; status 0 when there was no answer."""
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=self._config.timeout_seconds)
-            self._session = aiohttp.ClientSession(timeout=timeout, headers=dict(self._config.headers))
-        key = f"{self._messages.gateway_id}/{rows[0].seq}-{rows[-1].seq}"
-        body = b"[" + b",".join(map(self._messages.document, rows)) + b"]"
-        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+            self._session = aiohttp.ClientSession(timeout=timeout)
+        body, headers = self.body(rows), self.headers(rows)
+        if self._compress is not None:
+            headers["Content-Encoding"] = self._compression
+            body = await asyncio.to_thread(self._compress, body)
         try:
-            async with self._session.post(
-                self._config.url, data=body, headers=headers, allow_redirects=False
-            ) as response:
+            async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
                 text = (await response.content.read(_REASON_BYTES)).decode(errors="replace").strip()
                 return response.status, f"HTTP {response.status} {response.reason or ''}".rstrip() + (
                     f": {text}" if text else ""
@@ -69,3 +85,18 @@ class HttpSink:
             return 0, f"no answer within {self._config.timeout_seconds:g} seconds"
         except (aiohttp.ClientError, OSError) as error:
             return 0, str(error) or type(error).__name__
+
+
+class HttpSink(PostSink):
+    """One JSON array for a batch, `Idempotency-Key: gateway-id/first-last`."""
+
+    def __init__(self, config: HttpSinkConfig, messages: Messages) -> None:
+        super().__init__(config, messages, config.url, config.compression)
+        self._own_headers = dict(config.headers)
+
+    def body(self, rows: Sequence[Row]) -> bytes:
+        return b"[" + b",".join(map(self.messages.document, rows)) + b"]"
+
+    def headers(self, rows: Sequence[Row]) -> dict[str, str]:
+        key = f"{self.messages.gateway_id}/{rows[0].seq}-{rows[-1].seq}"
+        return self._own_headers | {"Content-Type": "application/json", "Idempotency-Key": key}

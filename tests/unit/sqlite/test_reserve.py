@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lockgate.storage.reserve import Reserve
+from lockgate.sqlite.reserve import Reserve
 
 
 def test_it_is_given_up_piece_by_piece_and_made_again(tmp_path: Path) -> None:

@@ -28,6 +28,11 @@ class Reserve:
             free = disk.f_bavail * disk.f_frsize
             self.size_bytes = max(_PAGE, min(_MOST_BYTES, free // _SHARE) // _PAGE * _PAGE)
 
+    @property
+    def lacking_bytes(self) -> int:
+        """What has been given up and not been made again."""
+        return sum(self.size_bytes for path in self._paths if not path.exists())
+
     def keep(self) -> bool:
         """See to it that all of it is there, the last resort first; say whether it is."""
         return all(self._allocate(path) for path in reversed(self._paths))

@@ -1,0 +1,295 @@
+"""Windows of every kind: what they give, when, and that restarts, boots and clocks change nothing."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from lockgate.buffer import Row
+from lockgate.config.errors import ConfigError
+from lockgate.config.model import RuleConfig, SchemaConfig
+from lockgate.processor.rules import Rules
+from lockgate.processor.schemas import Schemas
+from tests.support.processor import SECOND, Gateway, Publish, ScriptedClock, reading
+
+VALUES = "SELECT group_concat(CAST(value AS INTEGER), ' ') AS v FROM (SELECT value FROM temperature ORDER BY value)"
+STAMPED = SchemaConfig(name="stamped", topics=("stamped/#",), fields=(("value", "integer"), ("ts", "real")))
+
+
+def window(name: str = "w", sql: str = VALUES, **shape: Any) -> RuleConfig:
+    keys: dict[str, Any] = {"schema": "temperature"} | shape
+    return RuleConfig(name=name, sql=sql, message_class="telemetry", topic="w", **keys)
+
+
+def stamped(**shape: Any) -> RuleConfig:
+    sql = (
+        "SELECT group_concat(value, ' ') AS v, :window_end / 1000 AS e FROM (SELECT value FROM stamped ORDER BY value)"
+    )
+    return window(sql=sql, schema="stamped", time="ts", **shape)
+
+
+def at(value: int, ts: float) -> Publish:
+    return Publish(orjson.dumps({"value": value, "ts": ts}), topic="stamped/x")
+
+
+def values(gateway: Gateway) -> list[str]:
+    return [orjson.loads(row.payload)["v"] for row in gateway.rows("telemetry")]
+
+
+async def test_a_hopping_window_sees_the_messages_of_the_last_keep(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [window(every_seconds=10, keep_seconds=30)])
+    async with gateway.running() as runner:
+        for value in range(1, 5):
+            await runner.process([reading(value)])
+            gateway.clock.boottime_ns += 10 * SECOND
+        await runner.close_windows()
+        assert values(gateway) == ["1", "1 2", "1 2 3", "2 3 4"]
+        for _ in range(4):
+            gateway.clock.boottime_ns += 10 * SECOND
+            await runner.close_windows()
+        assert values(gateway)[4:] == ["3 4", "4"]
+        assert runner.seconds_to_window_end() is None
+
+
+async def test_a_window_shorter_than_its_period_is_a_sample(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [window(every_seconds=10, keep_seconds=2)])
+    async with gateway.running() as runner:
+        await runner.process([reading(1)])
+        gateway.clock.boottime_ns += 9 * SECOND
+        await runner.process([reading(2)])
+        gateway.clock.boottime_ns += SECOND
+        await runner.close_windows()
+    assert values(gateway) == ["2"]
+
+
+async def test_a_sliding_window_runs_at_each_message(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [window(keep_seconds=10)])
+    async with gateway.running() as runner:
+        await runner.process([reading(1), reading(2)])
+        gateway.clock.boottime_ns += 10 * SECOND
+        await runner.process([reading(3)])
+        gateway.clock.boottime_ns += SECOND
+        await runner.process([reading(4)])
+    assert values(gateway) == ["1", "1 2", "1 2 3", "3 4"]
+
+
+async def test_a_session_ends_when_nothing_came_for_the_gap(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [window(gap_seconds=5)])
+    async with gateway.running() as runner:
+        for value in (1, 2, 3):
+            await runner.process([reading(value)])
+            gateway.clock.boottime_ns += 4 * SECOND
+        assert values(gateway) == []
+        assert runner.seconds_to_window_end() == 1.0
+        gateway.clock.boottime_ns += SECOND
+        await runner.close_windows()
+        assert values(gateway) == ["1 2 3"]
+        assert runner.seconds_to_window_end() is None
+        await runner.process([reading(4)])
+        gateway.clock.boottime_ns += 6 * SECOND
+        await runner.process([reading(5)])
+        assert values(gateway) == ["1 2 3", "4"]
+
+
+async def test_a_session_without_end_is_cut_at_its_greatest_length(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [window(gap_seconds=5, keep_seconds=10)])
+    async with gateway.running() as runner:
+        for value in range(6):
+            await runner.process([reading(value)])
+            gateway.clock.boottime_ns += 4 * SECOND
+    assert values(gateway) == ["0 1 2"]
+
+
+async def test_a_count_window_takes_so_many_messages(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [window(count=3)])
+    async with gateway.running() as runner:
+        await runner.process([reading(value) for value in range(1, 9)])
+        await runner.process([reading(9)])
+    assert values(gateway) == ["1 2 3", "4 5 6", "7 8 9"]
+
+
+async def test_rules_of_one_table_do_not_see_each_others_frames(tmp_path: Path) -> None:
+    gateway = Gateway(
+        tmp_path, [window("a", every_seconds=10), window("b", count=2), window("c", every_seconds=10, keep_seconds=20)]
+    )
+    async with gateway.running() as runner:
+        await runner.process([reading(value) for value in (1, 2, 3)])
+        assert values(gateway) == ["1 2"]
+        gateway.clock.boottime_ns += 10 * SECOND
+        await runner.process([reading(4)])
+        assert values(gateway) == ["1 2", "1 2 3", "1 2 3", "3 4"]
+        gateway.clock.boottime_ns += 10 * SECOND
+        await runner.close_windows()
+        assert values(gateway)[4:] == ["4", "1 2 3 4"]
+
+
+# --- by a field -----------------------------------------------------------------------------------------------------
+
+
+async def test_by_a_field_messages_go_where_their_time_says(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [stamped(every_seconds=10, lateness_seconds=5)], schemas=(STAMPED,))
+    async with gateway.running() as runner:
+        await runner.process([at(1, 1000), at(3, 1012), at(2, 1009)])
+        assert values(gateway) == []
+        await runner.process([at(4, 1015)])
+        assert values(gateway) == ["1 2"]
+        assert orjson.loads(gateway.rows("telemetry")[0].payload)["e"] == 1010
+        await runner.process([at(5, 1003), at(6, 1010), at(7, 1030)])
+        assert values(gateway) == ["1 2", "3 4 6"]
+        assert runner.status()["w"]["late"] == 1  # type: ignore[index]
+        assert runner.seconds_to_window_end() == 15.0
+        gateway.clock.boottime_ns += 15 * SECOND
+        await runner.close_windows()  # nobody said anything for so long: the last window ends too
+        assert values(gateway) == ["1 2", "3 4 6", "7"]
+        assert runner.seconds_to_window_end() is None
+    assert gateway.intake().logged == 7
+
+
+async def test_late_messages_can_be_kept_aside(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [stamped(every_seconds=10, late="quarantine")], schemas=(STAMPED,))
+    async with gateway.running() as runner:
+        await runner.process([at(1, 1000)])
+        await runner.process([at(2, 1020)])
+        await runner.process([at(3, 1001)])
+    async with gateway.running():
+        pass
+    kept = gateway.reader.segments()[-1].connection.execute("SELECT reason, payload FROM quarantine").fetchall()
+    assert kept == [("rule w: late", b'{"value":3,"ts":1001}')]
+
+
+async def test_a_device_whose_clock_is_ahead_does_not_make_the_others_late(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [stamped(every_seconds=10)], schemas=(STAMPED,))
+    now = gateway.clock.now().wall_ns // SECOND
+    async with gateway.running() as runner:
+        await runner.process([at(1, now), at(2, now + 86400)])
+        await runner.process([at(3, now + 1)])
+        await runner.process([at(4, now + 10)])
+    assert values(gateway) == ["1 3"]
+
+
+async def test_sessions_by_a_field_are_told_apart_in_any_order(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [stamped(gap_seconds=5, lateness_seconds=30)], schemas=(STAMPED,))
+    async with gateway.running() as runner:
+        await runner.process([at(1, 1000), at(4, 1020), at(2, 1003), at(5, 1023), at(3, 1007)])
+        await runner.process([at(6, 1070)])
+    assert values(gateway) == ["1 2 3", "4 5"]
+
+
+# --- restarts, boots, clocks ----------------------------------------------------------------------------------------
+
+SHAPES: list[dict[str, Any]] = [
+    {"every_seconds": 10},
+    {"every_seconds": 10, "keep_seconds": 25},
+    {"keep_seconds": 10},
+    {"gap_seconds": 3},
+    {"count": 4},
+    {"every_seconds": 10, "time": "ts", "lateness_seconds": 4},
+    {"gap_seconds": 3, "time": "ts", "lateness_seconds": 4},
+    {"keep_seconds": 10, "time": "ts", "lateness_seconds": 4},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+async def test_restarts_change_nothing(tmp_path: Path, shape: dict[str, Any]) -> None:
+    """The same messages with and without restarts between them, and with clocks that jump, give the same."""
+    schema = SchemaConfig(name="temperature", topics=("t",), fields=(("value", "real"), ("ts", "integer")))
+    rows: list[list[Row]] = []
+    for restarts, jumps in ((0.0, False), (0.3, False), (0.3, True)):
+        chance = random.Random(5)
+        gateway = Gateway(tmp_path / f"{restarts}-{jumps}", [window(**shape)], schemas=(schema,))
+        unlucky = random.Random(6)
+        running = gateway.running()
+        runner = await running.__aenter__()
+        for value in range(60):
+            ts = gateway.clock.boottime_ns // 1_000_000 + chance.randrange(-5000, 1)
+            await runner.process([Publish(orjson.dumps({"value": value, "ts": ts}), topic="t")])
+            gateway.clock.boottime_ns += chance.choice([0, 1, 1, 2, 7]) * SECOND
+            if unlucky.random() < restarts:
+                await running.__aexit__(None, None, None)
+                running = gateway.running()
+                runner = await running.__aenter__()
+            if jumps:
+                gateway.clock.wall_jump_ns = unlucky.randrange(-(10**6), 10**6) * SECOND
+            await runner.close_windows()
+        gateway.clock.boottime_ns += 100 * SECOND
+        await runner.close_windows()
+        await running.__aexit__(None, None, None)
+        rows.append(gateway.rows("telemetry"))
+    assert len(rows[0]) > 5
+    first, *others = [[row.payload for row in some] for some in rows]
+    assert all(other == first for other in others)
+
+
+async def test_a_hopping_window_reaches_back_over_a_boot_if_the_clocks_were_good(tmp_path: Path) -> None:
+    for known in (True, False):
+        gateway = Gateway(tmp_path / str(known), [window(every_seconds=10, keep_seconds=30)])
+        async with gateway.running() as runner:
+            await runner.process([reading(1)])
+        gateway.clock = ScriptedClock("boot-2", boottime_s=5, wall_jump_s=1005, clock_ok=known)  # ten seconds later
+        async with gateway.running() as runner:
+            await runner.process([reading(2)])
+            gateway.clock.boottime_ns += 5 * SECOND
+            await runner.close_windows()
+        assert values(gateway) == ["1", "1 2" if known else "2"]
+
+
+async def test_a_session_goes_on_over_a_boot_if_the_clocks_were_good(tmp_path: Path) -> None:
+    for known, expected in ((True, ["1 2"]), (False, ["1", "2"])):
+        gateway = Gateway(tmp_path / str(known), [window(gap_seconds=60)])
+        async with gateway.running() as runner:
+            await runner.process([reading(1)])
+        gateway.clock = ScriptedClock("boot-2", boottime_s=5, wall_jump_s=1005, clock_ok=known)
+        async with gateway.running() as runner:
+            await runner.process([reading(2)])
+            gateway.clock.boottime_ns += 60 * SECOND
+            await runner.close_windows()
+        assert values(gateway) == expected
+
+
+async def test_what_a_window_needs_is_not_purged_and_nothing_else_is_kept(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [window(every_seconds=10, keep_seconds=30)])
+    async with gateway.running() as runner:
+        for value in range(10):
+            await runner.process([reading(value)])
+            gateway.clock.boottime_ns += 10 * SECOND
+        await runner.process([reading(10)])
+        cursor = gateway.reader.state().rule_cursors["w"]
+        kept = gateway.reader.read("window-input", cursor.needed, 100)
+        assert [orjson.loads(row.payload)["value"] for row in kept] == [8, 9, 10]
+
+
+async def test_a_rule_with_another_window_begins_anew_and_one_with_another_select_goes_on(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [window("a", count=3), window("b", count=3)])
+    async with gateway.running() as runner:
+        await runner.process([reading(1), reading(2)])
+    gateway.set_rules([window("a", count=2), window("b", sql="SELECT sum(value) AS v FROM temperature", count=3)])
+    async with gateway.running() as runner:
+        await runner.process([reading(3), reading(4)])
+    assert values(gateway) == ["3 4", 6.0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "key", "problem"),
+    [
+        ({"every_seconds": 0.0}, "every", "needs a length"),
+        ({"every_seconds": 1.0, "gap_seconds": 1.0}, "gap", "another kind"),
+        ({"count": 5, "keep_seconds": 5.0}, "keep", "no length"),
+        ({"every_seconds": 0.1, "keep_seconds": 86400.0}, "keep", "10000 windows"),
+        ({"every_seconds": 1.0, "lateness_seconds": 1.0}, "lateness", "only by a field"),
+        ({"time": "ts"}, "time", "without a window"),
+        ({"count": 5, "time": "ts"}, "time", "order"),
+        ({"every_seconds": 1.0, "time": "unit"}, "time", "'unit' is no field with a number"),
+        ({"every_seconds": 1.0, "time": "other"}, "time", "'other' is optional"),
+    ],
+)
+def test_windows_that_make_no_sense_are_named(shape: dict[str, Any], key: str, problem: str) -> None:
+    fields = (("value", "real"), ("ts", "integer"), ("other", "integer"), ("unit", "text"))
+    schema = SchemaConfig(name="temperature", topics=("t",), fields=fields, optional=frozenset({"other"}))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=problem) as caught:
+        Rules([window(**shape)], Schemas([schema]), ["telemetry"])
+    assert caught.value.key == f"rules.w.{key}"
+    assert caught.value.accepted
