@@ -473,8 +473,9 @@ class Alone:
 
     def remove(self) -> None:
         listed = docker("ps", "-a", "-q", "--filter", f"label=com.docker.compose.project={self.project}").stdout
-        docker("rm", "-f", "-v", *listed.split(), check=False)
-        docker("volume", "rm", "-f", f"{self.project}_data")
+        volumes = {where for _, where in mounts(self.name) if not where.startswith("/")}
+        docker("rm", "-f", *listed.split(), check=False)
+        docker("volume", "rm", "-f", *volumes)  # also those without a name, which have gone from one to the next
 
 
 @pytest.fixture(scope="module")
