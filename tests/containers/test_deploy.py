@@ -563,6 +563,7 @@ def test_one_file_brings_a_version_where_there_is_no_network(
     assert "that runs already" in machine.deploy("apply", str(file))
     machine.deploy("rollback")
     assert running(alone.project) == old
+    assert [one["services"][0]["wills_kept"] for one in machine.history()] == [True, True]
     (tmp_path / "short.tar").write_bytes(file.read_bytes()[:100_000])
     (tmp_path / "other.tar").write_bytes(b"no tar at all")
     for name in ("short", "other"):
