@@ -360,7 +360,7 @@ class SchemaConfig:
     topics: tuple[str, ...]  # Topic Filters
     fields: tuple[tuple[str, Literal["integer", "real", "text"]], ...]  # JSON members, required and typed
     optional: frozenset[str] = frozenset()  # fields that may be absent; they are NULL then
-    format: Literal["json", "text", "msgpack", "cbor", "protobuf", "avro"] = "json"
+    format: Literal["json", "text", "msgpack", "cbor", "protobuf", "avro", "sparkplug"] = "json"
     descriptor: Path | None = None  # of protobuf: a FileDescriptorSet
     message: str | None = None  # of protobuf: the full name of the type
     avro_schema: Path | None = None
@@ -461,7 +461,9 @@ class ClassConfig:
     name: str
     limit_bytes: int | None = None  # of rows that a sink has yet to get; None: [buffer] limit alone
     keep_seconds: float | None = None  # older rows expire; None: never
-    when_full: Literal["block", "drop-oldest", "drop-newest"] = "block"
+    when_full: Literal["block", "drop-oldest", "drop-newest", "roll-up"] = "block"
+    roll_up: str = ""  # a SELECT over old rows
+    roll_up_into: str = ""  # the class of what it makes
     order: Literal["ordered", "latest-first"] = "ordered"
 
 
@@ -516,6 +518,13 @@ class MqttSinkConfig(SinkConfig):
 
     connection: ConnectionConfig
     topic_prefix: str = ""
+    format: Literal["payload", "document"] = "payload"
+    cafile: Path | None = None  # mqtts and wss: authorities that are trusted, else the system's
+    certfile: Path | None = None
+    keyfile: Path | None = None
+    alpn: tuple[str, ...] = ()
+    downlink: tuple[str, ...] = ()  # Topic Filters of commands over there
+    downlink_prefix: str = ""  # of their topics, taken off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -601,10 +610,19 @@ AnySink = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DownlinkConfig:
+    """[downlink]: what commands from the cloud may do here; nothing unless `topics` says so."""
+
+    connection: ConnectionConfig = field(default_factory=lambda: ConnectionConfig(client_id="lockgate-downlink"))
+    topics: tuple[str, ...] = ()  # Topic Filters of the topics they may be published to
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForwarderConfig:
-    """[sinks.*]."""
+    """[sinks.*] and [downlink]."""
 
     sinks: tuple[AnySink, ...] = ()
+    downlink: DownlinkConfig = field(default_factory=DownlinkConfig)
 
 
 class Window(NamedTuple):
