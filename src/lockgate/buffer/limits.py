@@ -6,20 +6,27 @@ A line is a promise of the writer: rows of the class up to it may vanish. The fo
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from lockgate.buffer.missing import EXPIRED, OVER_LIMIT
+from lockgate.buffer.missing import EXPIRED, OVER_LIMIT, ROLLED_UP
+from lockgate.buffer.reader import ENDLESS
+from lockgate.buffer.rollup import OldRow, RollUpError, roll_up
 from lockgate.buffer.rows import Batch, Entry
 from lockgate.buffer.segments import ROW_BYTES, State, list_segments, row_bytes, segment_path, wal_path
 from lockgate.config.model import BufferConfig, ClassConfig
 from lockgate.sqlite import open_readonly
 from lockgate.telemetry.clock import Clock, Moment
 
+log = logging.getLogger(__name__)
+
+GIVES_WAY: Final = frozenset({"drop-oldest", "roll-up"})  # policies under which old rows may vanish
+_ROLL_UP_SLACK: Final = 4  # a roll-up makes the more of it, the more rows it sees
 _SLACK: Final = 16  # below its limit a class is brought by one part in so many, so that it is not done for every row
 _LOOK_SECONDS: Final = 0.2  # at the positions of sinks, while a class is at its limit
 _MOST_LINES: Final = 10_000  # of a class; a sink that has not come by for longer finds the oldest two as one
@@ -101,34 +108,42 @@ class Limits:
 
     # --- what gives way ---------------------------------------------------------------------------------------------
 
-    def enforce(self, connection: sqlite3.Connection, state: State, *, only: Sequence[str] | None = None) -> None:
-        """Move lines as age and `drop-oldest` ask for, within a transaction; `only` looks at bytes of these alone."""
+    def enforce(
+        self, connection: sqlite3.Connection, state: State, *, only: Sequence[str] | None = None
+    ) -> list[Entry]:
+        """Move lines as age and policies ask for, within a transaction; `only` looks at bytes of these alone.
+
+        Gives what roll-ups made, which the caller appends in the same transaction.
+        """
         now = self._clock.now()
+        made: list[Entry] = []
         for name, config in self._limits.items():
             if only is None and config.keep_seconds is not None:
                 self._expire(connection, name, round(config.keep_seconds * _NS), now)
-            if (
-                config.limit_bytes is None
-                or config.when_full != "drop-oldest"
-                or (only is not None and name not in only)
-            ):
+            if config.limit_bytes is None or config.when_full not in GIVES_WAY:
+                continue
+            if only is not None and name not in only:
                 continue
             over = self.kept(connection, state, name) - config.limit_bytes
             if over > 0:
                 over = self.kept(connection, state, name, look=True) - config.limit_bytes
             if over > 0:
-                self._drop_bytes(connection, name, over + config.limit_bytes // _SLACK, OVER_LIMIT)
+                share = _SLACK if config.when_full == "drop-oldest" else _ROLL_UP_SLACK
+                last = self._after_bytes(connection, name, over + config.limit_bytes // share)
+                if last is not None:
+                    made += self._give_way(connection, name, last, OVER_LIMIT)
+        return made
 
-    def drop_until(self, connection: sqlite3.Connection, message_class: str, seq: int, reason: str) -> bool:
-        """Move the line to the last row up to `seq`; say whether there was one to give up."""
+    def give_way_until(
+        self, connection: sqlite3.Connection, message_class: str, seq: int, reason: str
+    ) -> list[Entry] | None:
+        """Give up the rows up to `seq`, as the class does; None where there are none. As for `enforce`."""
         last = None
         for row in self._rows(connection, message_class):
             if row.seq > seq:
                 break
             last = row
-        if last is not None:
-            self._move(connection, message_class, last, reason)
-        return last is not None
+        return None if last is None else self._give_way(connection, message_class, last, reason)
 
     def kept(self, connection: sqlite3.Connection, state: State, name: str, *, look: bool = False) -> int:
         """Bytes of the rows that a sink has yet to get; `look` at the positions of the sinks again first."""
@@ -187,15 +202,36 @@ class Limits:
         if last is not None:
             self._move(connection, name, last, EXPIRED)
 
-    def _drop_bytes(self, connection: sqlite3.Connection, name: str, size: int, reason: str) -> None:
+    def _after_bytes(self, connection: sqlite3.Connection, name: str, size: int) -> _Row | None:
+        """The last of the oldest rows that take so many bytes together."""
         last = None
         for row in self._rows(connection, name):
             if size <= 0:
                 break
             size -= row.size
             last = row
-        if last is not None:
-            self._move(connection, name, last, reason)
+        return last
+
+    def _give_way(self, connection: sqlite3.Connection, name: str, last: _Row, reason: str) -> list[Entry]:
+        config = self._limits[name]
+        made: list[Entry] = []
+        if config.when_full == "roll-up":
+            try:
+                made = roll_up(config.roll_up, config.roll_up_into, self._old_rows(connection, name, last.seq))
+                reason = ROLLED_UP
+            except RollUpError as error:
+                log.error("the roll-up of class %s failed, so its rows are dropped: %s", name, error)
+        self._move(connection, name, last, reason)
+        return made
+
+    def _old_rows(self, connection: sqlite3.Connection, name: str, until: int) -> Iterator[OldRow]:
+        boots = dict(connection.execute("SELECT boot_id, offset_ns FROM boots"))
+        columns = "topic, wall_ns, clock_ok, boot_id, boottime_ns, device_ts, schema, payload"
+        for row in self._select(connection, name, columns, until):
+            topic, wall_ns, clock_ok, boot_id, boottime_ns, device_ts, schema, payload = row
+            if not clock_ok and boot_id in boots:
+                wall_ns = boottime_ns + boots[boot_id]
+            yield topic, wall_ns // 1_000_000, device_ts, schema, payload
 
     def _move(self, connection: sqlite3.Connection, name: str, row: _Row, reason: str) -> None:
         last = connection.execute(
@@ -214,21 +250,21 @@ class Limits:
 
     def _rows(self, connection: sqlite3.Connection, name: str) -> Iterator[_Row]:
         """The rows above the base, in order; without their payloads."""
+        columns = f"seq, number, boot_id, boottime_ns, wall_ns, clock_ok, {ROW_BYTES}"
+        for values in self._select(connection, name, columns, ENDLESS):
+            yield _Row(*values)
+
+    def _select(self, connection: sqlite3.Connection, name: str, columns: str, until: int) -> Iterator[tuple[Any, ...]]:
         row = connection.execute("SELECT max(until_seq) FROM lines WHERE class = ?", (name,)).fetchone()
         base = max(row[0] or 0, self._positions.get(name, 0))
-        query = (
-            f"SELECT seq, number, boot_id, boottime_ns, wall_ns, clock_ok, {ROW_BYTES} FROM log"
-            " WHERE class = ? AND seq > ? ORDER BY seq"
-        )
+        query = f"SELECT {columns} FROM log WHERE class = ? AND seq > ? AND seq <= ? ORDER BY seq"
         numbers = list_segments(self._folder)
         for number in numbers[:-1]:
             if self._end(number)[0] <= base:
                 continue
             with contextlib.closing(open_sealed(self._folder, number)) as segment:
-                for values in segment.execute(query, (name, base)):
-                    yield _Row(*values)
-        for values in connection.execute(query, (name, base)):
-            yield _Row(*values)
+                yield from segment.execute(query, (name, base, until))
+        yield from connection.execute(query, (name, base, until))
 
     def _bytes_until(self, connection: sqlite3.Connection, state: State, name: str, seq: int) -> int:
         """What the rows of a class up to a seq took, of all there ever were."""

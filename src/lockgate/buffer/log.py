@@ -10,16 +10,17 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
 
 from lockgate.buffer.cursor import Position, cursor_names, read_positions
-from lockgate.buffer.limits import ClassFull, Limits, open_sealed
+from lockgate.buffer.limits import GIVES_WAY, ClassFull, Limits, open_sealed
 from lockgate.buffer.missing import DISK_BUDGET
 from lockgate.buffer.reader import ENDLESS
-from lockgate.buffer.rows import Batch, PacketRecord, PacketRecords, Quarantined
+from lockgate.buffer.rollup import check
+from lockgate.buffer.rows import Batch, Entry, PacketRecord, PacketRecords, Quarantined
 from lockgate.buffer.segments import (
     LOG_COLUMNS,
     ROW_BYTES,
@@ -34,11 +35,12 @@ from lockgate.buffer.segments import (
     segment_path,
     wal_path,
 )
+from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig
 from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer, open_database
 from lockgate.sqlite.database import create_tables, find_damage, interrupted_salvages, salvage, sync_folder
 from lockgate.sqlite.reserve import Reserve
-from lockgate.telemetry.clock import Clock
+from lockgate.telemetry.clock import Clock, Moment
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +88,12 @@ class Log:
     ) -> Log:
         """Take the folder, check and mend what lies in it. `sinks`: the classes of each configured sink.
 
-        Raises FolderInUse, and another OSError where the folder cannot be used.
+        Raises FolderInUse, and another OSError where the folder cannot be used; ConfigError for a roll-up that cannot
+        be run.
         """
+        for one in config.limits:
+            if one.when_full == "roll-up" and (problem := check(one.roll_up)) is not None:
+                raise ConfigError(problem, key=f"classes.{one.name}.roll_up", accepted="one SELECT that can be run")
         folder.mkdir(parents=True, exist_ok=True)
         self = cls(folder, config, sinks, clock or Clock())
         self._lock.acquire()
@@ -159,6 +165,9 @@ class Log:
         """
         with contextlib.suppress(OSError, sqlite3.Error):  # logged where it happens; tried again by the next round
             await asyncio.wrap_future(self._writer.between(lambda connection: self._maintain(connection, seal)))
+        if any(one.when_full == "roll-up" for one in self._config.limits):
+            with contextlib.suppress(CommitFailed):
+                self.state = await self._writer.write(self._load)  # a roll-up has appended
 
     def bytes(self) -> int:
         """What the segments take on disk."""
@@ -255,7 +264,8 @@ class Log:
         if state.token != token:
             self._write(connection, batch, state, self._limits.admit(connection, state, batch))
             state.token = token
-            self._limits.enforce(connection, state, only=[entry.message_class for entry in batch.entries])
+            made = self._limits.enforce(connection, state, only=[entry.message_class for entry in batch.entries])
+            self._insert(connection, made, batch.moment, state)
             state.store(connection)
         size = connection.execute(
             "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
@@ -264,25 +274,7 @@ class Log:
 
     def _write(self, connection: sqlite3.Connection, batch: Batch, state: State, refused: set[int]) -> None:
         state.token_first_seq = state.next_seq
-        boot_id, boottime_ns, wall_ns, clock_ok = batch.moment
-        rows = []
-        for place, entry in enumerate(batch.entries):
-            number = state.appended.get(entry.message_class, 0) + 1
-            state.appended[entry.message_class] = number
-            seq = state.next_seq
-            state.next_seq += 1
-            if place in refused:
-                self._limits.record_hole(connection, entry.message_class, number)
-                continue
-            size = row_bytes(entry.topic, entry.payload)
-            state.bytes[entry.message_class] = state.bytes.get(entry.message_class, 0) + size
-            rows.append(
-                (
-                    seq, number, boot_id, boottime_ns, wall_ns, clock_ok,
-                    entry.device_ts, entry.topic, entry.message_class, entry.schema, entry.payload,
-                )
-            )  # fmt: skip
-        connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self._insert(connection, batch.entries, batch.moment, state, refused)
         for (term, detail), count in batch.intake.items():
             details = state.intake.setdefault(term, {})
             details[detail] = details.get(detail, 0) + count
@@ -303,7 +295,36 @@ class Log:
                 state.quarantine_bytes -= size
             connection.execute("DELETE FROM quarantine WHERE id = ?", (identity,))
         if batch.quarantined:
-            self._quarantine(connection, batch.quarantined, wall_ns, state)
+            self._quarantine(connection, batch.quarantined, batch.moment.wall_ns, state)
+
+    def _insert(
+        self,
+        connection: sqlite3.Connection,
+        entries: Sequence[Entry],
+        moment: Moment,
+        state: State,
+        refused: Collection[int] = (),
+    ) -> None:
+        """Give entries their places; `refused` ones get no row."""
+        boot_id, boottime_ns, wall_ns, clock_ok = moment
+        rows = []
+        for place, entry in enumerate(entries):
+            number = state.appended.get(entry.message_class, 0) + 1
+            state.appended[entry.message_class] = number
+            seq = state.next_seq
+            state.next_seq += 1
+            if place in refused:
+                self._limits.record_hole(connection, entry.message_class, number)
+                continue
+            size = row_bytes(entry.topic, entry.payload)
+            state.bytes[entry.message_class] = state.bytes.get(entry.message_class, 0) + size
+            rows.append(
+                (
+                    seq, number, boot_id, boottime_ns, wall_ns, clock_ok,
+                    entry.device_ts, entry.topic, entry.message_class, entry.schema, entry.payload,
+                )
+            )  # fmt: skip
+        connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def _quarantine(
         self, connection: sqlite3.Connection, messages: list[Quarantined], wall_ns: int, state: State
@@ -499,7 +520,10 @@ class Log:
         self._limits.look()
         connection.execute("BEGIN IMMEDIATE")
         self._limits.note_boot(connection)
-        self._limits.enforce(connection, state)
+        made = self._limits.enforce(connection, state)
+        if made:
+            self._insert(connection, made, self.clock.now(), state)
+            state.store(connection)
         if passed is not None:
             self._limits.forget_passed(connection, {name: p.number for name, p in passed.items()})
         connection.execute("COMMIT")
@@ -511,7 +535,7 @@ class Log:
             self._purge(connection, state, {name: p.seq for name, p in passed.items()}, numbers)
 
     def _make_room(self, connection: sqlite3.Connection) -> None:
-        """Over the disk budget: classes that drop their oldest give way, the last one first, a file's worth at a time.
+        """Over the disk budget: old rows that may vanish give way, of the last class first, a file's worth at a time.
 
         A file that other classes still need is written anew without the rows that gave way.
         """
@@ -520,7 +544,7 @@ class Log:
             return
         state = self._load(connection)
         for name in reversed(self._config.classes):
-            if self._limits.of(name).when_full != "drop-oldest":
+            if self._limits.of(name).when_full not in GIVES_WAY:
                 continue
             for number in list_segments(self._folder)[:-1]:
                 with contextlib.closing(self._open_sealed(number)) as segment:
@@ -528,9 +552,12 @@ class Log:
                 if last is None:
                     continue
                 connection.execute("BEGIN IMMEDIATE")
-                moved = self._limits.drop_until(connection, name, last, DISK_BUDGET)
+                made = self._limits.give_way_until(connection, name, last, DISK_BUDGET)
+                if made:
+                    self._insert(connection, made, self.clock.now(), state)
+                    state.store(connection)
                 connection.execute("COMMIT")
-                if not moved:
+                if made is None:
                     continue
                 log.info("class %s gives up its rows up to seq %d: there is no room left", name, last)
                 seqs = {name: p.seq for name, p in passed.items()}

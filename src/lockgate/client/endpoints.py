@@ -43,3 +43,16 @@ def parse_endpoint(
         tls = ClientTls(cafile=cafile, certfile=certfile, keyfile=keyfile, alpn=tuple(alpn))
     websocket_path = (path if path not in ("", "/") else _DEFAULT_PATH) if scheme in ("ws", "wss") else None
     return Endpoint(host=address.host, port=port, tls=tls, websocket_path=websocket_path), address._replace(port=port)
+
+
+def check_tls(endpoint: Endpoint) -> None:
+    """Read the files of TLS, so that what is wrong with them is known before connecting. Raises ValueError."""
+    if endpoint.tls is None:
+        return
+    from lockgate.transport.tls_client import TlsSetupError
+
+    try:
+        endpoint.context()
+    except TlsSetupError as error:
+        place = f" {error.path}:" if error.path is not None else ""
+        raise ValueError(f"{error.what}:{place} {error}") from None

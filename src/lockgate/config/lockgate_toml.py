@@ -22,6 +22,8 @@ from lockgate.config.model import (
     ClassConfig,
     Config,
     ConnectionConfig,
+    DeployConfig,
+    DownlinkConfig,
     FileSinkConfig,
     ForwarderConfig,
     GatewayConfig,
@@ -358,11 +360,19 @@ SECTIONS: tuple[Section, ...] = (
             ),
             Key(
                 "when_full",
-                values.one_of("block", "drop-oldest", "drop-newest"),
+                values.one_of("block", "drop-oldest", "drop-newest", "roll-up"),
                 "`block`: nothing more is acknowledged to the broker, of any class; `drop-oldest`: old messages give "
                 "way, at buffer.limit and on a full disk too, the last class of buffer.classes first; "
-                "`drop-newest`: what comes is not kept",
+                "`drop-newest`: what comes is not kept; `roll-up`: as drop-oldest, but `roll_up` makes fewer of them",
             ),
+            Key(
+                "roll_up",
+                values.TEXT,
+                "a SELECT over the table `rows` (topic, time, device_time, schema, payload) of messages that give way; "
+                "its columns are the `topic` of a message, its `device_ts`, and its JSON",
+                default="none",
+            ),
+            Key("roll_up_into", values.TEXT, "the class of what it makes, another one", default="none"),
             Key(
                 "order",
                 values.one_of("ordered", "latest-first"),
@@ -394,6 +404,14 @@ SECTIONS: tuple[Section, ...] = (
                 values.one_of("quarantine", "refuse", "coerce"),
                 "what becomes of messages that do not fit: they are kept aside, or only counted; or a field is made "
                 "what it should be where nothing of it is lost, and the message kept aside where not",
+            ),
+            Key(
+                "keep",
+                values.duration(1, 366 * 86400),
+                "how long its messages stay in the log for `lockgate rules backtest`; they give way when the buffer "
+                "is full",
+                field="keep_seconds",
+                default="none: as long as a window needs them",
             ),
         ),
         SchemaConfig,
@@ -483,6 +501,17 @@ SECTIONS: tuple[Section, ...] = (
         named=True,
     ),
     Section(
+        "downlink",
+        "What commands from the cloud may do here. They are published at the broker as this client, so its own rules "
+        "count as well.",
+        (
+            Key("topics", values.TOPIC_FILTERS, "where commands may be published", default="none: no command passes"),
+            Key("url", values.url("mqtt"), "the broker: mqtt://[USER[:PASSWORD]@]HOST[:PORT]"),
+            *_CONNECTION,
+        ),
+        DownlinkConfig,
+    ),
+    Section(
         "sinks",
         "POST of one JSON array for each batch, with `Idempotency-Key`.",
         (
@@ -509,9 +538,32 @@ SECTIONS: tuple[Section, ...] = (
         "QoS 1 PUBLISH to another MQTT Server.",
         (
             *_SINK,
-            Key("url", values.url("mqtt"), "mqtt://[USER[:PASSWORD]@]HOST[:PORT]", required=True),
+            Key(
+                "url",
+                values.url("mqtt", "mqtts", "ws", "wss"),
+                "mqtts://[USER[:PASSWORD]@]HOST[:PORT], wss://…/PATH and the like",
+                required=True,
+            ),
             *_CONNECTION,
             Key("topic_prefix", values.ANY_TEXT, "put before every topic"),
+            Key(
+                "format",
+                values.one_of("payload", "document"),
+                "`payload` as it is, with the id as a User Property in version 5; `document`: the JSON object of the "
+                "http sink, with the id in it",
+            ),
+            Key("cafile", values.PATH, "authorities that are trusted, in PEM", default="the system's"),
+            Key("certfile", values.PATH, "our certificate and its chain, in PEM", default="none"),
+            Key("keyfile", values.PATH, "its private key", default="none"),
+            Key("alpn", values.NAMES, 'protocols of ALPN, as ["x-amzn-mqtt-ca"]', default="none"),
+            Key(
+                "downlink",
+                values.TOPIC_FILTERS,
+                "commands to take from there, by a connection of their own: client_id with `-downlink` behind it. "
+                "[downlink] says which may pass",
+                default="none",
+            ),
+            Key("downlink_prefix", values.ANY_TEXT, "start of their topics, which is taken off here"),
         ),
         MqttSinkConfig,
         named=True,
@@ -625,6 +677,67 @@ SECTIONS: tuple[Section, ...] = (
         named=True,
         variant="kafka",
     ),
+    Section(
+        "deploy",
+        "How `lockgate deploy` puts a new version in the place of the containers of a Compose project.",
+        (
+            Key("project", values.TEXT, "the Compose project, as `docker-compose ls` names it", default="none"),
+            Key("image", values.TEXT, "REGISTRY/REPOSITORY:TAG that is watched", default="none"),
+            Key(
+                "services",
+                values.NAMES,
+                "services to replace, one after the other",
+                default="those that run Lockgate, in the order of depends_on, the broker first",
+            ),
+            Key(
+                "signature",
+                values.one_of("required", "none"),
+                "whether an image has to be signed with public_key; what is not is never pulled",
+            ),
+            Key("public_key", values.PATH, "ECDSA P-256 or Ed25519, in PEM, as cosign.pub", default="none"),
+            Key(
+                "signed_as",
+                values.TEXT,
+                "REGISTRY/REPOSITORY that the signature names, where the image comes from a mirror",
+                default="that of image",
+            ),
+            Key("ca_file", values.PATH, "authority of the registry's certificate, in PEM", default="the system's"),
+            Key("login_file", values.PATH, "file whose first line is USER:PASSWORD", default="none"),
+            Key("docker_config", values.PATH, "config.json that `docker login` wrote", default="none"),
+            Key("engine", values.TEXT, "where the Docker Engine answers"),
+            Key(
+                "folder",
+                values.PATH,
+                "folder of the stack; LOCKGATE_IMAGE in its `.env` becomes what runs",
+                default="none",
+            ),
+            Key("interval", values.duration(10, 7 * 86400), "pause between two looks", field="interval_seconds"),
+            Key(
+                "jitter",
+                values.duration(0, 7 * 86400),
+                "a pause of chance on top of it, so that a fleet does not update at once",
+                field="jitter_seconds",
+            ),
+            Key("windows", values.WINDOWS, "when an update may begin by itself", default="at any time"),
+            Key("time_zone", values.TIME_ZONE, "of the windows", default="the machine's"),
+            Key(
+                "health_limit",
+                values.duration(1, 3600),
+                "until a new container is well; then the old one comes back",
+                field="health_limit_seconds",
+            ),
+            Key("watch", values.duration(0, 86400), "how long it has to stay well", field="watch_seconds"),
+            Key(
+                "request_limit",
+                values.duration(1, 600),
+                "for one answer of the registry",
+                field="request_limit_seconds",
+            ),
+            Key("pull_limit", values.duration(1, 86400), "for pulling an image", field="pull_limit_seconds"),
+            Key("history", values.whole_number(1, 10_000), "updates that are remembered"),
+        ),
+        DeployConfig,
+    ),
 )
 
 PLAIN = {section.name: section for section in SECTIONS if not section.named}
@@ -709,8 +822,10 @@ class _Reading:
             processor=_processor(plain["processor"], schemas=schemas, tables=tables, rules=rules),
             buffer=buffer,
             forwarder=ForwarderConfig(
-                sinks=tuple(model(**({"classes": buffer.classes} | said)) for model, said in sinks)
+                sinks=tuple(model(**({"classes": buffer.classes} | said)) for model, said in sinks),
+                downlink=_downlink(plain["downlink"]),
             ),
+            deploy=DeployConfig(**plain["deploy"]),  # type: ignore[arg-type]
         )
         self._cross_check(config)
         raise_all(self.errors)
@@ -886,6 +1001,9 @@ class _Reading:
         for sink in config.forwarder.sinks:
             for message_class in sink.classes:
                 self._known_class(("sinks", sink.name, "classes"), message_class, classes)
+            if isinstance(sink, MqttSinkConfig) and sink.downlink and not config.forwarder.downlink.topics:
+                problem = "takes commands, and none may pass"
+                self._wrong(("sinks", sink.name, "downlink"), problem, "[downlink] with topics = [...]")
             for message_class in sink.always:
                 self._known_class(("sinks", sink.name, "always"), message_class, sink.classes)
             if sink.retry_min_seconds > sink.retry_max_seconds:
@@ -894,12 +1012,25 @@ class _Reading:
                 self._wrong(("sinks", sink.name, "retry_min"), problem, limit)
         for one in config.buffer.limits:
             self._known_class(("classes", one.name), one.name, classes)
+            if one.when_full == "roll-up":
+                self._roll_up(one, classes)
+            elif one.roll_up or one.roll_up_into:
+                self._wrong(("classes", one.name, "roll_up"), "is for `roll-up` alone", 'when_full = "roll-up"')
             if one.limit_bytes is None and one.when_full == "drop-newest":
                 self._wrong(("classes", one.name, "when_full"), "needs a limit", "drop-newest with a `limit`")
             if one.limit_bytes is not None and one.limit_bytes > config.buffer.limit_bytes:
                 self._wrong(("classes", one.name, "limit"), "is larger than buffer.limit", "a part of buffer.limit")
         if config.buffer.segment_bytes > config.buffer.limit_bytes:
             self._wrong(("buffer", "segment"), "is larger than limit", "a small part of buffer.limit")
+
+    def _roll_up(self, one: ClassConfig, classes: tuple[str, ...]) -> None:
+        if not one.roll_up:
+            self._wrong(("classes", one.name, "when_full"), "needs a SELECT", "roll-up with `roll_up`")
+        if one.roll_up_into == one.name or not one.roll_up_into:
+            others = ", ".join(name for name in classes if name != one.name)
+            self._wrong(("classes", one.name, "roll_up_into"), "must be another class", others)
+        else:
+            self._known_class(("classes", one.name, "roll_up_into"), one.roll_up_into, classes)
 
     def _known_class(self, where: tuple[str, ...], name: str, classes: tuple[str, ...]) -> None:
         if name not in classes:
@@ -929,6 +1060,11 @@ class _Reading:
 def _processor(said: Said, **named: object) -> ProcessorConfig:
     connection = _connection(said, ProcessorConfig().connection.client_id)
     return ProcessorConfig(connection=connection, **named, **said)  # type: ignore[arg-type]
+
+
+def _downlink(said: Said) -> DownlinkConfig:
+    connection = _connection(said, DownlinkConfig().connection.client_id)
+    return DownlinkConfig(connection=connection, **said)  # type: ignore[arg-type]
 
 
 def _connection(said: Said, client_id: str) -> ConnectionConfig:

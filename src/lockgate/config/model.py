@@ -366,6 +366,7 @@ class SchemaConfig:
     avro_schema: Path | None = None
     json_schema: Path | None = None  # what documents must conform to
     misfits: Literal["quarantine", "refuse", "coerce"] = "quarantine"
+    keep_seconds: float | None = None  # how long its messages stay in the log for backtests
     line: int | None = field(default=None, compare=False)
 
 
@@ -461,7 +462,9 @@ class ClassConfig:
     name: str
     limit_bytes: int | None = None  # of rows that a sink has yet to get; None: [buffer] limit alone
     keep_seconds: float | None = None  # older rows expire; None: never
-    when_full: Literal["block", "drop-oldest", "drop-newest"] = "block"
+    when_full: Literal["block", "drop-oldest", "drop-newest", "roll-up"] = "block"
+    roll_up: str = ""  # a SELECT over old rows
+    roll_up_into: str = ""  # the class of what it makes
     order: Literal["ordered", "latest-first"] = "ordered"
 
 
@@ -516,6 +519,13 @@ class MqttSinkConfig(SinkConfig):
 
     connection: ConnectionConfig
     topic_prefix: str = ""
+    format: Literal["payload", "document"] = "payload"
+    cafile: Path | None = None  # mqtts and wss: authorities that are trusted, else the system's
+    certfile: Path | None = None
+    keyfile: Path | None = None
+    alpn: tuple[str, ...] = ()
+    downlink: tuple[str, ...] = ()  # Topic Filters of commands over there
+    downlink_prefix: str = ""  # of their topics, taken off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -601,10 +611,53 @@ AnySink = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DownlinkConfig:
+    """[downlink]: what commands from the cloud may do here; nothing unless `topics` says so."""
+
+    connection: ConnectionConfig = field(default_factory=lambda: ConnectionConfig(client_id="lockgate-downlink"))
+    topics: tuple[str, ...] = ()  # Topic Filters of the topics they may be published to
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForwarderConfig:
-    """[sinks.*]."""
+    """[sinks.*] and [downlink]."""
 
     sinks: tuple[AnySink, ...] = ()
+    downlink: DownlinkConfig = field(default_factory=DownlinkConfig)
+
+
+class Window(NamedTuple):
+    """Hours of some days of the week. One whose end is not after its begin ends on the day after."""
+
+    days: frozenset[int]  # on which it begins; 0: Monday
+    begin: int  # minutes of the day
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployConfig:
+    """[deploy]: how the containers of a Compose project get a new version. It is read on the machine, not in them."""
+
+    project: str = ""  # Compose project
+    image: str = ""  # REGISTRY/REPOSITORY[:TAG]
+    services: tuple[str, ...] = ()  # in the order in which they are replaced; none: those that run Lockgate
+    signature: Literal["required", "none"] = "required"
+    public_key: Path | None = None
+    signed_as: str = ""  # REGISTRY/REPOSITORY in the signature, where a mirror has another name
+    ca_file: Path | None = None
+    login_file: Path | None = None
+    docker_config: Path | None = None
+    engine: str = "unix:///var/run/docker.sock"
+    folder: Path | None = None  # of the stack, whose .env gets LOCKGATE_IMAGE
+    interval_seconds: float = 900.0
+    jitter_seconds: float = 300.0
+    windows: tuple[Window, ...] = ()  # none: at any time
+    time_zone: str = ""  # none: the machine's
+    health_limit_seconds: float = 120.0  # until a new container is well
+    watch_seconds: float = 60.0  # that it has to stay so
+    request_limit_seconds: float = 30.0  # for one answer of the registry
+    pull_limit_seconds: float = 1800.0
+    history: int = 100  # updates that are remembered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -617,3 +670,4 @@ class Config:
     processor: ProcessorConfig
     buffer: BufferConfig
     forwarder: ForwarderConfig
+    deploy: DeployConfig = field(default_factory=DeployConfig)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Final
 
 from lockgate.buffer import LogReader
-from lockgate.config.model import BufferConfig, ForwarderConfig, GatewayConfig
+from lockgate.config.model import BufferConfig, ForwarderConfig, GatewayConfig, MqttSinkConfig
+from lockgate.forwarder.downlink import Downlink
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import build
 from lockgate.forwarder.worker import Worker
@@ -32,6 +33,7 @@ class Forwarder:
         self._latest_first = {one.name for one in buffer.limits if one.order == "latest-first"}
         self._config = config
         self._workers: list[Worker] = []
+        self._downlinks: list[Downlink] = []
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Forward until cancelled; `ready` is called when every cursor is open or has been found wanting."""
@@ -41,8 +43,15 @@ class Forwarder:
             Worker(sink, self._order, build(sink, messages), messages, self._folder, reader, self._latest_first)
             for sink in self._config.sinks
         ]
+        self._downlinks = [
+            Downlink(sink, self._config.downlink)
+            for sink in self._config.sinks
+            if isinstance(sink, MqttSinkConfig) and sink.downlink
+        ]
         try:
             async with asyncio.TaskGroup() as tasks:
+                for downlink in self._downlinks:
+                    tasks.create_task(downlink.run(), name=f"downlink {downlink.name}")
                 for worker in self._workers:
                     tasks.create_task(worker.run(), name=f"sink {worker.name}")
                 for worker in self._workers:
@@ -53,7 +62,10 @@ class Forwarder:
             reader.close()
 
     def status(self) -> dict[str, object]:
-        return {"sinks": {worker.name: worker.status() for worker in self._workers}}
+        said: dict[str, object] = {"sinks": {worker.name: worker.status() for worker in self._workers}}
+        if self._downlinks:
+            said["downlinks"] = {downlink.name: downlink.status() for downlink in self._downlinks}
+        return said
 
     async def _watch(self, reader: LogReader, messages: Messages) -> None:
         """Wake the workers when the log has grown."""

@@ -92,7 +92,10 @@ class Worker:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self.news.wait(), _LETTERS_SECONDS)
         finally:
-            await self._sink.close()
+            try:
+                await self._sink.close()
+            except Exception:  # the cursor is closed all the same
+                log.exception("sink %s: closing failed", self.name)
             if self._cursor is not None:
                 await self._cursor.close()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from lockgate.buffer import Cursor, Log, LogReader
 from lockgate.buffer.ledger import DeliveryBook, read_ledger
 from lockgate.buffer.missing import DISK_BUDGET, OVER_LIMIT
 from lockgate.buffer.segments import list_segments
+from lockgate.config.errors import ConfigError
 from lockgate.config.model import ClassConfig
 from lockgate.telemetry.clock import Clock, Moment
 from tests.support.buffers import SINKS, batch, config
@@ -286,5 +289,72 @@ async def test_a_line_over_islands_drops_only_what_was_not_sent(tmp_path: Path) 
     await cursor.give_up("telemetry", reader.missing("telemetry"))
     book = book_of(tmp_path)
     assert (book.delivered, book.expired, book.pending) == (3, 22, 0)
+    await cursor.close()
+    await log.close()
+
+
+ROLL_UP = (
+    "SELECT topic, max(device_time) AS device_ts, sum(payload ->> 'v') AS total, count(*) AS n FROM rows GROUP BY topic"
+)
+
+
+def rolled(sql: str = ROLL_UP) -> ClassConfig:
+    return ClassConfig(
+        name="telemetry", limit_bytes=64_000, when_full="roll-up", roll_up=sql, roll_up_into="alarm"
+    )  # fmt: skip
+
+
+async def test_old_rows_are_rolled_up_and_the_books_say_so(tmp_path: Path) -> None:
+    log = await open_limited(tmp_path, rolled())
+    reader = LogReader(tmp_path)
+    cursor = await Cursor.open(tmp_path, "cloud", SINKS["cloud"], reader)
+    appended = 0
+    for n in range(40):
+        await log.append(batch(*(b'{"v": 1, "pad": "%s"}' % (b"x" * 880) for _ in range(10)), topic=f"t{n % 2}"))
+        appended += 10
+        assert read_ledger(tmp_path).closes
+        if n == 20:
+            await log.close()
+            log = await open_limited(tmp_path, rolled())
+    delivered = len(await drain(cursor, reader))
+    book = book_of(tmp_path)
+    assert (book.delivered + book.rolled_up, book.dropped) == (appended, {})
+    assert book.rolled_up > 300
+    made = [json.loads(row.payload) for row in reader.read("alarm", 0, 1000)]
+    assert sum(one["total"] for one in made) == sum(one["n"] for one in made) == book.rolled_up
+    assert 4 < len(made) < 60
+    assert {row.topic for row in reader.read("alarm", 0, 1000)} == {"t0", "t1"}
+    assert delivered <= 64
+    await cursor.close()
+    await log.close()
+
+
+@pytest.mark.parametrize(
+    ("sql", "problem"),
+    [
+        ("SELECT nosuch FROM rows", "no such column: nosuch; there is rows (topic, time, device_time"),
+        ("SELECT count(*) AS n FROM rows", "its result has no column `topic`"),
+        ("DELETE FROM rows", "not authorized"),
+        ("SELEKT", "syntax error"),
+    ],
+)
+async def test_a_roll_up_that_cannot_be_run_is_a_mistake_of_the_configuration(
+    tmp_path: Path, sql: str, problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(problem)) as error:
+        await open_limited(tmp_path, rolled(sql))
+    assert error.value.key == "classes.telemetry.roll_up"
+
+
+async def test_a_roll_up_that_fails_over_its_rows_drops_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = await open_limited(tmp_path, rolled())
+    reader = LogReader(tmp_path)
+    cursor = await Cursor.open(tmp_path, "cloud", SINKS["cloud"], reader)
+    await log.append(batch(*[b"no JSON" * 120] * 100))
+    await drain(cursor, reader)
+    book = book_of(tmp_path)
+    assert book.dropped[OVER_LIMIT] > 30
+    assert book.rolled_up == 0
+    assert "the roll-up of class telemetry failed, so its rows are dropped: malformed JSON" in caplog.text
     await cursor.close()
     await log.close()

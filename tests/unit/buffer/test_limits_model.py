@@ -30,10 +30,18 @@ EVENTS = st.one_of(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(EVENTS, max_size=40), st.sampled_from(["drop-oldest", "drop-newest"]), st.sampled_from([None, 60.0]))
+@given(
+    st.lists(EVENTS, max_size=40),
+    st.sampled_from(["drop-oldest", "drop-newest", "roll-up"]),
+    st.sampled_from([None, 60.0]),
+)
 def test_every_row_has_one_outcome(events: list[tuple[str, str, object]], policy: str, keep: float | None) -> None:
     folder = Path(tempfile.mkdtemp())
-    limit = ClassConfig(name="telemetry", limit_bytes=LIMIT, keep_seconds=keep, when_full=policy)  # type: ignore[arg-type]
+    limit = ClassConfig(
+        name="telemetry", limit_bytes=LIMIT, keep_seconds=keep, when_full=policy,  # type: ignore[arg-type]
+        roll_up="SELECT topic, count(*) AS n FROM rows GROUP BY topic" if policy == "roll-up" else "",
+        roll_up_into="history",
+    )  # fmt: skip
     try:
         asyncio.run(play(folder, events, BufferConfig(segment_bytes=49152, limit_bytes=1 << 30, limits=(limit,))))
     finally:
@@ -87,7 +95,7 @@ async def play(folder: Path, events: list[tuple[str, str, object]], config: Buff
     ledger = read_ledger(folder)
     assert ledger.closes
     for book in ledger.deliveries:
-        gone = sum(book.dropped.values()) + book.expired
+        gone = sum(book.dropped.values()) + book.expired + book.rolled_up
         assert (book.pending, book.delivered + gone) == (0, appended[book.message_class])
     assert ledger.deliveries[0].message_class == "alarm"
     assert ledger.deliveries[0].delivered == appended["alarm"]  # nothing limits it

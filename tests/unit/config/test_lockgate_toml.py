@@ -373,6 +373,62 @@ def test_the_reference_page_is_the_one_the_tables_make() -> None:
     assert page.read_text() == reference.page(), "run `make docs`"
 
 
+def test_classes_sinks_and_the_downlink_are_read_and_checked_against_each_other(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        """
+        [classes.telemetry]
+        limit = "1MiB"
+        keep = "2d"
+        when_full = "drop-oldest"
+        order = "latest-first"
+        [downlink]
+        topics = ["devices/+/set"]
+        [sinks.cloud]
+        type = "mqtt"
+        url = "mqtts://cloud.example"
+        cafile = "ca.pem"
+        downlink = ["commands/#"]
+        bytes_per_month = "500MB"
+        hours = ["22:00-06:00"]
+        always = ["alarm"]
+        """,
+    )
+    [limit] = config.buffer.limits
+    assert (limit.limit_bytes, limit.keep_seconds, limit.when_full) == (1024**2, 172800.0, "drop-oldest")
+    [sink] = config.forwarder.sinks
+    assert isinstance(sink, MqttSinkConfig)
+    assert (sink.bytes_per_month, sink.hours, sink.always) == (500_000_000, ((1320, 360),), ("alarm",))
+    assert sink.cafile == tmp_path / "ca.pem"
+    assert config.forwarder.downlink.connection.client_id == "lockgate-downlink"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[classes.hot]\nlimit = '1MiB'", "classes.hot: 'hot' is not among buffer.classes"),
+        ("[classes.alarm]\nwhen_full = 'drop-newest'", "classes.alarm.when_full: needs a limit"),
+        ("[classes.alarm]\nwhen_full = 'roll-up'", "classes.alarm.roll_up_into: must be another class"),
+        ("[classes.alarm]\nroll_up = 'SELECT 1'", "classes.alarm.roll_up: is for `roll-up` alone"),
+        ("[classes.alarm]\nlimit = '2GiB'", "classes.alarm.limit: is larger than buffer.limit"),
+        ("[classes.alarm]\nwhen_full = 'shrug'", '(accepted: "block" or "drop-oldest" or '),
+        (
+            "[sinks.c]\ntype = 'mqtt'\nurl = 'mqtt://h'\ndownlink = ['a']",
+            "lockgate.toml:4: sinks.c.downlink: takes commands, and none may pass",
+        ),
+        ("[sinks.c]\ntype = 'file'\npath = 'x'\nhours = ['25:00-06:00']", "'25:00-06:00' is no span of hours"),
+        (
+            "[sinks.c]\ntype = 'file'\npath = 'x'\nclasses = ['alarm']\nalways = ['telemetry']",
+            "'telemetry' is not among the classes of the sink",
+        ),
+        ("[sinks.c]\ntype = 'kafka'\nservers = ['h:9092']", "sinks.c.topic: is missing"),
+        ("[sinks.c]\ntype = 'postgres'\nurl = 'mysql://h/db'", "(accepted: postgresql://HOST[:PORT])"),
+    ],
+)
+def test_mistakes_about_classes_and_sinks_are_said(tmp_path: Path, text: str, says: str) -> None:
+    assert says in refused(tmp_path, text)
+
+
 def test_an_absolute_link_stands_for_the_file_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As /etc/lockgate/lockgate.toml of the image does; a ConfigMap's relative link leads to a copy of the folder."""
     (tmp_path / "config").mkdir()

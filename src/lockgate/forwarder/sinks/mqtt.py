@@ -7,11 +7,21 @@ from collections.abc import Sequence
 from typing import Final
 
 from lockgate.buffer import Row
-from lockgate.client import Client, ClientError, Properties, PublishRefused, reason_codes
+from lockgate.client import (
+    Client,
+    ClientError,
+    Endpoint,
+    Properties,
+    PublishRefused,
+    parse_endpoint,
+    reason_codes,
+)
+from lockgate.client.endpoints import check_tls
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import MqttSinkConfig
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
+from lockgate.forwarder.sinks.libraries import first_line
 
 # Refusals that are about the message, not about the moment
 _POISON: Final = frozenset(
@@ -69,7 +79,10 @@ class MqttSink:
         if self._client is not None and not self._client.connected:
             await self.close()
         if self._client is None:
-            client = Client(self._config.connection, clean_start=True)
+            endpoint, username, password = endpoint_of(self._config)
+            client = Client(
+                self._config.connection, endpoint=endpoint, username=username, password=password, clean_start=True
+            )
             await client.connect(retry=False)
             self._client = client
         return self._client
@@ -78,4 +91,27 @@ class MqttSink:
         properties: Properties | None = None
         if self._config.connection.version == "5":
             properties = Properties(user_properties=(("lockgate-id", self._messages.id_of(row)),))
-        await client.publish(self._config.topic_prefix + row.topic, row.payload, 1, properties=properties)
+        payload = row.payload if self._config.format == "payload" else self._messages.document(row)
+        await client.publish(self._config.topic_prefix + row.topic, payload, 1, properties=properties)
+
+
+def endpoint_of(config: MqttSinkConfig) -> tuple[Endpoint, str | None, bytes | None]:
+    """Where the Server is, and as whom we come. Raises ConfigError, which repeats no password."""
+    try:
+        endpoint, address = parse_endpoint(
+            config.connection.url,
+            cafile=config.cafile,
+            certfile=config.certfile,
+            keyfile=config.keyfile,
+            alpn=config.alpn,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error), key=f"sinks.{config.name}.url") from None
+    try:
+        check_tls(endpoint)
+    except ValueError as error:
+        raise ConfigError(str(error), key=f"sinks.{config.name}") from None
+    password = address.password
+    if config.connection.password_file is not None:
+        password = first_line(config.connection.password_file).encode()
+    return endpoint, address.username, password
