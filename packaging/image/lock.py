@@ -13,6 +13,8 @@ from pathlib import Path
 
 # What the broker alone imports: loop, WebSocket handshakes, Argon2id hashes
 _SMALL = ("uvloop", "websockets", "argon2-cffi")
+# Nobody installs into an image, so that the gateway's has what any configuration may ask for
+_EXTRAS = ("formats", "kafka", "nats", "objects", "postgres", "zstd")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -29,7 +31,10 @@ def roots(part: str, pyproject: Path) -> list[str]:
     project = tomllib.loads(pyproject.read_text())
     wanted = {
         "build": [*project["build-system"]["requires"], "wheel"],
-        "runtime": project["project"]["dependencies"],
+        "runtime": [
+            *project["project"]["dependencies"],
+            *(one for extra in _EXTRAS for one in project["project"]["optional-dependencies"][extra]),
+        ],
         "small": list(_SMALL),
     }
     if part not in wanted:

@@ -23,6 +23,8 @@ command -v dockerd >/dev/null || missing+=(docker.io iptables)
 [ -x /usr/bin/docker-compose ] || missing+=(docker-compose) # version 1.29; the current one comes with the extra dev
 [ -z "${PODMAN:-}" ] || command -v podman >/dev/null || missing+=(podman runc)
 command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
+command -v docker-registry >/dev/null || missing+=(docker-registry) # `lockgate deploy` pulls from it, with a login
+command -v htpasswd >/dev/null || missing+=(apache2-utils)
 if [ "$architecture" != "$machine" ]; then
     command -v "qemu-$(uname -m)-static" >/dev/null || missing+=(qemu-user-static binfmt-support arch-test)
 fi

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("trustme")
 
-from benchmarks import attacks, bridges, brokers, doors, footprint, latency, sessions, subscriptions, throughput
+from benchmarks import attacks, bridges, brokers, doors, footprint, latency, rules, sessions, subscriptions, throughput
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +35,9 @@ def own_core() -> Iterator[None]:
         (lambda: doors.main(5, messages=100), [r"lockgate +tcp", r"lockgate +tls", r"lockgate +secure websocket"]),
         (lambda: bridges.main(200), [r"lockgate +0 ", r"lockgate +1 ", r"lockgate +2 "]),
         (lambda: attacks.main(0.1, ["garbage"]), ["none ", "garbage "]),
+        (lambda: rules.main(500), ["for each message", "tumbling windows"]),
     ],
-    ids=["throughput", "latency", "sessions", "footprint", "subscriptions", "doors", "bridges", "attacks"],
+    ids=["throughput", "latency", "sessions", "footprint", "subscriptions", "doors", "bridges", "attacks", "rules"],
 )
 def test_a_benchmark_prints_its_table(
     run: Callable[[], None],

@@ -152,6 +152,32 @@ async def test_a_message_reaches_the_sink_and_goes_on_after_any_kill_and_restart
     assert books_close(folder)
 
 
+async def test_sighup_changes_the_rules_one_by_one(folder: Path, device: Client, gateways: list[Gateway]) -> None:
+    toml = folder / "lockgate.toml"
+    gateway = Gateway(folder, "-c", str(toml))
+    gateways.append(gateway)
+    await gateway.until(lambda: gateway.answer("processor") is not None and gateway.answer("forwarder") is not None)
+    await device.connect()
+    await device.publish("sensors/a", b'{"value": 50}', qos=1)
+    before = gateway.pid("processor")
+    broken = '[rules.new]\nschema = "reading"\nclass = "alarm"\ntopic = "x"\nsql = "SELECT :valu AS v"\n'
+    toml.write_text(toml.read_text().replace("> 90", "> 40") + broken)
+    gateway.process.send_signal(signal.SIGHUP)
+
+    def rules() -> dict[str, dict[str, object]]:
+        status = (gateway.answer("processor") or {}).get("status")
+        return status["rules"] if isinstance(status, dict) else {}
+
+    await gateway.until(lambda: "new" in rules())
+    assert "no such parameter: :valu" in str(rules()["new"]["rejected"])
+    await device.publish("sensors/a", b'{"value": 51}', qos=1)
+    await gateway.until(lambda: len(delivered(folder)) == 1)
+    assert json.loads(delivered(folder)[0])["payload"] == {"value": 51.0}
+    assert gateway.pid("processor") == before
+    gateway.stop()
+    assert books_close(folder)
+
+
 async def test_nothing_is_left_running_when_the_parent_is_killed(folder: Path, gateways: list[Gateway]) -> None:
     gateway = Gateway(folder, "-c", str(folder / "lockgate.toml"))
     gateways.append(gateway)

@@ -42,6 +42,7 @@ COMMANDS = {
     "session": "look at the sessions of clients, give one to a user, or end it",
     "explain": "why a client did not get a message",
     "doctor": "what is wrong with this gateway, where, why it matters, and what to do",
+    "deploy": "a new version for the containers of a Compose project, and back by itself where it is not well",
     "verify": "publish and receive a message through every listener, as a client would",
     "scram": "add, change or remove a user of enhanced authentication (SCRAM-SHA-256)",
     "version": "print the version",

@@ -1,4 +1,4 @@
-"""`lockgate session list | give CLIENT USER | drop CLIENT`: whose the sessions of the broker are."""
+"""`lockgate session list | give CLIENT USER | drop CLIENT | keep-wills`: whose the sessions of the broker are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     owner.add_argument("--nobody", action="store_true", help="the first user that comes with this client id gets it")
     drop = actions.add_parser("drop", help="end a session, with all that waits for it; its client is disconnected")
     drop.add_argument("client", metavar="CLIENT", help="client id")
-    for action in (listing, give, drop):
+    keep = actions.add_parser("keep-wills", help="if the broker stops within a minute, publish no Will for it")
+    for action in (listing, give, drop, keep):
         add_config_argument(action)
 
 
@@ -31,7 +32,9 @@ def main(arguments: argparse.Namespace) -> int:
     """Exit status 1 when the broker does not answer, or has no such session."""
     path = load_config(arguments).gateway.sockets_dir / "broker.sock"
     question = {"ask": "sessions", "action": arguments.action}
-    if arguments.action != "list":
+    if arguments.action == "keep-wills":
+        question = {"ask": "keep_wills"}
+    elif arguments.action != "list":
         question["client"] = arguments.client
     if arguments.action == "give" and arguments.user is not None:
         question["user"] = arguments.user
@@ -40,7 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"the broker does not answer on {path}: is it running?", file=sys.stderr)
         return 1
     if "problem" in answer:
-        print(f"{arguments.client}: {answer['problem']}", file=sys.stderr)
+        print(f"{getattr(arguments, 'client', 'Wills')}: {answer['problem']}", file=sys.stderr)
         return 1
     sessions = answer.get("sessions")
     if isinstance(sessions, list):

@@ -22,6 +22,7 @@ from lockgate.config.model import (
     ClassConfig,
     Config,
     ConnectionConfig,
+    DeployConfig,
     DownlinkConfig,
     FileSinkConfig,
     ForwarderConfig,
@@ -391,7 +392,7 @@ SECTIONS: tuple[Section, ...] = (
             Key("optional", values.NAMES_OR_NONE, "fields that may be absent; they are NULL then", default="none"),
             Key(
                 "format",
-                values.one_of("json", "text", "msgpack", "cbor", "protobuf", "avro"),
+                values.one_of("json", "text", "msgpack", "cbor", "protobuf", "avro", "sparkplug"),
                 "of the payload; `text` is one number or text",
             ),
             Key("descriptor", values.PATH, "of protobuf: what protoc --descriptor_set_out writes", default="none"),
@@ -668,6 +669,67 @@ SECTIONS: tuple[Section, ...] = (
         named=True,
         variant="kafka",
     ),
+    Section(
+        "deploy",
+        "How `lockgate deploy` puts a new version in the place of the containers of a Compose project.",
+        (
+            Key("project", values.TEXT, "the Compose project, as `docker-compose ls` names it", default="none"),
+            Key("image", values.TEXT, "REGISTRY/REPOSITORY:TAG that is watched", default="none"),
+            Key(
+                "services",
+                values.NAMES,
+                "services to replace, one after the other",
+                default="those that run Lockgate, in the order of depends_on, the broker first",
+            ),
+            Key(
+                "signature",
+                values.one_of("required", "none"),
+                "whether an image has to be signed with public_key; what is not is never pulled",
+            ),
+            Key("public_key", values.PATH, "ECDSA P-256 or Ed25519, in PEM, as cosign.pub", default="none"),
+            Key(
+                "signed_as",
+                values.TEXT,
+                "REGISTRY/REPOSITORY that the signature names, where the image comes from a mirror",
+                default="that of image",
+            ),
+            Key("ca_file", values.PATH, "authority of the registry's certificate, in PEM", default="the system's"),
+            Key("login_file", values.PATH, "file whose first line is USER:PASSWORD", default="none"),
+            Key("docker_config", values.PATH, "config.json that `docker login` wrote", default="none"),
+            Key("engine", values.TEXT, "where the Docker Engine answers"),
+            Key(
+                "folder",
+                values.PATH,
+                "folder of the stack; LOCKGATE_IMAGE in its `.env` becomes what runs",
+                default="none",
+            ),
+            Key("interval", values.duration(10, 7 * 86400), "pause between two looks", field="interval_seconds"),
+            Key(
+                "jitter",
+                values.duration(0, 7 * 86400),
+                "a pause of chance on top of it, so that a fleet does not update at once",
+                field="jitter_seconds",
+            ),
+            Key("windows", values.WINDOWS, "when an update may begin by itself", default="at any time"),
+            Key("time_zone", values.TIME_ZONE, "of the windows", default="the machine's"),
+            Key(
+                "health_limit",
+                values.duration(1, 3600),
+                "until a new container is well; then the old one comes back",
+                field="health_limit_seconds",
+            ),
+            Key("watch", values.duration(0, 86400), "how long it has to stay well", field="watch_seconds"),
+            Key(
+                "request_limit",
+                values.duration(1, 600),
+                "for one answer of the registry",
+                field="request_limit_seconds",
+            ),
+            Key("pull_limit", values.duration(1, 86400), "for pulling an image", field="pull_limit_seconds"),
+            Key("history", values.whole_number(1, 10_000), "updates that are remembered"),
+        ),
+        DeployConfig,
+    ),
 )
 
 PLAIN = {section.name: section for section in SECTIONS if not section.named}
@@ -755,6 +817,7 @@ class _Reading:
                 sinks=tuple(model(**({"classes": buffer.classes} | said)) for model, said in sinks),
                 downlink=_downlink(plain["downlink"]),
             ),
+            deploy=DeployConfig(**plain["deploy"]),  # type: ignore[arg-type]
         )
         self._cross_check(config)
         raise_all(self.errors)

@@ -360,7 +360,7 @@ class SchemaConfig:
     topics: tuple[str, ...]  # Topic Filters
     fields: tuple[tuple[str, Literal["integer", "real", "text"]], ...]  # JSON members, required and typed
     optional: frozenset[str] = frozenset()  # fields that may be absent; they are NULL then
-    format: Literal["json", "text", "msgpack", "cbor", "protobuf", "avro"] = "json"
+    format: Literal["json", "text", "msgpack", "cbor", "protobuf", "avro", "sparkplug"] = "json"
     descriptor: Path | None = None  # of protobuf: a FileDescriptorSet
     message: str | None = None  # of protobuf: the full name of the type
     avro_schema: Path | None = None
@@ -625,6 +625,40 @@ class ForwarderConfig:
     downlink: DownlinkConfig = field(default_factory=DownlinkConfig)
 
 
+class Window(NamedTuple):
+    """Hours of some days of the week. One whose end is not after its begin ends on the day after."""
+
+    days: frozenset[int]  # on which it begins; 0: Monday
+    begin: int  # minutes of the day
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployConfig:
+    """[deploy]: how the containers of a Compose project get a new version. It is read on the machine, not in them."""
+
+    project: str = ""  # Compose project
+    image: str = ""  # REGISTRY/REPOSITORY[:TAG]
+    services: tuple[str, ...] = ()  # in the order in which they are replaced; none: those that run Lockgate
+    signature: Literal["required", "none"] = "required"
+    public_key: Path | None = None
+    signed_as: str = ""  # REGISTRY/REPOSITORY in the signature, where a mirror has another name
+    ca_file: Path | None = None
+    login_file: Path | None = None
+    docker_config: Path | None = None
+    engine: str = "unix:///var/run/docker.sock"
+    folder: Path | None = None  # of the stack, whose .env gets LOCKGATE_IMAGE
+    interval_seconds: float = 900.0
+    jitter_seconds: float = 300.0
+    windows: tuple[Window, ...] = ()  # none: at any time
+    time_zone: str = ""  # none: the machine's
+    health_limit_seconds: float = 120.0  # until a new container is well
+    watch_seconds: float = 60.0  # that it has to stay so
+    request_limit_seconds: float = 30.0  # for one answer of the registry
+    pull_limit_seconds: float = 1800.0
+    history: int = 100  # updates that are remembered
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything a gateway was told."""
@@ -635,3 +669,4 @@ class Config:
     processor: ProcessorConfig
     buffer: BufferConfig
     forwarder: ForwarderConfig
+    deploy: DeployConfig = field(default_factory=DeployConfig)

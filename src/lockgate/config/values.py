@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lockgate.config.model import ExpectedMessage, GivenMessage, RuleTest
+from lockgate.config.model import ExpectedMessage, GivenMessage, RuleTest, Window
 
 _DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
@@ -239,6 +239,43 @@ def one_of(*choices: str) -> Kind:
     return Kind(" or ".join(f'"{choice}"' for choice in choices), read, text=True)
 
 
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_WINDOW = re.compile(r"(?:([a-z,-]+) )?([0-2]\d):([0-5]\d)-([0-2]\d):([0-5]\d)")
+
+
+def _windows(value: object) -> tuple[Window, ...]:
+    return tuple(_window(text) for text in _some_names(value))
+
+
+def _window(text: str) -> Window:
+    match = _WINDOW.fullmatch(text)
+    hours = [int(match[group]) * 60 + int(match[group + 1]) for group in (2, 4)] if match is not None else []
+    if match is None or max(hours) > 24 * 60:
+        raise BadValue(f"{text!r} is no window")
+    days: set[int] = set()
+    for part in (match[1] or "mon-sun").split(","):
+        first, _, last = part.partition("-")
+        if first not in _DAYS or (last or first) not in _DAYS:
+            raise BadValue(f"{part!r} of {text!r} is no day (mon, tue, wed, thu, fri, sat, sun)")
+        day = _DAYS.index(first)
+        days.add(day)
+        while _DAYS[day] != (last or first):
+            day = (day + 1) % 7
+            days.add(day)
+    return Window(frozenset(days), *hours)
+
+
+def _time_zone(value: object) -> str:
+    from zoneinfo import ZoneInfo  # a broker has no use for it
+
+    name = _text(value)
+    try:
+        ZoneInfo(name)
+    except (OSError, ValueError, LookupError):
+        raise BadValue("this machine does not know it (tzdata)") from None
+    return name
+
+
 def spell_duration(seconds: float) -> str:
     for unit, length in reversed(_DURATIONS.items()):
         if seconds >= length and seconds % length == 0:
@@ -325,4 +362,6 @@ TOPIC_FILTERS = Kind('a list of Topic Filters, as ["sensors/#"]', _topic_filters
 TOPIC_NAME = Kind("a Topic Name, without + and #", _topic_name, text=True)
 FIELDS = Kind('columns and their types, as { value = "real", unit = "text", count = "integer" }', _fields)
 HOURS = Kind('a list of spans of the local day, as ["22:00-06:00", "12:00-13:30"]', _hours)
+WINDOWS = Kind('a list of windows, as ["mon-fri 02:00-04:00", "sat,sun 22:00-05:00"]', _windows)
+TIME_ZONE = Kind("a time zone, as Europe/Vienna", _time_zone, text=True)
 HEADERS = Kind('text by name, as { Authorization = "Bearer …" }', _headers, secret=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import gc
 import ipaddress
@@ -71,6 +72,7 @@ _AT_START = (
 # While the machine sleeps this clock goes on, and no one can set it.
 _BOOTTIME = time.CLOCK_BOOTTIME
 _STOP_SECONDS = 2.0
+_KEEP_WILLS_SECONDS = 60.0  # from being asked to the stop that was meant
 _STUCK_SECONDS = 10.0  # a commit takes longer only on a disk that has stopped to answer
 # Two reads this close to each other belong to one turn of a busy loop.
 _BUSY_SECONDS = 50e-6
@@ -310,6 +312,7 @@ class BrokerService:
         self.broker.control = self._control = ControlTopics(self)
         self._follow(config, doors)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._keep_wills_until = 0.0  # a stop before that keeps Wills, whatever is configured
         self._make_bridges = make_bridges
         self.bridges = self._bridges(config)
         self._deadlines = self.broker.deadlines
@@ -540,6 +543,8 @@ class BrokerService:
         log.info("mosquitto version %s terminating", VERSION)
         if self.bridges is not None:
             await self.bridges.stop()
+        if self.clock() < self._keep_wills_until:
+            self.broker.limits = broker_limits(dataclasses.replace(self._config, wills_on_stop="keep"))
         self.broker.stop(self.clock())
         self.flush()
         for listener in self.listeners:
@@ -787,6 +792,7 @@ class BrokerService:
             "delivery": self.delivery,
             "sessions": self.sessions,
             "health": self.health,
+            "keep_wills": self.keep_wills,
         }
 
     def health(self, _arguments: Mapping[str, object] = MappingProxyType({})) -> Mapping[str, object]:
@@ -806,6 +812,13 @@ class BrokerService:
             "round_trip_us": round(taken * 1e6),
             "last_commit_seconds_ago": store.get("last_commit_seconds_ago"),
         }
+
+    def keep_wills(self, _arguments: Mapping[str, object] = MappingProxyType({})) -> Mapping[str, object]:
+        """Answer whoever is about to put another broker in this one's place: a stop within a minute keeps all Wills."""
+        if self._config.persistence is False:
+            return {"problem": "nothing is kept on disk (persistence false), Wills neither"}
+        self._keep_wills_until = self.clock() + _KEEP_WILLS_SECONDS
+        return {}
 
     def sessions(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
         """Answer `lockgate session`: tell of all Sessions, give one to a user, or end it."""

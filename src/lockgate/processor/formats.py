@@ -21,6 +21,7 @@ class NotAccepted(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
+        self.refused = False  # it is nothing to keep aside, whatever the schema says
         self.detail = detail
 
 
@@ -195,6 +196,17 @@ def _avro(config: SchemaConfig) -> Decode:
     return decode
 
 
+def _sparkplug(config: SchemaConfig) -> Decode:
+    """What is logged of Sparkplug is JSON; its own payloads need their topic too, see `Schema.decode_all`."""
+    from lockgate.processor.sparkplug import FIELDS
+
+    for name, kind in config.fields:
+        if FIELDS.get(name) != kind:
+            accepted = ", ".join(f'{name} = "{kind}"' for name, kind in FIELDS.items())
+            raise _mistake(config, "fields", f"{name} = {kind!r} is nothing that the format sparkplug gives", accepted)
+    return _json(config)
+
+
 _DECODERS: dict[str, Callable[[SchemaConfig], Decode]] = {
     "json": _json,
     "text": _text,
@@ -202,6 +214,7 @@ _DECODERS: dict[str, Callable[[SchemaConfig], Decode]] = {
     "cbor": _cbor,
     "protobuf": _protobuf,
     "avro": _avro,
+    "sparkplug": _sparkplug,
 }
 
 

@@ -54,6 +54,7 @@ class Decoded:
     values: list[Value]  # as the schema's columns
     entries: list[Entry] = field(default_factory=list)  # what it gives rise to
     failures: list[tuple[str, str]] = field(default_factory=list)  # reason and detail
+    more: list[Decoded] = field(default_factory=list)  # other parts of the same message
 
     def parameters(self) -> dict[str, Value]:
         return {name: value for (name, _), value in zip(self.schema.columns, self.values, strict=True)}

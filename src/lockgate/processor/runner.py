@@ -133,7 +133,7 @@ class Runner:
         await self._match_cursors()
         kept = self._reader.last_values()
         self._rules.state.load(value for value in kept if value.schema != MEMORY)
-        names = {rule.name for rule in self._rules.all()}
+        names = {rule.name for rule in self._rules.all()} | {f"#{name}" for name in self._schemas.by_name}
         self._rules.memory.load((value for value in kept if value.schema == MEMORY), names)
         await self._fill()
         await self.close_windows()
@@ -202,10 +202,14 @@ class Runner:
                     self._take([message], batch, inputs)
                 else:
                     rule.evaluate(message)
+                    batch.entries += message.entries
                     self._count(message, rule.name, batch)
             await self._commit(batch, inputs)
 
     def _takes_again(self, message: Quarantined) -> bool:
+        schema = self._schemas.by_name.get(message.schema)
+        if schema is not None and schema.in_parts:  # it means something only in its place among the others
+            return False
         if "bytes not kept" in message.detail and not message.payload:
             return False
         return not message.reason.startswith("rule ") or self._failed_rule(message.reason) is not None
@@ -258,34 +262,43 @@ class Runner:
             batch.intake["refused", "no schema"] += 1
             return None
         try:
-            values = schema.decode(payload)
+            rows = schema.decode_all(topic, payload, self._rules.memory)
         except NotAccepted as error:
-            if schema.config.misfits == "refuse":
+            if schema.config.misfits == "refuse" or error.refused:
                 batch.intake["refused", error.reason] += 1
             else:
                 batch.intake["quarantined", error.reason] += 1
                 batch.quarantined.append(Quarantined(topic, schema.name, error.reason, error.detail, payload))
             return None
-        return Decoded(topic, payload, schema, [*values, topic, batch.moment.wall_ns // 1_000_000])
+        received_at = batch.moment.wall_ns // 1_000_000
+        parts = [Decoded(topic, payload, schema, [*values, topic, received_at]) for values in rows]
+        if not parts:
+            batch.intake["refused", "nothing in it"] += 1
+            return None
+        parts[0].more = parts[1:]
+        return parts[0]
 
     def _take(self, messages: list[Decoded], batch: Batch, inputs: list[tuple[int, Decoded]]) -> None:
         """Decide what becomes of these messages, and count each once."""
-        self._rules.evaluate(messages)
+        self._rules.evaluate([part for message in messages for part in (message, *message.more)])
         for message in messages:
             name = message.schema.name
-            if self._rules.tables[name]:
-                logged = message.schema.to_log(message.payload, message.values)
-                inputs.append((len(batch.entries) + len(message.entries), message))
-                message.entries.append(Entry(message.topic, WINDOW_INPUT, name, logged))
+            for part in (message, *message.more):
+                if self._rules.tables[name]:
+                    logged = message.schema.to_log(part.payload, part.values)
+                    inputs.append((len(batch.entries) + len(part.entries), part))
+                    part.entries.append(Entry(part.topic, WINDOW_INPUT, name, logged))
+                batch.entries += part.entries
             self._count(message, self._filter_names[name], batch)
 
     def _count(self, message: Decoded, filtered_by: str, batch: Batch) -> None:
-        batch.entries += message.entries
-        for reason, detail in message.failures:
+        parts = (message, *message.more)
+        failures = dict(failure for part in parts for failure in part.failures)  # a reason once for a message
+        for reason, detail in failures.items():
             batch.quarantined.append(Quarantined(message.topic, message.schema.name, reason, detail, message.payload))
-        if message.failures:  # what the other rules made of it goes on
-            batch.intake["quarantined", message.failures[0][0]] += 1
-        elif message.entries:
+        if failures:  # what the other rules made of it goes on
+            batch.intake["quarantined", next(iter(failures))] += 1
+        elif any(part.entries for part in parts):
             batch.intake["logged", ""] += 1
         else:
             batch.intake["filtered", filtered_by] += 1

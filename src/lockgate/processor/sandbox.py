@@ -76,7 +76,8 @@ class Sandbox:
                     self._connection.execute(before)
                 self._connection.executemany(statement, rows)
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # SQLite has not rolled back by itself
+                    self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
 
@@ -106,7 +107,10 @@ class Sandbox:
         self._deadline = time.monotonic() + budget
         self._reads.clear()
         query = f"SELECT * FROM (\n{sql}\n) LIMIT 0"
-        cursor = self._connection.execute(query, dict.fromkeys(parameters))
+        try:
+            cursor = self._connection.execute(query, dict.fromkeys(parameters))
+        finally:
+            self._deadline = float("inf")
         return [column[0] for column in cursor.description], frozenset(self._reads)
 
     def prepare(self, sql: str, parameters: Iterable[str]) -> None:
@@ -197,4 +201,4 @@ class Sandbox:
         return sqlite3.SQLITE_OK if self._trusted or action in _ALLOWED else sqlite3.SQLITE_DENY
 
     def _out_of_time(self) -> bool:
-        return time.monotonic() > self._deadline
+        return not self._trusted and time.monotonic() > self._deadline

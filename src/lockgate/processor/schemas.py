@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import SchemaConfig
 from lockgate.processor.formats import NotAccepted, decoder, gate
+
+if TYPE_CHECKING:
+    from lockgate.processor.sparkplug import Sparkplug
+    from lockgate.processor.state import Memory
 
 __all__ = ["GIVEN_COLUMNS", "NotAccepted", "Schema", "Schemas", "Value"]
 
@@ -34,6 +38,13 @@ class Schema:
         _check(config)
         self._decode = decoder(config)
         self._gate = gate(config)
+        self._optional = config.optional
+        self._sparkplug: Sparkplug | None = None
+        if config.format == "sparkplug":
+            from lockgate.processor.sparkplug import MAY_BE_NULL, Sparkplug
+
+            self._sparkplug = Sparkplug()
+            self._optional |= MAY_BE_NULL
         self.columns = tuple((name, SQL_TYPES[kind]) for name, kind in config.fields) + GIVEN_COLUMNS
 
     def place(self, field: str) -> int:
@@ -46,6 +57,25 @@ class Schema:
         if self._gate is not None:
             self._gate(document)
         return self._typed(document)
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether a message may be several rows, of which each depends on messages before."""
+        return self._sparkplug is not None
+
+    def decode_all(self, topic: str, payload: bytes, memory: Memory) -> list[list[Value]]:
+        """The rows of a message, mostly one; raises NotAccepted. `memory` has what messages before have said."""
+        if self._sparkplug is None:
+            return [self.decode(payload)]
+        memory.begin(f"#{self.name}")
+        documents = self._sparkplug.decode(topic, payload, memory)
+        rows = []
+        for document in documents:
+            if self._gate is not None:
+                self._gate(document)
+            rows.append(self._typed(document))
+        memory.keep()
+        return rows
 
     def to_log(self, payload: bytes, values: Sequence[Value]) -> bytes:
         """What is logged of a message for windows: a JSON object, whatever its format."""
@@ -67,7 +97,7 @@ class Schema:
             if self.config.misfits == "coerce":
                 value = _coerced(value, kind)
             if value is None:
-                if name not in self.config.optional:
+                if name not in self._optional:
                     raise NotAccepted(f"field {name} missing", "null counts as missing" if name in document else "")
                 values.append(None)
             elif kind == "real" and type(value) in (float, int):

@@ -49,6 +49,7 @@ class Trial(AbstractContextManager["Trial"]):
         self._rules = Rules([rule], self._schemas, [rule.message_class], references, config.state_topics, functions)
         (self.rule,) = self._rules.all()
         self.messages = 0
+        self._seq = 0
         self.seconds = 0.0  # what they took
         self.problems: list[str] = []
         self._out = Batch(moment=_moment(0))
@@ -71,23 +72,27 @@ class Trial(AbstractContextManager["Trial"]):
             self.problems.append(f"{topic!r} is no topic of schema {self.rule.schema.name}")
             return self._made()
         try:
-            values = schema.decode_logged(payload) if logged else schema.decode(payload)
+            memory = self._rules.memory
+            rows = [schema.decode_logged(payload)] if logged else schema.decode_all(topic, payload, memory)
         except NotAccepted as error:
             self.problems.append(f"the schema does not take the message: {error}")
             return self._made()
-        values += (topic, moment.wall_ns // 1_000_000)
-        message = Decoded(topic, payload, schema, values)
+        for values in rows:
+            self._part(Decoded(topic, payload, schema, [*values, topic, moment.wall_ns // 1_000_000]), moment)
+        self.seconds += time.perf_counter() - before
+        return self._made()
+
+    def _part(self, message: Decoded, moment: Moment) -> None:
+        self._seq += 1
         self._rules.evaluate([message])
         self._out.entries += message.entries
         self.problems += [f"{reason}: {detail}" for reason, detail in message.failures]
-        for table in self._rules.tables[schema.name]:
-            row = table.stamp(self.messages, moment, topic, payload, values)
+        for table in self._rules.tables[message.schema.name]:
+            row = table.stamp(self._seq, moment, message.topic, message.payload, message.values)
             if isinstance(row, Logged):
                 table.take([row], self._out)
             else:
                 self.problems.append(row)
-        self.seconds += time.perf_counter() - before
-        return self._made()
 
     def finish(self) -> list[Entry]:
         """Let time go on until every window is over."""

@@ -255,6 +255,20 @@ async def test_stopping_publishes_wills_and_closes_everybody() -> None:
     assert await watcher.receive() is None
 
 
+async def test_a_stop_that_was_told_beforehand_keeps_wills() -> None:
+    async with serving() as service:
+        watcher = await Wire.client(service, "watcher")
+        await watcher.subscribe("will")
+        await Wire.client(service, "dying", will=Will("will", b"gone"))
+        assert service.answers()["keep_wills"]({}) == {}
+    assert await watcher.receive() is None
+
+
+async def test_wills_cannot_be_kept_where_nothing_is() -> None:
+    async with serving(BrokerConfig(persistence=False)) as service:
+        assert "persistence false" in str(service.answers()["keep_wills"]({})["problem"])
+
+
 async def test_the_status_counts_what_happened() -> None:
     async with serving() as service:
         subscriber = await Wire.client(service, "s")
