@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
 
 from lockgate.buffer import LogReader
 from lockgate.config.model import BufferConfig, ForwarderConfig, GatewayConfig, MqttSinkConfig
-from lockgate.forwarder.downlink import Downlink
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import build
 from lockgate.forwarder.worker import Worker
+
+if TYPE_CHECKING:
+    from lockgate.forwarder.downlink import Downlink
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +45,7 @@ class Forwarder:
             Worker(sink, self._order, build(sink, messages), messages, self._folder, reader, self._latest_first)
             for sink in self._config.sinks
         ]
-        self._downlinks = [
-            Downlink(sink, self._config.downlink)
-            for sink in self._config.sinks
-            if isinstance(sink, MqttSinkConfig) and sink.downlink
-        ]
+        self._downlinks = list(self._make_downlinks())
         try:
             async with asyncio.TaskGroup() as tasks:
                 for downlink in self._downlinks:
@@ -66,6 +64,13 @@ class Forwarder:
         if self._downlinks:
             said["downlinks"] = {downlink.name: downlink.status() for downlink in self._downlinks}
         return said
+
+    def _make_downlinks(self) -> Iterator[Downlink]:
+        for sink in self._config.sinks:
+            if isinstance(sink, MqttSinkConfig) and sink.downlink:
+                from lockgate.forwarder.downlink import Downlink  # and MQTT with it
+
+                yield Downlink(sink, self._config.downlink)
 
     async def _watch(self, reader: LogReader, messages: Messages) -> None:
         """Wake the workers when the log has grown."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -384,7 +385,7 @@ def test_the_command_says_what_happened(
 ) -> None:
     from lockgate.cli import deploy, main
 
-    monkeypatch.setattr(deploy, "_agent", lambda _: site.agent())
+    monkeypatch.setattr(deploy, "_agent", lambda *_: site.agent())
     monkeypatch.setattr(deploy, "_stop_at_signals", threading.Event)
     toml = site.folder / "lockgate.toml"
     toml.write_text('[deploy]\nproject = "p"\n')
@@ -412,3 +413,18 @@ def test_the_command_says_what_happened(
     assert "rolled back: forwarder is not well after 120 s: it is bad; 1 (sha256:" in said("apply", status=4)
     site.registry.problem = Refused("no")
     assert said("check", status=1) == "no\n"
+
+
+def test_what_is_not_installed_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lockgate.cli import main
+
+    toml = tmp_path / "lockgate.toml"
+    toml.write_text("")
+    for name in [name for name in sys.modules if name.startswith("lockgate.deploy.")]:
+        monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delattr(sys.modules["lockgate.deploy"], name.rpartition(".")[2], raising=False)
+    monkeypatch.setitem(sys.modules, "docker", None)
+    assert main(["deploy", "status", "-c", str(toml)]) == 1
+    assert "pip install 'lockgate[deploy]'" in capsys.readouterr().err

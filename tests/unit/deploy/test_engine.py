@@ -15,7 +15,7 @@ from lockgate.deploy.errors import DeployError, Unreachable
 def test_no_engine_answers(tmp_path: Path) -> None:
     for url in (f"unix://{tmp_path}/none.sock", "tcp://127.0.0.1:1"):
         with pytest.raises(Unreachable, match=r"no Docker Engine answers \(deploy.engine\)"):
-            Engine(url)
+            Engine(url).platform()
 
 
 def test_who_may_not_use_the_socket_is_told_what_to_do(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_who_may_not_use_the_socket_is_told_what_to_do(tmp_path: Path) -> None:
         if child == 0:
             os.setuid(65534)
             try:
-                Engine(f"unix://{path}")
+                Engine(f"unix://{path}").platform()
                 os.write(writing, b"it may")
             except DeployError as error:
                 os.write(writing, str(error).encode())
