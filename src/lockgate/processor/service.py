@@ -128,10 +128,13 @@ class Processor:
                 self._arrived.set()
                 raise
         old, new = (dict.fromkeys(one.schemas.topic_filters) for one in (before, book))
-        if gone := [topic_filter for topic_filter in old if topic_filter not in new]:
-            await self._source.unsubscribe(gone)
-        if added := [(topic_filter, 1) for topic_filter in new if topic_filter not in old]:
-            await self._source.subscribe(added)
+        try:
+            if gone := [topic_filter for topic_filter in old if topic_filter not in new]:
+                await self._source.unsubscribe(gone)
+            if added := [(topic_filter, 1) for topic_filter in new if topic_filter not in old]:
+                await self._source.subscribe(added)
+        except ClientError as error:  # the rules are the new ones all the same
+            log.error("The broker does not let us read all that schemas name: %s", error)
         self._arrived.set()  # another window may be the first to end
 
     def _rules_of(self, config: ProcessorConfig) -> dict[str, Any]:
@@ -163,7 +166,7 @@ class Processor:
         }
 
     async def _serve(self, ready: Callable[[], None]) -> None:
-        source = self._source = self._make_source(self._config, self._on_connected)
+        source = self._make_source(self._config, self._on_connected)
         topic_filters = self._book.schemas.topic_filters
         connected = asyncio.Event()
         work = asyncio.create_task(self._work(source))
@@ -195,6 +198,7 @@ class Processor:
             raise ConfigError(str(error), key="schemas.*.topics", accepted="what the broker lets us read") from error
         except ClientError as error:
             raise ConfigError(str(error), key="processor.connection") from error
+        self._source = source
         log.info("processor receives %d topic filters", len(topic_filters))
         ready()
 
