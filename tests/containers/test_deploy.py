@@ -473,8 +473,9 @@ class Alone:
 
     def remove(self) -> None:
         listed = docker("ps", "-a", "-q", "--filter", f"label=com.docker.compose.project={self.project}").stdout
-        docker("rm", "-f", "-v", *listed.split(), check=False)
-        docker("volume", "rm", "-f", f"{self.project}_data")
+        volumes = {where for _, where in mounts(self.name) if not where.startswith("/")}
+        docker("rm", "-f", *listed.split(), check=False)
+        docker("volume", "rm", "-f", *volumes)  # also those without a name, which have gone from one to the next
 
 
 @pytest.fixture(scope="module")
@@ -562,6 +563,7 @@ def test_one_file_brings_a_version_where_there_is_no_network(
     assert "that runs already" in machine.deploy("apply", str(file))
     machine.deploy("rollback")
     assert running(alone.project) == old
+    assert [one["services"][0]["wills_kept"] for one in machine.history()] == [True, True]
     (tmp_path / "short.tar").write_bytes(file.read_bytes()[:100_000])
     (tmp_path / "other.tar").write_bytes(b"no tar at all")
     for name in ("short", "other"):

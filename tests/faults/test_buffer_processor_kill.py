@@ -57,8 +57,8 @@ processor = Processor(
 )
 append = Log.append
 
-async def noted_append(self, batch):
-    first_seq = await append(self, batch)
+async def noted_append(self, batch, **how):
+    first_seq = await append(self, batch, **how)
     if ready:
         print(self.state.appended.get("telemetry", 0), flush=True)
     return first_seq

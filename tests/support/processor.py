@@ -77,6 +77,7 @@ class Gateway:
         folder: Path,
         rules: Sequence[RuleConfig],
         schemas: Sequence[SchemaConfig] = (SCHEMA,),
+        buffer: BufferConfig | None = None,
         **keys: Any,
     ) -> None:
         self.folder = folder
@@ -87,6 +88,7 @@ class Gateway:
             rules=tuple(rules),
             **keys,
         )
+        self.buffer = buffer or BufferConfig()
         self.reader = LogReader(folder)
         self.log: Log
         self.book: Rulebook
@@ -97,7 +99,7 @@ class Gateway:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Runner]:
-        buffer = BufferConfig()
+        buffer = self.buffer
         log = self.log = await Log.open(self.folder, buffer, {}, clock=self.clock)  # type: ignore[arg-type]
         self.book = book = Rulebook(self.config, buffer)
         runner = Runner(self.config, book, log, self.reader)

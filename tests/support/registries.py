@@ -64,6 +64,10 @@ class Registry:
     def close(self) -> None:
         self._process.terminate()
         self._process.wait(10)
+        listed = docker("images", "--format", "{{.Repository}} {{.ID}}").stdout.splitlines()
+        pulled = {line.split()[1] for line in listed if line.startswith(f"{self.host}/")}
+        if pulled:
+            docker("rmi", "-f", *pulled, check=False)
         shutil.rmtree(self._certs)
 
     def push(self, image: str, name: str) -> str:

@@ -49,7 +49,7 @@ WINDOW_INPUT: Final = "window-input"  # the class of the messages that window ru
 _SEALED_CHECK_SECONDS: Final = 2.0  # for all sealed segments together, at start
 _SMALLEST_ROW: Final = 64  # bytes; the boot id alone is 36
 _RETRY_SECONDS: Final = (0.1, 5.0)
-_FULL_POLL_SECONDS: Final = 0.5
+FULL_POLL_SECONDS: Final = 0.5
 _FEWEST_PAGES, _MOST_PAGES = 16, 1000  # of the write-ahead log, before it is moved into the segment
 _ROOM_BYTES: Final = 1024 * 1024  # free on a disk that was full, beside the reserve, before it is written on
 
@@ -119,22 +119,24 @@ class Log:
         await asyncio.to_thread(self._writer.close)
         self._lock.release()
 
-    async def append(self, batch: Batch) -> int:
+    async def append(self, batch: Batch, *, makes_room: bool = False) -> int:
         """Commit the batch and return the seq of its first entry; the others follow without a gap.
 
         Waits while the buffer, or a class that blocks, is at its limit or the disk fails, however long: nothing is
         lost, nothing acknowledged. Entries that a class at its limit does not take have a seq and a number but no row.
+        A batch that `makes_room`, because it moves the cursors of rules, does not wait at the limit of the buffer.
         """
         token = next(self._tokens)
         delay, longest = _RETRY_SECONDS
         while True:
-            await self._wait_for_room()
+            if not makes_room:
+                await self._wait_for_room()
             try:
                 first_seq, state, size = await self._writer.write(lambda c: self._append(c, batch, token))
             except ClassFull as full:
                 self._wait_because(f"{full} ({self._limits.of(full.message_class).limit_bytes} bytes)")
                 await self.maintain()
-                await asyncio.sleep(_FULL_POLL_SECONDS)
+                await asyncio.sleep(FULL_POLL_SECONDS)
             except CommitFailed as error:
                 self._wait_because(f"the disk refuses to write: {error}")
                 if _is_full(error) and self._reserve is not None:
@@ -146,7 +148,8 @@ class Log:
                 await self.maintain()
             else:
                 break
-        self._wait_because(None)
+        if not makes_room:
+            self._wait_because(None)
         self.state = state
         if batch.session_lost:
             self.packets.clear()
@@ -196,14 +199,20 @@ class Log:
 
     # --- on the loop ----------------------------------------------------------------------------------------------
 
-    async def _wait_for_room(self) -> None:
-        while self._no_room() is not None:
+    async def room(self) -> str | None:
+        """Why nothing can be appended, where room could not be made either; None where there is some.
+
+        Whoever has windows asks it before each batch, and closes meanwhile what is over: their rows may fill the
+        buffer.
+        """
+        reason = self._no_room()
+        if reason is not None:
             for seal in (False, True):  # a newest segment that is closed early costs a file of its own
                 await self.maintain(seal=seal)
                 if seal:
                     await self.maintain()
                 if self._no_room() is None:
-                    return
+                    return None
                 try:
                     await asyncio.wrap_future(self._writer.between(self._make_room))
                 except (OSError, sqlite3.Error) as error:
@@ -211,9 +220,13 @@ class Log:
                     if self._disk_full and self._reserve is not None:
                         self._reserve.release()
                 if (reason := self._no_room()) is None:
-                    return
+                    return None
             self._wait_because(reason)
-            await asyncio.sleep(_FULL_POLL_SECONDS)
+        return reason
+
+    async def _wait_for_room(self) -> None:
+        while await self.room() is not None:
+            await asyncio.sleep(FULL_POLL_SECONDS)
 
     def _no_room(self) -> str | None:
         """Why nothing can be appended; the reserve is taken back as soon as there is room for it."""

@@ -52,7 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Exit status 1: nothing was changed; 4: the new version was not well, the old one serves; 5: see to it now."""
     config = load_config(arguments)
     try:
-        from lockgate.deploy import errors
+        from lockgate.deploy import agent, errors
     except ImportError as error:
         print(
             f"lockgate deploy needs more than is installed ({error.name}): pip install 'lockgate[deploy]'",
@@ -61,7 +61,7 @@ def main(arguments: argparse.Namespace) -> int:
         return REFUSED
     _log_to_stderr(arguments.action == "watch")
     try:
-        return _do(arguments, config)
+        return _do(arguments, _agent(agent.Agent, config))
     except errors.RolledBack as error:
         print(f"rolled back: {error}", file=sys.stderr)
         return ROLLED_BACK
@@ -73,8 +73,7 @@ def main(arguments: argparse.Namespace) -> int:
         return REFUSED
 
 
-def _do(arguments: argparse.Namespace, config: Config) -> int:
-    agent = _agent(config)
+def _do(arguments: argparse.Namespace, agent: Agent) -> int:
     action = arguments.action
     if action in ("apply", "rollback"):
         _stop_at_signals()
@@ -106,12 +105,11 @@ def _do(arguments: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-def _agent(config: Config) -> Agent:
-    from lockgate.deploy.agent import Agent
+def _agent(kind: type[Agent], config: Config) -> Agent:
     from lockgate.deploy.engine import Engine
 
     by = os.environ.get("SUDO_USER") or getpass.getuser()
-    return Agent(config.deploy, config.gateway.data_dir / "deploy", Engine(config.deploy.engine), by)
+    return kind(config.deploy, config.gateway.data_dir / "deploy", Engine(config.deploy.engine), by)
 
 
 def _log_to_stderr(everything: bool) -> None:

@@ -172,7 +172,8 @@ def _backtest(config: Config, name: str, since: str) -> int:
             print(show(entry))
         if not trial.messages:
             print(
-                f"the log holds no message of schema {rule.schema} since then: it keeps them while a window needs them",
+                f"the log holds no message of schema {rule.schema} since then: they stay while a window needs them, "
+                "or as long as the schema's keep says",
                 file=sys.stderr,
             )
             return 1

@@ -405,6 +405,14 @@ SECTIONS: tuple[Section, ...] = (
                 "what becomes of messages that do not fit: they are kept aside, or only counted; or a field is made "
                 "what it should be where nothing of it is lost, and the message kept aside where not",
             ),
+            Key(
+                "keep",
+                values.duration(1, 366 * 86400),
+                "how long its messages stay in the log for `lockgate rules backtest`; they give way when the buffer "
+                "is full",
+                field="keep_seconds",
+                default="none: as long as a window needs them",
+            ),
         ),
         SchemaConfig,
         named=True,

@@ -366,6 +366,7 @@ class SchemaConfig:
     avro_schema: Path | None = None
     json_schema: Path | None = None  # what documents must conform to
     misfits: Literal["quarantine", "refuse", "coerce"] = "quarantine"
+    keep_seconds: float | None = None  # how long its messages stay in the log for backtests
     line: int | None = field(default=None, compare=False)
 
 

@@ -73,7 +73,7 @@ class Agent:
     def check(self, text: str = "") -> Found:
         """Look what the registry has, and whether it may run here. Changes nothing. Raises DeployError."""
         containers = self._containers()
-        return self._look(self._registry(self._reference(text)), self._reference(text), containers)
+        return self._offer(self._registry(self._reference(text)), self._reference(text), containers)
 
     def status(self) -> dict[str, object]:
         """Tell what runs, whether an update is under way, and how the last one went, for JSON."""
@@ -132,17 +132,32 @@ class Agent:
     def watch(self, stop: threading.Event) -> None:
         """Look again and again, and update where there is something new, until told to stop."""
         parse(self._config.image)
-        said = ""
+        said = self._settle()
+        if said:
+            log.warning("%s", said)
         pause = random.uniform(0.0, self._config.jitter_seconds)
         while not stop.wait(pause):
             pause = self._config.interval_seconds + random.uniform(0.0, self._config.jitter_seconds)
-            try:
-                problem = self._look_and_update()
-            except DeployError as error:
-                problem = str(error)
+            problem = self._settle() or self._look()
             if problem != said:  # once, and not every quarter of an hour
                 log.log(logging.WARNING if problem else logging.INFO, "%s", problem or "All is well again.")
             said = problem
+
+    def _settle(self) -> str:
+        """Bring to its end what was interrupted, at any hour; gives why that cannot be."""
+        try:
+            if self._journal.read() is not None:
+                self.resume()
+            return ""
+        except DeployError as error:
+            return str(error)
+
+    def _look(self) -> str:
+        """Update where there is something new and it is time; gives what is in the way."""
+        try:
+            return self._look_and_update()
+        except DeployError as error:
+            return str(error)
 
     def resume(self) -> None:
         """Bring an update to its end that was interrupted."""
@@ -184,7 +199,7 @@ class Agent:
 
     def _apply_image(self, reference: Reference, allow_older: bool, asked: bool) -> Found | None:
         containers, registry = self._containers(), self._registry(reference)
-        found = self._look(registry, reference, containers)
+        found = self._offer(registry, reference, containers)
         if not found.is_new:
             log.info("%s runs already", found.running)
             return None
@@ -340,7 +355,7 @@ class Agent:
             return login_from_docker(self._config.docker_config, registry)
         return None
 
-    def _look(self, registry: Registry, reference: Reference, containers: list[Container]) -> Found:
+    def _offer(self, registry: Registry, reference: Reference, containers: list[Container]) -> Found:
         release, signatures = self._verified(registry, reference)
         offered = Version(str(release.reference), release.config_digest, release.reference.digest, release.version)
         is_new = not self._runs(containers[0], release)

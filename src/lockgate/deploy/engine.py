@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -27,13 +28,22 @@ _EXEC_SECONDS = 20.0
 
 
 class Engine:
-    """One engine. Each method raises Unreachable where it does not answer, DeployError where it refuses."""
+    """One engine. Each method raises Unreachable where it does not answer, DeployError where it refuses.
+
+    It is asked for nothing before a method is called: who signs an image may have none.
+    """
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
         self.url = url
-        with _said(f"the engine at {url}"):
-            self._api = APIClient(base_url=url, version="auto", timeout=int(_SECONDS))
-            self._exec_api = APIClient(base_url=url, version=self._api.api_version, timeout=int(_EXEC_SECONDS))
+
+    @functools.cached_property
+    def _api(self) -> APIClient:
+        with _said(f"the engine at {self.url}"):
+            return APIClient(base_url=self.url, version="auto", timeout=int(_SECONDS))
+
+    @functools.cached_property
+    def _exec_api(self) -> APIClient:
+        return APIClient(base_url=self.url, version=self._api.api_version, timeout=int(_EXEC_SECONDS))
 
     def platform(self) -> Platform:
         with _said("the engine"):

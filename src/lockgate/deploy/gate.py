@@ -16,7 +16,7 @@ from lockgate.deploy.project import keeps_books
 log = logging.getLogger(__name__)
 
 LOCKGATE = "/opt/lockgate/bin/lockgate"
-_PROBE_PAUSE, _WATCH_PAUSE, _BOOKS_PAUSE = 0.1, 0.5, 2.0
+_PROBE_PAUSE, _MOST_PROBE_PAUSE, _WATCH_PAUSE, _BOOKS_PAUSE = 0.1, 0.3, 0.5, 2.0
 _BOOKS_READINGS = 5  # a row between two readings of it is no missing row
 
 
@@ -96,7 +96,7 @@ class Gate:
                 said = " ".join(output.split())[:300]
                 raise Failed(f"{container.service} is not well after {self._health_seconds:g} s: {said}")
             # what the question costs is taken from the little that the container may have to start with
-            self._clock.sleep(max(_PROBE_PAUSE, 2 * (self._clock.now() - asked)))
+            self._clock.sleep(min(max(self._clock.now() - asked, _PROBE_PAUSE), _MOST_PROBE_PAUSE))
 
     def watch(self, name: str, before: Books | None, books: Callable[[], Books | None]) -> None:
         """Stay with it for a while; then the books have to close, and not to have gone back."""

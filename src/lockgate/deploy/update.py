@@ -121,30 +121,33 @@ class Update:
         self._surely(lambda: self._finish(entry))
 
     def _finish(self, entry: Entry) -> None:
-        """Let the new containers start with the engine, and remove the old ones; again, if need be.
+        """Let the new version be the one that is here; again, if need be."""
+        self._insist(lambda: self._on_commit(entry))
+        for part in entry.parts:
+            self._keep(entry, part)
+
+    def _keep(self, entry: Entry, part: Part) -> None:
+        """Let the new container start with the engine, and remove the old one.
 
         For the moment between the two both would start after a power cut: the second one finds the folder taken (its
         lock) and ends, and this clears up. The other way round neither would.
         """
-        self._insist(lambda: self._on_commit(entry))
-        for part in entry.parts:
-            new, old = self._new_of(entry, part), self._insist(lambda part=part: self._engine.inspect(part.old))  # type: ignore[misc]
-            if new is None:
-                raise Broken(
-                    f"the new container of {part.name} is gone: `docker-compose up -d {part.service}` makes one"
-                )
-            if new.policy != part.policy:
-                with self._journal.step(entry, f"let the new {part.service} start with the engine", must_write=False):
-                    self._insist(lambda new=new, part=part: self._engine.set_policy(new.id, part.policy))  # type: ignore[misc]
-            if old is not None:
-                if old.running:
-                    with self._journal.step(entry, f"stop the old {part.service}", must_write=False):
-                        self._insist(lambda old=old: self._engine.stop(old.id, old.stop_seconds))  # type: ignore[misc]
-                with self._journal.step(entry, f"remove the old {part.service}", must_write=False):
-                    self._insist(lambda old=old: self._engine.remove(old.id))  # type: ignore[misc]
-            if not new.running:
-                with self._journal.step(entry, f"start the new {part.service}", must_write=False):
-                    self._insist(lambda new=new: self._engine.start(new.id))  # type: ignore[misc]
+        step = self._journal.step
+        new, old = self._new_of(entry, part), self._insist(lambda: self._engine.inspect(part.old))
+        if new is None and not self._is_replaced(entry, part):
+            raise Broken(f"the new container of {part.name} is gone: `docker-compose up -d {part.service}` makes one")
+        if new is not None and new.policy != part.policy:
+            with step(entry, f"let the new {part.service} start with the engine", must_write=False):
+                self._insist(lambda: self._engine.set_policy(new.id, part.policy))
+        if old is not None:
+            if old.running:
+                with step(entry, f"stop the old {part.service}", must_write=False):
+                    self._insist(lambda: self._engine.stop(old.id, old.stop_seconds))
+            with step(entry, f"remove the old {part.service}", must_write=False):
+                self._insist(lambda: self._engine.remove(old.id))
+        if new is not None and not new.running:
+            with step(entry, f"start the new {part.service}", must_write=False):
+                self._insist(lambda: self._engine.start(new.id))
 
     # --- back -------------------------------------------------------------------------------------------------------
 
@@ -174,7 +177,11 @@ class Update:
         step = self._journal.step
         old = self._insist(lambda: self._engine.inspect(part.old))
         new = self._new_of(entry, part)
+        if old is None and self._is_replaced(entry, part):
+            return
         if old is None:
+            if new is not None:  # better than nothing, also after a power cut
+                self._insist(lambda: self._engine.set_policy(new.id, part.policy))
             raise DeployError(
                 f"its old container {part.old[:12]} is gone: `docker-compose up -d {part.service}` makes one"
             )
@@ -210,6 +217,11 @@ class Update:
             if one.mark == entry.token and one.name in names:
                 return one
         return None
+
+    def _is_replaced(self, entry: Entry, part: Part) -> bool:
+        """Whether somebody has put a container of his own in this one's place, as `docker-compose up` does."""
+        found = self._insist(lambda: self._engine.inspect(part.name))
+        return found is not None and found.running and found.id != part.old and found.mark != entry.token
 
     def _books(self, entry: Entry) -> Books | None:
         names = {part.name for part in entry.parts} | {f"{part.name}-{entry.token}-new" for part in entry.parts}

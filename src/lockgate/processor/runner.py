@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import logging
@@ -21,10 +22,11 @@ from lockgate.buffer import (
     Row,
     RuleCursor,
 )
-from lockgate.buffer.log import WINDOW_INPUT
+from lockgate.buffer.log import FULL_POLL_SECONDS, WINDOW_INPUT
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig, ProcessorConfig, RuleConfig
 from lockgate.processor.functions import find_functions
+from lockgate.processor.keeping import Keeping, cursor_name
 from lockgate.processor.references import Reference, check_tables
 from lockgate.processor.rules import Decoded, MessageRule, Rules
 from lockgate.processor.sandbox import RuleError
@@ -125,6 +127,7 @@ class Runner:
         self._rejected = book.rejected
         self._filter_names = book.filter_names
         self._tables = book.rules.all_tables()
+        self._kept: list[Keeping] = []
         self._buffer = buffer
         self._reader = reader
 
@@ -144,6 +147,11 @@ class Runner:
         Those may be acknowledged then, duplicates too. It is less than all where the rules are slow: the loop has
         others to serve.
         """
+        while (self._tables or self._kept) and await self._buffer.room() is not None:
+            for kept in self._kept:
+                kept.give_way(self._buffer.state.next_seq - 1)
+            await self.close_windows(even_cursors=True)
+            await asyncio.sleep(FULL_POLL_SECONDS)
         batch = Batch(moment=self._buffer.clock.now())
         self._settle(batch)
         inputs: list[tuple[int, Decoded]] = []  # place among the entries, message
@@ -220,11 +228,13 @@ class Runner:
         rules = (rule for rules in self._rules.by_message.values() for rule in rules)
         return next((rule for rule in rules if rule.name == name), None)
 
-    async def close_windows(self) -> None:
-        """Settle the windows that are over."""
+    async def close_windows(self, *, even_cursors: bool = False) -> None:
+        """Settle the windows that are over. Cursors that have moved without a result are committed if it is asked."""
         batch = Batch(moment=self._buffer.clock.now())
+        for kept in self._kept:
+            kept.let_go(self._reader, batch.moment)
         self._settle(batch)
-        await self._write(batch)
+        await self._write(batch, even_cursors)
 
     def seconds_to_window_end(self) -> float | None:
         """Until the next open window is over, None without one."""
@@ -284,7 +294,7 @@ class Runner:
         for message in messages:
             name = message.schema.name
             for part in (message, *message.more):
-                if self._rules.tables[name]:
+                if self._rules.tables[name] or message.schema.config.keep_seconds is not None:
                     logged = message.schema.to_log(part.payload, part.values)
                     inputs.append((len(batch.entries) + len(part.entries), part))
                     part.entries.append(Entry(part.topic, WINDOW_INPUT, name, logged))
@@ -309,24 +319,34 @@ class Runner:
             if deadline is not None and batch.moment.boottime_ns >= deadline:
                 table.settle(batch.moment, batch)
 
-    async def _write(self, out: Batch) -> None:
-        """Commit what windows gave, if anything; cursors alone wait for the next commit."""
-        if out.entries or out.quarantined:
+    async def _write(self, out: Batch, even_cursors: bool = False) -> None:
+        """Commit what windows gave, if anything; cursors alone wait for the next commit if they may."""
+        if out.entries or out.quarantined or (even_cursors and self._cursors_moved()):
             self._note_cursors(out)
             self._rules.memory.note(out)
-            await self._buffer.append(out)
+            await self._buffer.append(out, makes_room=True)
+
+    def _cursors_moved(self) -> bool:
+        return any(rule.moved for rule in self._rules.windows) or any(kept.moved for kept in self._kept)
 
     def _note_cursors(self, batch: Batch) -> None:
         for rule in self._rules.windows:
             if rule.moved:
                 batch.rule_cursors[rule.name] = rule.cursor()
+        for kept in self._kept:
+            if kept.moved:
+                batch.rule_cursors[kept.name] = kept.cursor()
 
     async def _match_cursors(self) -> None:
         """Every window rule has a cursor, and nobody else: a new rule begins with the next message."""
         known = self._buffer.state.rule_cursors
         configured = {rule.name: rule for rule in self._rules.windows}
         batch = Batch(moment=self._buffer.clock.now())
-        batch.forget_rules = [name for name in known if name not in configured]
+        schemas = [schema for schema in self._schemas.by_name.values() if schema.config.keep_seconds is not None]
+        last_seq = self._buffer.state.next_seq - 1
+        self._kept = [Keeping(schema, known.get(cursor_name(schema)), last_seq) for schema in schemas]
+        wanted = configured.keys() | {kept.name for kept in self._kept}
+        batch.forget_rules = [name for name in known if name not in wanted]
         for name, rule in configured.items():
             cursor = known.get(name)
             if cursor is not None and cursor.schema == rule.schema.name and cursor.shape in ("", rule.shape):
@@ -336,6 +356,7 @@ class Runner:
             rule.resume(RuleCursor(rule.schema.name, seq, seq))
             batch.rule_cursors[name] = rule.cursor()
             log.info("rule %s begins after seq %d", name, seq)
+        self._note_cursors(batch)
         if batch.forget_rules:
             log.info("rules no longer configured: %s", ", ".join(batch.forget_rules))
         if batch.forget_rules or batch.rule_cursors:

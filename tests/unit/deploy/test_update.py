@@ -257,7 +257,7 @@ def test_an_engine_that_is_away_is_waited_for_on_the_way_back(tmp_path: Path) ->
     assert world.engine.all() == world.before
 
 
-def test_an_old_container_that_somebody_has_removed_is_told(tmp_path: Path) -> None:
+def test_an_old_container_that_somebody_has_removed_is_told_until_there_is_another(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.engine.bad.add((NEW, "processor"))
     real = world.engine.rename
@@ -270,9 +270,35 @@ def test_an_old_container_that_somebody_has_removed_is_told(tmp_path: Path) -> N
     world.engine.rename = remove_it  # type: ignore[method-assign]
     with pytest.raises(Broken, match=r"is gone: `docker-compose up -d broker`"):
         world.run()
+    world.engine.rename = real  # type: ignore[method-assign]
     entry = world.update()[1].read()
     assert entry is not None
     assert entry.state == "rolling back"
+    assert ("/p_broker_1", NEW, "always", True) in world.engine.all()  # it would be there after a power cut
+    with pytest.raises(Broken):
+        world.resume()
+    world.engine.stop("p_broker_1", 10)
+    world.engine.remove("p_broker_1")
+    world.engine.add("broker")  # as docker-compose does
+    assert world.resume() is False
+    assert world.engine.all() == world.before
+
+
+def test_a_new_container_that_somebody_has_replaced_is_left_to_him(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    steps = world.run_steps()
+    with pytest.raises(Killed):
+        world.run(steps.index("behind: keep the new version") + 1)
+    world.engine.dead = False
+    world.engine.stop("p_broker_1", 10)
+    world.engine.remove("p_broker_1")
+    with pytest.raises(Broken, match="the new container of p_broker_1 is gone"):
+        world.resume()
+    world.engine.add("broker")
+    assert world.resume() is True
+    assert [one[:2] for one in world.engine.all()] == [
+        ("/p_broker_1", OLD), ("/p_forwarder_1", NEW), ("/p_processor_1", NEW),
+    ]  # fmt: skip
 
 
 def test_who_ends_the_agent_gets_the_old_version_first(tmp_path: Path) -> None:

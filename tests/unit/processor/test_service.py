@@ -153,8 +153,8 @@ async def test_a_window_ends_without_another_message(tmp_path: Path, monkeypatch
     committed = asyncio.Event()
     append = Log.append
 
-    async def noted_append(self: Log, batch: Batch) -> int:
-        first_seq = await append(self, batch)
+    async def noted_append(self: Log, batch: Batch, **how: bool) -> int:
+        first_seq = await append(self, batch, **how)
         if any(entry.message_class == "telemetry" for entry in batch.entries):
             committed.set()
         return first_seq

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,12 @@ from typing import Any
 import orjson
 import pytest
 
-from lockgate.buffer import Row
+from lockgate.buffer import Batch, Log, Row
 from lockgate.config.errors import ConfigError
-from lockgate.config.model import RuleConfig, SchemaConfig
+from lockgate.config.model import BufferConfig, RuleConfig, SchemaConfig
 from lockgate.processor.rules import Rules
 from lockgate.processor.schemas import Schemas
-from tests.support.processor import SECOND, Gateway, Publish, ScriptedClock, reading
+from tests.support.processor import HOT, SCHEMA, SECOND, Gateway, Publish, ScriptedClock, reading
 
 VALUES = "SELECT group_concat(CAST(value AS INTEGER), ' ') AS v FROM (SELECT value FROM temperature ORDER BY value)"
 STAMPED = SchemaConfig(name="stamped", topics=("stamped/#",), fields=(("value", "integer"), ("ts", "real")))
@@ -260,6 +262,94 @@ async def test_what_a_window_needs_is_not_purged_and_nothing_else_is_kept(tmp_pa
         cursor = gateway.reader.state().rule_cursors["w"]
         kept = gateway.reader.read("window-input", cursor.needed, 100)
         assert [orjson.loads(row.payload)["value"] for row in kept] == [8, 9, 10]
+
+
+async def test_a_window_that_fills_the_buffer_ends_and_lets_the_next_messages_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: asyncio.Queue[str] = asyncio.Queue()
+    last = ["room"]
+    room = Log.room
+
+    async def noted_room(self: Log) -> str | None:
+        reason = await room(self)
+        now = "room" if reason is None else "full"
+        if now != last[-1]:
+            last.append(now)
+            changes.put_nowait(now)
+        return reason
+
+    made: list[int] = []  # what is in the log alone may be purged: no sink wants it
+    append = Log.append
+
+    async def noted_append(self: Log, batch: Batch, **how: bool) -> int:
+        first_seq = await append(self, batch, **how)
+        made.extend(orjson.loads(e.payload)["v"] for e in batch.entries if e.message_class == "telemetry")
+        return first_seq
+
+    monkeypatch.setattr(Log, "append", noted_append)
+    monkeypatch.setattr(Log, "room", noted_room)
+    monkeypatch.setattr("lockgate.processor.runner.FULL_POLL_SECONDS", 0.01)
+    count = window(sql="SELECT count(*) AS v FROM temperature", every_seconds=10)
+    gateway = Gateway(tmp_path, [count], buffer=BufferConfig(segment_bytes=65536, limit_bytes=300_000))
+    async with gateway.running() as runner:
+
+        async def fill() -> None:
+            while True:
+                await runner.process([reading(value) for value in range(200)])
+
+        filling = asyncio.create_task(fill())
+        async with asyncio.timeout(40):
+            for closed in range(2):
+                assert await changes.get() == "full"
+                assert len(made) == closed
+                gateway.clock.boottime_ns += 10 * SECOND
+                assert await changes.get() == "room"
+            assert await changes.get() == "full"
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
+        logged = gateway.intake().logged
+        gateway.clock.boottime_ns += 10 * SECOND
+        await runner.close_windows()
+    assert len(made) == 3
+    assert sum(made) == logged
+
+
+async def test_messages_are_kept_for_backtests_as_long_as_the_schema_says(tmp_path: Path) -> None:
+    schema = dataclasses.replace(SCHEMA, keep_seconds=100.0)
+    gateway = Gateway(tmp_path, [HOT], schemas=[schema])
+
+    def kept() -> list[float]:
+        cursor = gateway.reader.state().rule_cursors["#temperature"]
+        rows = gateway.reader.read("window-input", cursor.needed, 100)
+        return [orjson.loads(row.payload)["value"] for row in rows]
+
+    for value in range(6):
+        async with gateway.running() as runner:
+            await runner.process([reading(value)])
+            gateway.clock.boottime_ns += 40 * SECOND
+            await runner.close_windows()
+            await runner.process([reading(value + 0.5)])
+    assert kept() == [2.5, 3, 3.5, 4, 4.5, 5, 5.5]  # as of the last start, a look a minute
+    assert gateway.intake().logged == 12
+    gateway.config = dataclasses.replace(gateway.config, schemas=(SCHEMA,))
+    async with gateway.running():
+        assert gateway.reader.state().rule_cursors == {}
+
+
+async def test_what_is_kept_for_backtests_gives_way_when_the_buffer_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lockgate.processor.runner.FULL_POLL_SECONDS", 0.001)
+    schema = dataclasses.replace(SCHEMA, keep_seconds=1e6)
+    limits = BufferConfig(segment_bytes=65536, limit_bytes=300_000)
+    gateway = Gateway(tmp_path, [HOT], schemas=[schema], buffer=limits)
+    async with gateway.running() as runner:
+        async with asyncio.timeout(40):
+            for _ in range(30):
+                await runner.process([reading(value % 90) for value in range(200)])
+    assert gateway.intake().logged == 6000
+    assert gateway.reader.state().rule_cursors["#temperature"].needed > 3000
 
 
 async def test_a_rule_with_another_window_begins_anew_and_one_with_another_select_goes_on(tmp_path: Path) -> None:
