@@ -40,6 +40,7 @@ LATE_ALARMS = 5  # raised while the backlog is drained
 UNACKNOWLEDGED = 500  # messages the publisher has under way
 STALL_SECONDS = 120.0  # nothing at all happens for so long: the run is given up
 _POLL_SECONDS = 0.05
+_ROW_SECONDS = 3.5e-6  # to insert one, beside the sync
 
 MOSQUITTO_CONF = """\
 listener {port} 127.0.0.1
@@ -272,6 +273,7 @@ async def _outage(gateway: Gateway, plant: Plant, clock: WallClock, messages: in
         clock.jump(-400)
         await until(messages // 3)
         await gateway.kill("processor")
+        before, since = await gateway.received(), time.monotonic()
         await until(messages // 2)
         clock.jump(800)
         await until(messages * 2 // 3)
@@ -282,7 +284,8 @@ async def _outage(gateway: Gateway, plant: Plant, clock: WallClock, messages: in
         publishing.cancel()
     outcome.phases.append(Phase("acknowledged to the publisher", messages, time.monotonic() - started))
     await _progress(gateway, gateway.received, messages, "messages are in the buffer")
-    outcome.phases.append(Phase("in the buffer", messages, time.monotonic() - started))
+    done = time.monotonic()
+    outcome.phases.append(Phase("in the buffer", messages, done - started))
     ledger = await gateway.ledger()
     outcome.hold(ledger.closes, f"the books do not close before the cloud is back: {ledger}")
     pending = sum(book.pending for book in ledger.deliveries if book.sink == "cloud")
@@ -293,8 +296,14 @@ async def _outage(gateway: Gateway, plant: Plant, clock: WallClock, messages: in
     outcome.facts.append(("disk then", f"{_disk_bytes(gateway.buffer.parent) / 2**20:.0f} MiB of data_dir"))
     buffer = (await gateway.status("processor")).get("buffer")
     if isinstance(buffer, dict):
+        rows = (messages - before) / max(int(buffer["commits"]), 1)
+        most = rows / (buffer["sync_ms"] / 1000 + rows * _ROW_SECONDS)
         outcome.facts.append(
-            ("append", f"{buffer['commits']} commits since the kill, a sync takes {buffer['sync_ms']} ms")
+            (
+                "append",
+                f"{rows:.1f} messages a commit, a sync takes {buffer['sync_ms']} ms: at most {most:,.0f}/s if nothing "
+                f"else took time; {(messages - before) / (done - since):,.0f}/s since the processor was killed",
+            )
         )
 
 
