@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import urllib.parse
 import urllib.request
@@ -32,6 +33,7 @@ from lockgate.forwarder.sinks import build
 from lockgate.forwarder.sinks.nats import subject_of
 from tests.support import servers
 from tests.support.buffers import batch, open_log
+from tests.support.proxy import Proxy
 from tests.unit.forwarder.test_forwarder import CLASSES, forwarding, numbers, settled, until
 
 pytestmark = pytest.mark.peers
@@ -86,7 +88,7 @@ async def test_postgres_holds_every_message_once_over_an_outage(tmp_path: Path, 
         assert await connection.fetchval("SELECT count(*) FROM lockgate_messages") == 500
         await connection.close()
     finally:
-        await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(server.remove)
 
 
 async def test_postgres_names_the_row_it_will_not_have_and_keeps_bytes_that_are_no_json(
@@ -116,7 +118,7 @@ async def test_postgres_names_the_row_it_will_not_have_and_keeps_bytes_that_are_
             assert await connection.fetchval("SELECT payload FROM readings") == "5"
             await connection.close()
     finally:
-        await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(server.remove)
 
 
 # --- NATS -----------------------------------------------------------------------------------------------------------
@@ -274,3 +276,50 @@ async def test_kafka_gets_records_in_order_with_key_and_id(tmp_path: Path, log: 
         await consumer.stop()
         assert by_key == {key: [*range(40)] for key in (b"a", b"b", b"c")}
         assert b"gw/120" in ids
+
+
+# --- servers that hang in the middle ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["postgres", "nats", "kafka"])
+async def test_a_server_that_hangs_in_the_middle_is_left_and_tried_again(tmp_path: Path, log: Log, kind: str) -> None:
+    options = {**QUICK, "timeout_seconds": 0.5, "name": "cloud"}
+    server: contextlib.AbstractContextManager[str]
+    if kind == "postgres":
+        database = await asyncio.to_thread(servers.Postgres, tmp_path)
+        await asyncio.to_thread(database.start)
+        port = database.port
+        server = database.running()
+    else:
+        server = {"nats": servers.nats, "kafka": servers.kafka}[kind](tmp_path)
+    with server as url:
+        if kind != "postgres":
+            port = int(url.rpartition(":")[2])
+        async with Proxy(port) as proxy:
+            sink: PostgresSinkConfig | NatsSinkConfig | KafkaSinkConfig
+            if kind == "postgres":
+                through = f"postgresql://lockgate@127.0.0.1:{proxy.port}/postgres?sslmode=disable"
+                sink = PostgresSinkConfig(url=through, **options)  # type: ignore[arg-type]
+            elif kind == "nats":
+                client = await nats.connect(url)
+                await client.jetstream().add_stream(StreamConfig(name="GW", subjects=["lockgate.>"]))
+                await client.close()
+                sink = NatsSinkConfig(url=f"nats://127.0.0.1:{proxy.port}", **options)  # type: ignore[arg-type]
+            else:  # the broker names itself, so only the first question goes through the proxy
+                sink = KafkaSinkConfig(
+                    servers=(f"127.0.0.1:{proxy.port}",), topic="readings", **options  # type: ignore[arg-type]
+                )  # fmt: skip
+            if kind == "kafka":
+                proxy.stall()
+            else:
+                await log.append(batch(b"1"))
+            async with forwarding(tmp_path, sink) as forwarder:
+                if kind != "kafka":
+                    await settled(tmp_path, forwarder)
+                proxy.stall()
+                await log.append(batch(*numbers(*range(2, 50))))
+                await until(lambda: "retrying" in str(forwarder.status()))
+                tried = proxy.connections
+                await until(lambda: proxy.connections > tried + 1)  # it does not wait for what hangs
+                proxy.flow()
+                await settled(tmp_path, forwarder)

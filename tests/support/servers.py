@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,20 +67,19 @@ class Postgres:
         initdb = found("initdb", str(newest))
         self.port = free_port()
         self.url = f"postgresql://lockgate@127.0.0.1:{self.port}/postgres"
-        self._folder = folder / "postgres"
         self._log = folder / "postgres.log"
         self._user = "postgres" if os.geteuid() == 0 else None
-        self._folder.mkdir()
+        # Not below pytest's folder, which is closed to other users.
+        self._folder = Path(tempfile.mkdtemp(prefix="lockgate-postgres-"))
         if self._user is not None:
             owner = pwd.getpwnam(self._user)
             os.chown(self._folder, owner.pw_uid, owner.pw_gid)
-            for parent in self._folder.parents:  # what pytest keeps to root has to be passed through
-                if parent.stat().st_mode & 0o001 == 0:
-                    parent.chmod(parent.stat().st_mode | 0o011)
-        subprocess.run(
-            [initdb, "-D", str(self._folder), "-U", "lockgate", "--auth=trust", "--no-sync", "--encoding=UTF8"],
-            check=True, capture_output=True, user=self._user, cwd="/",
+        done = subprocess.run(
+            [initdb, "-D", str(self._folder), "-U", "lockgate", "--auth=trust", "--no-sync", "--encoding=UTF8",
+             "--locale=C.UTF-8"],
+            capture_output=True, user=self._user, cwd="/", text=True, check=False,
         )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
         self._running: contextlib.ExitStack | None = None
 
     def start(self) -> None:
@@ -94,6 +94,19 @@ class Postgres:
         if self._running is not None:
             self._running.close()
             self._running = None
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[str]:
+        """Give its URL; afterwards nothing of it is left."""
+        try:
+            yield self.url
+        finally:
+            self.remove()
+
+    def remove(self) -> None:
+        """Stop it, and leave nothing behind."""
+        self.stop()
+        shutil.rmtree(self._folder)
 
 
 @contextlib.contextmanager

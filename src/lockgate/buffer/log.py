@@ -91,9 +91,7 @@ class Log:
         Raises FolderInUse, and another OSError where the folder cannot be used; ConfigError for a roll-up that cannot
         be run.
         """
-        for one in config.limits:
-            if one.when_full == "roll-up" and (problem := check(one.roll_up)) is not None:
-                raise ConfigError(problem, key=f"classes.{one.name}.roll_up", accepted="one SELECT that can be run")
+        check_roll_ups(config)
         folder.mkdir(parents=True, exist_ok=True)
         self = cls(folder, config, sinks, clock or Clock())
         self._lock.acquire()
@@ -701,6 +699,13 @@ class Log:
     def _all_positions(self) -> list[tuple[str, int, int]]:
         found = (read_positions(self._folder, name) or {} for name in cursor_names(self._folder))
         return [(message_class, p.seq, p.number) for positions in found for message_class, p in positions.items()]
+
+
+def check_roll_ups(config: BufferConfig) -> None:
+    """Raise ConfigError for a roll-up whose SELECT cannot be run."""
+    for one in config.limits:
+        if one.when_full == "roll-up" and (problem := check(one.roll_up)) is not None:
+            raise ConfigError(problem, key=f"classes.{one.name}.roll_up", accepted="one SELECT that can be run")
 
 
 def _needed(segment: sqlite3.Connection, passed: Mapping[str, int], state: State) -> bool:

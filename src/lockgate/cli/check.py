@@ -20,6 +20,7 @@ def main(arguments: argparse.Namespace) -> int:
     scram_authenticator(config.broker)
     check_access(config)
     check_rules(config)
+    check_data_path(config)
     check_certificates(config)
     check_bridges(config)
     for warning in config.broker.warnings:
@@ -44,6 +45,19 @@ def check_rules(config: Config) -> None:
     except ConfigError as error:
         error.path = error.path or config.path  # the processor does not know the file
         raise
+
+
+def check_data_path(config: Config) -> None:
+    """Try the roll-ups of the buffer's classes, and the libraries of sinks. Raises ConfigError."""
+    from lockgate.buffer.log import check_roll_ups
+
+    check_roll_ups(config.buffer)
+    if config.forwarder.sinks:
+        from lockgate.forwarder.messages import Messages
+        from lockgate.forwarder.sinks import build
+
+        for sink in config.forwarder.sinks:
+            build(sink, Messages(config.gateway.id))
 
 
 def check_certificates(config: Config) -> None:

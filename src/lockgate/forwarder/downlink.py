@@ -72,6 +72,8 @@ class Downlink:
                 await self._serve()
             except (ClientError, ConfigError, OSError) as error:
                 fault = str(error) or type(error).__name__
+                if self._fault is None:  # it had worked
+                    pause = _RETRY_SECONDS[0]
                 if fault != self._fault:
                     log.warning("downlink of sink %s: %s; trying again", self.name, fault)
                 self._fault = fault

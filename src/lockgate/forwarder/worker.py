@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import sqlite3
 import time
 import zlib
 from collections import Counter
@@ -309,7 +310,7 @@ class Worker:
                          len(settled) - len(refused), len(refused))  # fmt: skip
             if sent.fault is not None:
                 await self._wait_after(sent.fault)
-        except (CommitFailed, KeyError) as error:
+        except (CommitFailed, KeyError, OSError, sqlite3.Error) as error:
             log.warning("sink %s: dead letters wait: %s", self.name, error)
 
     def _cursor_of(self) -> Cursor:
@@ -320,7 +321,11 @@ class Worker:
         return dict(self._allowance.spent) if self._allowance is not None else {}
 
     async def _settle(self, rows: Sequence[Row], letters: dict[int, tuple[str, str]], jump: bool) -> None:
-        missing = self._reader.missing(rows[0].message_class) if rows else NOTHING_MISSING
+        position = self._cursor_of().position(rows[0].message_class)
+        before = [position.number, *(island.last for island in position.islands)]
+        missing = NOTHING_MISSING
+        if rows[-1].number - rows[0].number + 1 != len(rows) or (not jump and rows[0].number - 1 not in before):
+            missing = self._reader.missing(rows[0].message_class)
         await self._cursor_of().settle(rows, dead_letters=letters, missing=missing, jump=jump, spent=self._spent())
 
     async def _until_done(self, work: Callable[[], Awaitable[T]], doing: str) -> T:

@@ -1,7 +1,8 @@
-"""`lockgate check`: bridges, and the files of authorities."""
+"""`lockgate check`: bridges, the files of authorities, and the data path."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,27 @@ def test_nothing_is_made(tmp_path: Path) -> None:
     assert check(tmp_path, "plugin mosquitto_dynamic_security.so", f"plugin_opt_config_file {state}") == 0
     assert main(["mosquitto", "--test-config", "-c", str(tmp_path / "mosquitto.conf")]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lockgate.toml", "mosquitto.conf"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "[buffer]\nclasses = ['a', 'b']\n[classes.a]\nlimit = '1MiB'\nwhen_full = 'roll-up'\nroll_up_into = 'b'\n"
+            "roll_up = 'SELECT nosuch FROM rows'\n",
+            "classes.a.roll_up: no such column: nosuch; there is rows (topic",
+        ),
+        (
+            "[sinks.s]\ntype = 'kafka'\nservers = ['h:9092']\ntopic = 't'\n",
+            "sinks.s: needs the library aiokafka",
+        ),
+    ],
+)
+def test_the_data_path_is_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str, says: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "aiokafka", None)  # as if it were not installed
+    path = tmp_path / "lockgate.toml"
+    path.write_text(text)
+    assert main(["check", str(path)]) == 3
+    assert says in capsys.readouterr().err
