@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -139,6 +140,7 @@ def test_dashboard_after_outage(tmp_path: Path, receiver: Receiver) -> None:
     )
     with recipe.running():
         recipe.run(0)
+        until(lambda: recipe.status("processor")["intake"]["received"] == 2000)
         sent = time.monotonic()
         until(lambda: receiver.refused.get(timeout=WAIT) > sent + 5.5)  # what waited is the past now
         recipe.run(1)
@@ -316,7 +318,9 @@ def test_archive_to_s3(tmp_path: Path) -> None:
         assert [message["payload"]["value"] for message in messages] == [float(n) for n in range(1, 51)]
         assert shown(messages[0]) == arrives(recipe.name)[0]
         assert all(name.startswith("plant/telemetry/20") and name.endswith(".jsonl.gz") for name in found)
-        assert min(found).rpartition("/")[2].startswith("gateway-7-000000000001-")
+        page = re.search(r"^`(plant/.*)-\d+\.jsonl\.gz`", recipes.page(recipe.name), re.M)
+        assert page is not None
+        assert re.sub(r"/[\d/]+/", "/DAY/", min(found)).startswith(re.sub(r"/[\d/]+/", "/DAY/", page[1]))
 
 
 # --- a cloud that speaks MQTT -----------------------------------------------------------------------------------------
