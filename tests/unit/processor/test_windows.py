@@ -383,3 +383,17 @@ def test_windows_that_make_no_sense_are_named(shape: dict[str, Any], key: str, p
         Rules([window(**shape)], Schemas([schema]), ["telemetry"])
     assert caught.value.key == f"rules.w.{key}"
     assert caught.value.accepted
+
+
+async def test_a_time_beyond_all_times_is_kept_aside_and_stops_nobody(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [stamped(every_seconds=10, late="quarantine")], schemas=(STAMPED,))
+    async with gateway.running() as runner:
+        await runner.process([at(1, 1e300), at(2, -1e308), at(3, 1e10), at(4, 100), at(5, 111)])
+    async with gateway.running():
+        assert values(gateway) == ["4"]
+    details = [kept.message.detail for kept in gateway.reader.quarantine()]
+    assert details == [
+        "seq 1: ts = 1e+300 is no time",
+        "seq 2: ts = -1e+308 is no time",
+        "seq 3: ts = 10000000000.0 is no time",
+    ]
