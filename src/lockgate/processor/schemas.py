@@ -27,6 +27,7 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SQL_TYPES: Final = {"integer": "INTEGER", "real": "REAL", "text": "TEXT"}
 _INT64: Final = range(-(1 << 63), 1 << 63)
 _CACHED_TOPICS: Final = 10_000
+_LONGEST_TEXT: Final = 2_000_000  # characters of all fields: as JSON too less than what the sandbox of rules can hold
 
 
 class Schema:
@@ -96,6 +97,7 @@ class Schema:
             reason = "not a JSON object" if self.config.format == "json" else "not an object"
             raise NotAccepted(reason, f"it is {_json_type(document)}")
         values: list[Value] = []
+        characters = 0
         for name, kind in self.config.fields:
             value = document.get(name)
             if self.config.misfits == "coerce":
@@ -115,6 +117,10 @@ class Schema:
                 values.append(value)
             else:
                 raise NotAccepted(f"field {name} not {kind}", f"it is {_json_type(value)}")
+            if type(value) is str:
+                characters += len(value)
+                if characters > _LONGEST_TEXT:
+                    raise NotAccepted(f"field {name} too long", f"more than {_LONGEST_TEXT} characters")
         return values
 
 
