@@ -152,7 +152,9 @@ class WindowTable:
                 if rule.lives_in(before.boot_id, seq):
                     rule.end_of_boot(offset is not None, out)
             if offset is None:
-                self.sandbox.execute('DELETE FROM "#rows"')
+                last = self.sandbox.execute('SELECT coalesce(max("#seq"), 0) FROM "#rows"')[0][0]
+                for rule in self.rules:
+                    rule.window.let_go(last)
             else:
                 self.sandbox.execute('UPDATE "#rows" SET "#time" = "#time" + ?', (offset,))
         for rule in self.rules:
