@@ -256,6 +256,7 @@ class WindowRule(Rule):
 
     def take(self, rows: Sequence[Logged], out: Batch) -> None:
         w = self.window
+        upto = rows[-1].seq
         self._heard(rows[-1].moment)
         if rows[0].seq <= w.seq:
             w.replay([row for row in rows if w.after < row.seq <= w.seq])
@@ -269,7 +270,7 @@ class WindowRule(Rule):
             until = w.watermark(rows[-1].time)
             if until is not None:
                 self._emit(w.over(self.table, until), out)
-        self._trim()
+        self._trim(upto)
 
     def settle(self, moment: Moment, out: Batch) -> bool:
         """Run over what is over by the clock; gives whether anything was."""
@@ -281,7 +282,7 @@ class WindowRule(Rule):
         until = self.window.last_end() if self.window.by_field else moment.boottime_ns
         if until is not None:
             self._emit(self.window.over(self.table, until), out)
-        self._trim()
+        self._trim(self.window.seq)
         return True
 
     def lives_in(self, boot_id: str, seq: int | None) -> bool:
@@ -354,8 +355,8 @@ class WindowRule(Rule):
         finally:
             self.counts.seconds += time.perf_counter() - started
 
-    def _trim(self) -> None:
-        self.window.trim(self.table)
+    def _trim(self, upto: int) -> None:
+        self.window.trim(self.table, upto)
         self.deadline = self.window.deadline(self.table)
 
 

@@ -128,6 +128,7 @@ class Runner:
         self._filter_names = book.filter_names
         self._tables = book.rules.all_tables()
         self._kept: list[Keeping] = []
+        self._together = 1  # messages at once, as many as the rules are quick
         self._buffer = buffer
         self._reader = reader
 
@@ -159,9 +160,15 @@ class Runner:
         give_up = time.monotonic() + _TURN_SECONDS
         taken = 0
         while taken < len(messages) and (not taken or time.monotonic() < give_up):
-            some = messages[taken : taken + _TOGETHER]
+            some = messages[taken : taken + self._together]
             taken += len(some)
+            began = time.monotonic()
             self._take(self._decoded(some, session, batch), batch, inputs)
+            took = time.monotonic() - began
+            if took > _TURN_SECONDS / 2:
+                self._together = max(1, self._together // 4)
+            elif took < _TURN_SECONDS / 8 and len(some) == self._together:
+                self._together = min(_TOGETHER, 2 * self._together)
         session.write(batch)
         await self._commit(batch, inputs)
         return taken

@@ -69,9 +69,10 @@ class WindowTable:
             return Logged(seq, moment.boottime_ns, moment, topic, payload, values)
         said = values[self._time_place]
         assert isinstance(said, int | float)  # `check_window`: a number, and not optional
-        time = said * 1_000_000 if isinstance(said, int) else round(said * 1e9)
-        if abs(time) >= _LONGEST_TIME:
+        nanoseconds = said * 1_000_000 if isinstance(said, int) else said * 1e9  # which may be infinite
+        if abs(nanoseconds) >= _LONGEST_TIME:
             return f"{self.time_field} = {said} is no time"
+        time = round(nanoseconds)
         if moment.clock_ok and time > moment.wall_ns + _AHEAD_NS:
             return f"{self.time_field} = {said} is in the future"
         return Logged(seq, time, moment, topic, payload, values)
@@ -151,7 +152,9 @@ class WindowTable:
                 if rule.lives_in(before.boot_id, seq):
                     rule.end_of_boot(offset is not None, out)
             if offset is None:
-                self.sandbox.execute('DELETE FROM "#rows"')
+                last = self.sandbox.execute('SELECT coalesce(max("#seq"), 0) FROM "#rows"')[0][0]
+                for rule in self.rules:
+                    rule.window.let_go(last)
             else:
                 self.sandbox.execute('UPDATE "#rows" SET "#time" = "#time" + ?', (offset,))
         for rule in self.rules:

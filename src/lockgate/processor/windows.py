@@ -94,6 +94,10 @@ class Window:
     def reboot(self, offset: int | None, time: int) -> None:
         """Go on at `time` of another boot, whose clock is `offset` ahead of the one before; None: that is unknown."""
 
+    def let_go(self, seq: int) -> None:
+        """Rows up to this seq have no place in time any more."""
+        self.after = max(self.after, seq)
+
     def note(self, time: int) -> None:
         self.latest = time if self.latest is None else max(self.latest, time)
 
@@ -108,10 +112,10 @@ class Window:
             return now
         return None if self.latest is None else self.latest - self.lateness
 
-    def trim(self, rows: Rows) -> None:
-        """Move `after` as far as the window allows."""
+    def trim(self, rows: Rows, upto: int) -> None:
+        """Move `after` as far as the window allows; `upto`: the last row there is. A start brings them in parts."""
         oldest = rows.oldest(self.after, self.low())
-        self.after = self.seq if oldest is None else oldest - 1
+        self.after = max(self.after, min(self.seq, upto)) if oldest is None else oldest - 1
 
 
 class Periodic(Window):
@@ -270,7 +274,10 @@ class Count(Window):
     def replay(self, rows: Sequence[Stamped]) -> None:
         self.held += len(rows)
 
-    def trim(self, rows: Rows) -> None:
+    def let_go(self, seq: int) -> None:
+        return  # they count all the same
+
+    def trim(self, rows: Rows, upto: int) -> None:
         return  # `taken` has done it
 
 

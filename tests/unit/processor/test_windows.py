@@ -383,3 +383,52 @@ def test_windows_that_make_no_sense_are_named(shape: dict[str, Any], key: str, p
         Rules([window(**shape)], Schemas([schema]), ["telemetry"])
     assert caught.value.key == f"rules.w.{key}"
     assert caught.value.accepted
+
+
+async def test_a_time_beyond_all_times_is_kept_aside_and_stops_nobody(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [stamped(every_seconds=10, late="quarantine")], schemas=(STAMPED,))
+    async with gateway.running() as runner:
+        await runner.process([at(1, 1e300), at(2, -1e308), at(3, 1e10), at(4, 100), at(5, 111)])
+    async with gateway.running():
+        assert values(gateway) == ["4"]
+    details = [kept.message.detail for kept in gateway.reader.quarantine()]
+    assert details == [
+        "seq 1: ts = 1e+300 is no time",
+        "seq 2: ts = -1e+308 is no time",
+        "seq 3: ts = 10000000000.0 is no time",
+    ]
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_count_window_goes_on_over_a_boot_whatever_the_clocks_say(tmp_path: Path, known: bool) -> None:
+    """Beside another one, which has to begin anew where the clocks were not good."""
+    rules = [window(count=4), window("s", sql="SELECT count(*) AS n FROM temperature", keep_seconds=100)]
+    gateway = Gateway(tmp_path, rules)
+    async with gateway.running() as runner:
+        await runner.process([reading(1), reading(2), reading(3)])
+    for boot, value in (("boot-2", 4), ("boot-3", 5)):
+        gateway.clock = ScriptedClock(boot, boottime_s=5, wall_jump_s=1005, clock_ok=known)
+        async with gateway.running() as runner:
+            await runner.process([reading(value), reading(value + 10)])
+    async with gateway.running() as runner:
+        await runner.process([reading(7)])
+    said = [orjson.loads(row.payload) for row in gateway.rows("telemetry")]
+    assert [one["v"] for one in said if "v" in one] == ["1 2 3 4", "5 7 14 15"]
+    again = [1, 2, 3, 4, 5, 6, 7, 8] if known else [1, 2, 3, 1, 2, 1, 2, 3]
+    assert [one["n"] for one in said if "n" in one] == again
+
+
+async def test_a_window_is_filled_again_though_another_one_needs_older_messages(tmp_path: Path) -> None:
+    """More of them than are read in one go."""
+    counted = "SELECT 'n' || count(*) AS v FROM temperature"
+    rules = [window("long", every_seconds=1000), window("short", sql=counted, keep_seconds=15)]
+    gateway = Gateway(tmp_path, rules)
+    async with gateway.running() as runner:
+        messages = [reading(1)] * 1100
+        while messages:
+            del messages[: await runner.process(messages)]
+        gateway.clock.boottime_ns += 100 * SECOND
+        await runner.process([reading(2), reading(3)])
+    async with gateway.running() as runner:
+        await runner.process([reading(4)])
+    assert values(gateway)[1100:] == ["n1", "n2", "n3"]
