@@ -197,7 +197,8 @@ class Processor:
         except SubscribeRefused as error:
             raise ConfigError(str(error), key="schemas.*.topics", accepted="what the broker lets us read") from error
         except ClientError as error:
-            raise ConfigError(str(error), key="processor.connection") from error
+            accepted = "a broker that lets us in, with the user of the URL and its password"
+            raise ConfigError(str(error), key="processor.url", accepted=accepted) from error
         self._source = source
         log.info("processor receives %d topic filters", len(topic_filters))
         ready()

@@ -13,6 +13,7 @@ import pytest
 
 from lockgate.buffer import Batch, Log, LogReader
 from lockgate.buffer.ledger import read_ledger
+from lockgate.client import ConnectionRefused
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import (
     BrokerConfig,
@@ -25,6 +26,8 @@ from lockgate.config.model import (
     SchemaConfig,
     TableConfig,
 )
+from lockgate.mqtt.packets import V5
+from lockgate.mqtt.reason_codes import NOT_AUTHORIZED
 from lockgate.processor.references import Reference
 from lockgate.processor.rules import Rules
 from lockgate.processor.service import Processor
@@ -306,3 +309,13 @@ async def test_what_ends_the_connection_ends_the_service(tmp_path: Path) -> None
         async with asyncio.timeout(10):
             await processor(broker).run(lambda: None)
     assert broker.ended
+
+
+async def test_a_broker_that_does_not_let_it_in_is_told_with_the_key_to_mend(tmp_path: Path) -> None:
+    class Closed(ScriptedBroker):
+        async def connect(self) -> None:
+            raise ConnectionRefused(NOT_AUTHORIZED, V5)
+
+    with pytest.raises(ConfigError, match=r"processor\.url.*not authorized.*password"):
+        async with asyncio.timeout(10):
+            await processor(Closed(tmp_path)).run(lambda: None)
