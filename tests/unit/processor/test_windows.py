@@ -369,6 +369,8 @@ async def test_a_rule_with_another_window_begins_anew_and_one_with_another_selec
         ({"every_seconds": 1.0, "gap_seconds": 1.0}, "gap", "another kind"),
         ({"count": 5, "keep_seconds": 5.0}, "keep", "no length"),
         ({"every_seconds": 0.1, "keep_seconds": 86400.0}, "keep", "10000 windows"),
+        ({"keep_seconds": 1e10}, "keep", "nothing is held"),
+        ({"every_seconds": float("inf")}, "every", "nothing is held"),
         ({"every_seconds": 1.0, "lateness_seconds": 1.0}, "lateness", "only by a field"),
         ({"time": "ts"}, "time", "without a window"),
         ({"count": 5, "time": "ts"}, "time", "order"),
