@@ -28,7 +28,7 @@ from lockgate.config.model import BufferConfig, ProcessorConfig, RuleConfig
 from lockgate.processor.functions import find_functions
 from lockgate.processor.keeping import Keeping, cursor_name
 from lockgate.processor.references import Reference, check_tables
-from lockgate.processor.rules import Decoded, MessageRule, Rules
+from lockgate.processor.rules import Decoded, MessageRule, Rules, check_class
 from lockgate.processor.sandbox import RuleError
 from lockgate.processor.schemas import NotAccepted, Schemas, Value
 from lockgate.processor.state import MEMORY, TABLE
@@ -100,6 +100,7 @@ class Rulebook:
         rejected: dict[str, str] = {}
         for rule in config.rules:
             try:
+                check_class(rule, buffer.classes)
                 problems = [str(failure) for failure in run_tests(rule, config, references, functions)]
             except ConfigError as error:
                 problems = [str(error)]

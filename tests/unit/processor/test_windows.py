@@ -434,3 +434,21 @@ async def test_a_window_is_filled_again_though_another_one_needs_older_messages(
     async with gateway.running() as runner:
         await runner.process([reading(4)])
     assert values(gateway)[1100:] == ["n1", "n2", "n3"]
+
+
+async def test_a_sliding_window_never_shows_what_was_late(tmp_path: Path) -> None:
+    """Neither at once nor after a restart, and another one with more lateness has it."""
+    rules = [
+        stamped(keep_seconds=100, late="quarantine"),
+        dataclasses.replace(stamped(keep_seconds=100, lateness_seconds=60), name="patient", topic="p"),
+    ]
+    gateway = Gateway(tmp_path, rules, schemas=(STAMPED,))
+    async with gateway.running() as runner:
+        await runner.process([at(1, 1000), at(2, 950)])
+        await runner.process([at(3, 1001)])
+    async with gateway.running() as runner:
+        await runner.process([at(4, 1002)])
+    said = [(row.topic, orjson.loads(row.payload)["v"]) for row in gateway.rows("telemetry")]
+    assert [v for topic, v in said if topic == "w"] == ["1", "1 3", "1 3 4"]
+    assert [v for topic, v in said if topic == "p"] == ["1", "2", "1 2 3", "1 2 3 4"]
+    assert [kept.message.reason for kept in gateway.reader.quarantine()] == ["rule w: late"]
