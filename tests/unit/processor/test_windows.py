@@ -16,7 +16,7 @@ from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig, RuleConfig, SchemaConfig
 from lockgate.processor.rules import Rules
 from lockgate.processor.schemas import Schemas
-from tests.support.processor import HOT, SCHEMA, SECOND, Gateway, Publish, ScriptedClock, reading
+from tests.support.processor import BROKEN, HOT, SCHEMA, SECOND, Gateway, Publish, ScriptedClock, reading
 
 VALUES = "SELECT group_concat(CAST(value AS INTEGER), ' ') AS v FROM (SELECT value FROM temperature ORDER BY value)"
 STAMPED = SchemaConfig(name="stamped", topics=("stamped/#",), fields=(("value", "integer"), ("ts", "real")))
@@ -452,3 +452,17 @@ async def test_a_sliding_window_never_shows_what_was_late(tmp_path: Path) -> Non
     assert [v for topic, v in said if topic == "w"] == ["1", "1 3", "1 3 4"]
     assert [v for topic, v in said if topic == "p"] == ["1", "2", "1 2 3", "1 2 3 4"]
     assert [kept.message.reason for kept in gateway.reader.quarantine()] == ["rule w: late"]
+
+
+async def test_a_replay_makes_room_in_a_full_buffer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lockgate.processor.runner.FULL_POLL_SECONDS", 0.001)
+    schema = dataclasses.replace(SCHEMA, keep_seconds=1e6)
+    limits = BufferConfig(segment_bytes=65536, limit_bytes=300_000)
+    gateway = Gateway(tmp_path, [BROKEN], schemas=[schema], buffer=limits)
+    async with gateway.running() as runner:
+        await runner.process([reading(13)])
+        while gateway.log.bytes() < limits.limit_bytes:
+            await runner.process([reading(1)] * 200)
+        async with asyncio.timeout(20):
+            await runner.replay(runner.replayable(""))
+    assert gateway.intake().quarantined == {"rule broken: SQL error": 2}
