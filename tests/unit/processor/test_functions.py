@@ -323,3 +323,15 @@ def test_a_function_that_cannot_be_one_is_a_mistake_of_the_configuration(tmp_pat
     (tmp_path / "odd.py").write_text(source)
     with pytest.raises(ConfigError, match="processor.functions"):
         Rulebook(Gateway(tmp_path / "buffer", [HOT], functions=tmp_path).config, BufferConfig())
+
+
+async def test_a_rule_may_have_any_name_and_remembers_over_a_restart(tmp_path: Path) -> None:
+    changes = RuleConfig(
+        name="line 1/changes", schema="temperature", sql="SELECT :value AS v WHERE changed(:topic, :value)",
+        message_class="telemetry", topic="t",
+    )  # fmt: skip
+    gateway = Gateway(tmp_path, [changes])
+    for _ in range(2):
+        async with gateway.running() as runner:
+            await runner.process([reading(1)])
+    assert gateway.means() == [{"v": 1.0}]
