@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from lockgate.buffer import Kept, Log, LogReader
-from lockgate.client import Client, ClientError, SubscribeRefused
+from lockgate.client import Client, ClientError, SubscribeRefused, SubscriptionRequest
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig, Config, ForwarderConfig, GatewayConfig, ProcessorConfig
 from lockgate.processor.runner import Message, Rulebook, Runner, SessionLost, intake_of
@@ -28,7 +28,7 @@ class Source(Protocol):
     """What the processor needs of an MQTT client with manual acknowledgement."""
 
     async def connect(self) -> object: ...
-    async def subscribe(self, requests: Sequence[tuple[str, int]]) -> object: ...
+    async def subscribe(self, requests: Sequence[SubscriptionRequest]) -> object: ...
     async def unsubscribe(self, topic_filters: Sequence[str]) -> object: ...
     def messages(self) -> AsyncIterator[Any]: ...  # of `Message`s
     def acknowledge(self, message: Any) -> None: ...
@@ -51,6 +51,11 @@ def mqtt_source(config: ProcessorConfig, on_connected: Callable[[bool], None]) -
         retry_max_seconds=2.0,
         on_connected=on_connected,
     )
+
+
+def _request(topic_filter: str) -> SubscriptionRequest:
+    """Retained messages are sent for a subscription that is new, not at each start: they were counted already."""
+    return SubscriptionRequest(topic_filter, 1, retain_handling=1)
 
 
 class Processor:
@@ -131,7 +136,7 @@ class Processor:
         try:
             if gone := [topic_filter for topic_filter in old if topic_filter not in new]:
                 await self._source.unsubscribe(gone)
-            if added := [(topic_filter, 1) for topic_filter in new if topic_filter not in old]:
+            if added := [_request(topic_filter) for topic_filter in new if topic_filter not in old]:
                 await self._source.subscribe(added)
         except ClientError as error:  # the rules are the new ones all the same
             log.error("The broker does not let us read all that schemas name: %s", error)
@@ -193,7 +198,7 @@ class Processor:
             await source.connect()
             connected.set()  # messages of the kept session come before the answer to SUBSCRIBE
             if topic_filters:
-                await source.subscribe([(topic_filter, 1) for topic_filter in topic_filters])
+                await source.subscribe([_request(topic_filter) for topic_filter in topic_filters])
         except SubscribeRefused as error:
             raise ConfigError(str(error), key="schemas.*.topics", accepted="what the broker lets us read") from error
         except ClientError as error:

@@ -66,10 +66,11 @@ class Memory:
 
     def load(self, values: Iterable[LastValue], rules: Collection[str]) -> None:
         """What was kept before the start, of rules that still exist."""
+        of_rules = tuple(f"{MEMORY}/{rule}/" for rule in rules)
         for value in sorted(values, key=lambda value: value.received_at):
             self._number = value.received_at
             self._kept[value.topic] = orjson.loads(value.value)
-            if value.topic.split("/")[1] not in rules:
+            if not value.topic.startswith(of_rules):
                 self._forget(value.topic)
             elif len(self._kept) > self._limit:
                 self._forget(next(iter(self._kept)))

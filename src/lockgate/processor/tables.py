@@ -38,8 +38,9 @@ class Logged(NamedTuple):
 class WindowTable:
     """Rows in the order of their seq, and the view of the schema's name through which a rule sees one frame of them."""
 
-    def __init__(self, schema: Schema, time_field: str | None, sandbox: Sandbox) -> None:
+    def __init__(self, schema: Schema, time_field: str | None, sandbox: Sandbox, alone: bool) -> None:
         self.schema = schema
+        self.alone = alone  # it is one rule's, which lets go of late messages
         self.sandbox = sandbox
         self.rules: list[WindowRule] = []
         self.time_field = time_field
@@ -114,6 +115,9 @@ class WindowTable:
         if self._time_place is None and self.moment is not None:
             time += self.moment.wall_ns - self.moment.boottime_ns
         return time // 1_000_000
+
+    def drop(self, seq: int) -> None:
+        self.sandbox.execute('DELETE FROM "#rows" WHERE "#seq" = ?', (seq,))
 
     def count(self, after: int) -> int:
         """How many rows come after a seq."""

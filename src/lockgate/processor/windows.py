@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Protocol
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import RuleConfig
 
+LONGEST_SECONDS: Final = 3650 * 86_400.0  # of anything; its nanoseconds are an integer of SQLite
 LONGEST_SESSION_SECONDS: Final = 86_400.0
 MOST_OVERLAPS: Final = 10_000  # windows that one message can belong to
 _ALWAYS: Final = -(1 << 62)
@@ -318,6 +319,10 @@ def check_window(config: RuleConfig, fields: Mapping[str, str], optional: Collec
     ):
         if value is not None and value <= 0:
             raise wrong(key, "a window needs a length", "more than 0")
+        if key != "count" and value is not None and value > LONGEST_SECONDS:
+            raise wrong(key, "nothing is held for so long", "at most 3650d")
+    if config.lateness_seconds > LONGEST_SECONDS:
+        raise wrong("lateness", "nothing is held for so long", "at most 3650d")
     said = [
         key
         for key, value in (("every", config.every_seconds), ("gap", config.gap_seconds), ("count", config.count))

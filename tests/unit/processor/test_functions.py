@@ -307,3 +307,31 @@ async def test_a_smaller_bound_of_what_is_remembered_counts_at_the_next_start(tm
         await runner.process([reading(3), reading(4), reading(2)])
     assert [mean["v"] for mean in gateway.means()] == [0, 1, 2, 3, 4, 2]
     assert len(gateway.reader.last_values()) == 2
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import sys\nsys.exit(3)",
+        f"from lockgate.processor.functions import scalar\n@scalar\ndef {'a' * 300}(x): ...",
+        "from lockgate.processor.functions import scalar\n@scalar\ndef f("
+        + ", ".join(f"a{number}" for number in range(130))
+        + "): ...",
+    ],
+)
+def test_a_function_that_cannot_be_one_is_a_mistake_of_the_configuration(tmp_path: Path, source: str) -> None:
+    (tmp_path / "odd.py").write_text(source)
+    with pytest.raises(ConfigError, match="processor.functions"):
+        Rulebook(Gateway(tmp_path / "buffer", [HOT], functions=tmp_path).config, BufferConfig())
+
+
+async def test_a_rule_may_have_any_name_and_remembers_over_a_restart(tmp_path: Path) -> None:
+    changes = RuleConfig(
+        name="line 1/changes", schema="temperature", sql="SELECT :value AS v WHERE changed(:topic, :value)",
+        message_class="telemetry", topic="t",
+    )  # fmt: skip
+    gateway = Gateway(tmp_path, [changes])
+    for _ in range(2):
+        async with gateway.running() as runner:
+            await runner.process([reading(1)])
+    assert gateway.means() == [{"v": 1.0}]

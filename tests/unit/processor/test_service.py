@@ -13,7 +13,7 @@ import pytest
 
 from lockgate.buffer import Batch, Log, LogReader
 from lockgate.buffer.ledger import read_ledger
-from lockgate.client import ConnectionRefused
+from lockgate.client import ConnectionRefused, SubscriptionRequest
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import (
     BrokerConfig,
@@ -51,6 +51,7 @@ class ScriptedBroker:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.subscribed: list[tuple[str, int]] = []
+        self.retain_handling: set[int] = set()
         self.acknowledged: list[int] = []
         self.committed_when_acknowledged: list[int] = []
         self.changed = asyncio.Event()
@@ -75,8 +76,9 @@ class ScriptedBroker:
     async def connect(self) -> None:
         self.on_connected(False)
 
-    async def subscribe(self, requests: Sequence[tuple[str, int]]) -> None:
-        self.subscribed += requests
+    async def subscribe(self, requests: Sequence[SubscriptionRequest]) -> None:
+        self.subscribed += [(one.topic_filter, one.qos) for one in requests]
+        self.retain_handling |= {one.retain_handling for one in requests}
 
     async def unsubscribe(self, topic_filters: Sequence[str]) -> None:
         self.subscribed = [one for one in self.subscribed if one[0] not in topic_filters]
@@ -124,6 +126,7 @@ async def test_a_message_is_acknowledged_after_its_commit(tmp_path: Path) -> Non
     service = processor(broker)
     async with running(service):
         assert broker.subscribed == [("a/#", 1), ("b", 1)]
+        assert broker.retain_handling == {1}  # a start does not bring retained messages again: they would count twice
         broker.send(Publish(b'{"value": 1}', 1), Publish(b"{", 2))
         broker.send(Publish(b'{"value": 0}', 0, qos=0), Publish(b'{"value": 1}', 1, duplicate=True))
         await broker.acknowledgements(3)

@@ -16,7 +16,7 @@ from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig, RuleConfig, SchemaConfig
 from lockgate.processor.rules import Rules
 from lockgate.processor.schemas import Schemas
-from tests.support.processor import HOT, SCHEMA, SECOND, Gateway, Publish, ScriptedClock, reading
+from tests.support.processor import BROKEN, HOT, SCHEMA, SECOND, Gateway, Publish, ScriptedClock, reading
 
 VALUES = "SELECT group_concat(CAST(value AS INTEGER), ' ') AS v FROM (SELECT value FROM temperature ORDER BY value)"
 STAMPED = SchemaConfig(name="stamped", topics=("stamped/#",), fields=(("value", "integer"), ("ts", "real")))
@@ -369,6 +369,8 @@ async def test_a_rule_with_another_window_begins_anew_and_one_with_another_selec
         ({"every_seconds": 1.0, "gap_seconds": 1.0}, "gap", "another kind"),
         ({"count": 5, "keep_seconds": 5.0}, "keep", "no length"),
         ({"every_seconds": 0.1, "keep_seconds": 86400.0}, "keep", "10000 windows"),
+        ({"keep_seconds": 1e10}, "keep", "nothing is held"),
+        ({"every_seconds": float("inf")}, "every", "nothing is held"),
         ({"every_seconds": 1.0, "lateness_seconds": 1.0}, "lateness", "only by a field"),
         ({"time": "ts"}, "time", "without a window"),
         ({"count": 5, "time": "ts"}, "time", "order"),
@@ -432,3 +434,35 @@ async def test_a_window_is_filled_again_though_another_one_needs_older_messages(
     async with gateway.running() as runner:
         await runner.process([reading(4)])
     assert values(gateway)[1100:] == ["n1", "n2", "n3"]
+
+
+async def test_a_sliding_window_never_shows_what_was_late(tmp_path: Path) -> None:
+    """Neither at once nor after a restart, and another one with more lateness has it."""
+    rules = [
+        stamped(keep_seconds=100, late="quarantine"),
+        dataclasses.replace(stamped(keep_seconds=100, lateness_seconds=60), name="patient", topic="p"),
+    ]
+    gateway = Gateway(tmp_path, rules, schemas=(STAMPED,))
+    async with gateway.running() as runner:
+        await runner.process([at(1, 1000), at(2, 950)])
+        await runner.process([at(3, 1001)])
+    async with gateway.running() as runner:
+        await runner.process([at(4, 1002)])
+    said = [(row.topic, orjson.loads(row.payload)["v"]) for row in gateway.rows("telemetry")]
+    assert [v for topic, v in said if topic == "w"] == ["1", "1 3", "1 3 4"]
+    assert [v for topic, v in said if topic == "p"] == ["1", "2", "1 2 3", "1 2 3 4"]
+    assert [kept.message.reason for kept in gateway.reader.quarantine()] == ["rule w: late"]
+
+
+async def test_a_replay_makes_room_in_a_full_buffer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lockgate.processor.runner.FULL_POLL_SECONDS", 0.001)
+    schema = dataclasses.replace(SCHEMA, keep_seconds=1e6)
+    limits = BufferConfig(segment_bytes=65536, limit_bytes=300_000)
+    gateway = Gateway(tmp_path, [BROKEN], schemas=[schema], buffer=limits)
+    async with gateway.running() as runner:
+        await runner.process([reading(13)])
+        while gateway.log.bytes() < limits.limit_bytes:
+            await runner.process([reading(1)] * 200)
+        async with asyncio.timeout(20):
+            await runner.replay(runner.replayable(""))
+    assert gateway.intake().quarantined == {"rule broken: SQL error": 2}
