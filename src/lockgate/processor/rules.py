@@ -286,9 +286,13 @@ class WindowRule(Rule):
         self._trim(self.window.seq)
         return True
 
-    def lives_in(self, boot_id: str, seq: int | None) -> bool:
+    def lives_in(self, boot_id: str, following: str, seq: int | None) -> bool:
         """Whether the rule had come to a boot's end before it takes a row; None: all rows have been taken."""
-        return self.boot_id == boot_id and (seq is None or seq > self.window.seq)
+        if seq is not None and seq <= self.window.seq:
+            return False
+        # Boots that brought no message are not in the log; what was open when they began is open still
+        passed = self.window.outlasts_boots and self.boot_id not in ("", following)
+        return self.boot_id == boot_id or passed
 
     def end_of_boot(self, known: bool, out: Batch) -> None:
         """The window ends with what it has, if it is of that kind."""

@@ -153,7 +153,7 @@ class WindowTable:
             if before.clock_ok and moment.clock_ok:
                 offset = moment.boottime_ns - before.boottime_ns - (moment.wall_ns - before.wall_ns)
             for rule in self.rules:
-                if rule.lives_in(before.boot_id, seq):
+                if rule.lives_in(before.boot_id, moment.boot_id, seq):
                     rule.end_of_boot(offset is not None, out)
             if offset is None:
                 last = self.sandbox.execute('SELECT coalesce(max("#seq"), 0) FROM "#rows"')[0][0]

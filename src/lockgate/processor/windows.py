@@ -55,6 +55,8 @@ class Rows(Protocol):
 class Window:
     """One rule's windows over one table of rows."""
 
+    outlasts_boots = False  # whether the same window can go on in another boot
+
     def __init__(self, config: RuleConfig) -> None:
         self.by_field = config.time is not None
         self.lateness = round(config.lateness_seconds * 1e9) if self.by_field else 0
@@ -195,6 +197,8 @@ class Sliding(Window):
 
 class Session(Window):
     """As long as the next row comes within `gap`."""
+
+    outlasts_boots = True
 
     def __init__(self, config: RuleConfig) -> None:
         super().__init__(config)

@@ -466,3 +466,18 @@ async def test_a_replay_makes_room_in_a_full_buffer_too(tmp_path: Path, monkeypa
         async with asyncio.timeout(20):
             await runner.replay(runner.replayable(""))
     assert gateway.intake().quarantined == {"rule broken: SQL error": 2}
+
+
+async def test_a_session_ends_though_a_boot_without_a_message_lies_between(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [window(gap_seconds=60)])
+    async with gateway.running() as runner:
+        await runner.process([reading(1)])
+    gateway.clock = ScriptedClock("boot-2", boottime_s=5, wall_jump_s=1005)
+    async with gateway.running() as runner:
+        await runner.close_windows(even_cursors=True)
+    gateway.clock = ScriptedClock("boot-3", boottime_s=5, wall_jump_s=1015, clock_ok=False)
+    async with gateway.running() as runner:
+        await runner.process([reading(2)])
+        gateway.clock.boottime_ns += 60 * SECOND
+        await runner.close_windows()
+    assert values(gateway) == ["1", "2"]
