@@ -1,7 +1,6 @@
 """kill -9 of each service under load, at random moments: the others go on, and nothing acknowledged is lost.
 
-A device keeps its own record of every PUBACK, a cloud its own of every message. The broker's disk comes later: what it
-alone held when it was killed may be missing, and is counted.
+A device keeps its own record of every PUBACK, a cloud its own of every message.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from lockgate.buffer.ledger import read_ledger
 from lockgate.client import Client
 from lockgate.config.model import ConnectionConfig
 from lockgate.mqtt import reason_codes
-from lockgate.telemetry import health
 from tests.support.gateway import Gateway
 
 KILLS = 20
@@ -40,17 +38,6 @@ batch = 50
 retry_min = "10ms"
 retry_max = "100ms"
 """
-
-
-WINDOWS = 60  # the device's and the processor's messages in flight, and what came between question and kill
-
-
-def queued(said: dict[str, object] | None) -> int:
-    """What the broker has told of its queues."""
-    status = said.get("status") if said is not None else None
-    count = status.get("queued") if isinstance(status, dict) else None
-    assert isinstance(count, int)
-    return count
 
 
 class Cloud:
@@ -89,7 +76,7 @@ class Cloud:
 
 
 class Device:
-    """Publishes numbers at QoS 1 and records those that were acknowledged with somebody subscribed."""
+    """Publishes numbers at QoS 1 and records those that were acknowledged."""
 
     def __init__(self, url: str) -> None:
         connection = ConnectionConfig(url=url, client_id="device")
@@ -107,11 +94,7 @@ class Device:
         while not self._stopping:
             self.sent += 1
             number = self.sent
-            # After the broker lost its memory the processor has to subscribe again first: nobody has it until then.
-            while (
-                await self._client.publish("device/a", b'{"n": %d}' % number, 1) == reason_codes.NO_MATCHING_SUBSCRIBERS
-            ):
-                await asyncio.sleep(0.01)
+            assert await self._client.publish("device/a", b'{"n": %d}' % number, 1) == reason_codes.SUCCESS
             self.acknowledged.add(number)
             await asyncio.sleep(0.005)
 
@@ -124,8 +107,6 @@ class Device:
 async def test_nothing_acknowledged_is_lost(tmp_path: Path, victim: str) -> None:
     cloud = Cloud()
     gateway = Gateway(tmp_path, TOML.format(port=await cloud.start()), ["max_queued_messages 0"])
-    under_way: set[int] = set()  # sent and not arrived, at some kill
-    may_be_lost = 0
     try:
         for service in SERVICES:
             await asyncio.to_thread(gateway.start, service)
@@ -134,33 +115,23 @@ async def test_nothing_acknowledged_is_lost(tmp_path: Path, victim: str) -> None
         async with asyncio.timeout(200):
             for _round in range(KILLS):
                 await cloud.more(random.randrange(20, 150))
-                said = await asyncio.to_thread(health.ask, gateway.sockets / "broker.sock")
                 gateway.kill(victim)
-                under_way |= set(range(1, device.sent + 1)) - set(cloud.ids)
-                may_be_lost += queued(said) + WINDOWS
                 await asyncio.to_thread(gateway.start, victim)
             await cloud.more(100)  # it still flows
             device.stop()
             await running
             buffer = tmp_path / "data" / "buffer"
-            missing = device.acknowledged - set(cloud.ids)
-            while missing and victim != "broker":
+            while device.acknowledged - set(cloud.ids):
                 cloud.arrived.clear()
                 await cloud.arrived.wait()
-                missing = device.acknowledged - set(cloud.ids)
             while not (ledger := read_ledger(buffer)).closes or any(book.pending for book in ledger.deliveries):
                 await asyncio.sleep(0.05)
-            missing = device.acknowledged - set(cloud.ids)
     finally:
         await asyncio.to_thread(gateway.stop_all)
         await cloud.stop()
-    print(f"{victim}: {len(device.acknowledged)} acknowledged, {len(missing)} missing after {KILLS} kills")
     assert len(device.acknowledged) > KILLS * 20
-    if victim == "broker":
-        # Only what was under way inside the broker: what waited for the processor, and both windows at each kill.
-        assert len(missing) <= may_be_lost
-        assert missing <= under_way
-    else:
-        assert not missing
-        repeated = {number: ids for number, ids in cloud.ids.items() if len(ids) > 1}
-        assert not repeated  # a resend was recognised, and counted once
+    repeated = {number: ids for number, ids in cloud.ids.items() if len(ids) > 1}
+    print(f"{victim}: {len(device.acknowledged)} acknowledged, {len(repeated)} repeated")
+    # A resend is recognised, and counted once; but a killed broker forgets the latest acknowledgements of QoS 1, which
+    # start no commit, and so does the device without its PUBACK.
+    assert victim == "broker" or not repeated

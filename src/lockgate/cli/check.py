@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from lockgate.app import scram_authenticator
 from lockgate.cli.common import load_config
 from lockgate.config.errors import ConfigError, MosquittoConfError
-from lockgate.config.model import BridgeConfig, Config, ListenerConfig
+from lockgate.config.model import BridgeConfig, Config, ListenerConfig, MqttSinkConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,7 @@ def main(arguments: argparse.Namespace) -> int:
     check_data_path(config)
     check_certificates(config)
     check_bridges(config)
-    for warning in (*config.broker.warnings, *twice(config)):
+    for warning in (*config.broker.warnings, *unreadable(config), *twice(config)):
         print(f"Warning: {warning}")
     print(summary(config))
     return 0
@@ -77,6 +78,26 @@ def check_data_path(config: Config) -> None:
 
         for sink in config.forwarder.sinks:
             build(sink, Messages(config.gateway.id))
+
+
+def unreadable(config: Config) -> Iterator[str]:
+    """Secrets and certificates of processor and forwarder that cannot be read here, for people.
+
+    No mistakes, only warnings: a service may have files that whoever asks has not.
+    """
+    connections = [("processor", config.processor.connection), ("downlink", config.forwarder.downlink.connection)]
+    connections += [
+        (f"sinks.{sink.name}", sink.connection) for sink in config.forwarder.sinks if isinstance(sink, MqttSinkConfig)
+    ]
+    sinks = [(f"sinks.{sink.name}", sink) for sink in config.forwarder.sinks]
+    for section, model in (*connections, *sinks):
+        for field in dataclasses.fields(model):
+            path = getattr(model, field.name)
+            if isinstance(path, Path) and field.name not in ("path", "metered_while"):
+                try:
+                    path.open("rb").close()
+                except OSError as error:
+                    yield f"{section}.{field.name}: {path}: cannot be read: {error.strerror}"
 
 
 def check_certificates(config: Config) -> None:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import re
+import sqlite3
 import sys
 import time
 from collections import Counter
@@ -67,6 +68,9 @@ def main(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         error.path = error.path or config.path  # the processor does not know the file
         raise
+    except sqlite3.Error as error:
+        print(f"Error: the buffer in {config.gateway.buffer_dir} cannot be read: {error}", file=sys.stderr)
+        return 1
 
 
 def _chosen(config: Config, names: Sequence[str]) -> list[RuleConfig]:

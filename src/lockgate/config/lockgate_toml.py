@@ -121,7 +121,7 @@ _SINK = (
         )
         for period in ("hour", "day", "month")
     ),
-    Key("hours", values.HOURS, "when it sends", default="always"),
+    Key("hours", values.WINDOWS, "when it sends", default="always"),
     Key(
         "metered_while",
         values.PATH,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,6 +22,21 @@ class Place(NamedTuple):
 
 
 # --- mosquitto.conf -----------------------------------------------------------------------------------------------
+
+
+class Window(NamedTuple):
+    """Hours of some days of the week. One whose end is not after its begin ends on the day after."""
+
+    days: frozenset[int]  # on which it begins; 0: Monday
+    begin: int  # minutes of the day
+    end: int
+
+    def holds(self, at: datetime) -> bool:
+        """Whether a local time lies in it."""
+        minute, today = at.hour * 60 + at.minute, at.weekday()
+        if self.begin < self.end:
+            return today in self.days and self.begin <= minute < self.end
+        return (today in self.days and minute >= self.begin) or ((today - 1) % 7 in self.days and minute < self.end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -498,7 +514,7 @@ class SinkConfig:
     bytes_per_hour: int | None = None  # of topics and payloads
     bytes_per_day: int | None = None
     bytes_per_month: int | None = None
-    hours: tuple[tuple[int, int], ...] = ()  # minutes of the local day; none: always
+    hours: tuple[Window, ...] = ()  # of the local time; none: always
     metered_while: Path | None = None  # while this file exists, the link costs money
     always: tuple[str, ...] = ()  # classes that no hours, budget or metered link holds back
 
@@ -624,14 +640,6 @@ class ForwarderConfig:
 
     sinks: tuple[AnySink, ...] = ()
     downlink: DownlinkConfig = field(default_factory=DownlinkConfig)
-
-
-class Window(NamedTuple):
-    """Hours of some days of the week. One whose end is not after its begin ends on the day after."""
-
-    days: frozenset[int]  # on which it begins; 0: Monday
-    begin: int  # minutes of the day
-    end: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

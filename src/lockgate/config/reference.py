@@ -93,7 +93,7 @@ def _default(section: Section, key: Key) -> str:
                 if one.name == "client_id" or (one.name == "url" and model is not ConnectionConfig):
                     continue
                 return f"`{_spell(one.default, key)}`"
-    return "`lockgate-processor`"
+    return f"`{section.model().connection.client_id}`"
 
 
 def _spell(value: object, key: Key) -> str:

@@ -169,19 +169,6 @@ def rate(value: object) -> float:
     return float(value)
 
 
-def _hours(value: object) -> tuple[tuple[int, int], ...]:
-    spans: list[tuple[int, int]] = []
-    for span in _some_names(value):
-        match = re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d)", span)
-        if match is None:
-            raise BadValue(f"{span!r} is no span of hours")
-        start, end = int(match[1]) * 60 + int(match[2]), int(match[3]) * 60 + int(match[4])
-        if end > 24 * 60 or start == end:
-            raise BadValue(f"{span!r} is no span of hours")
-        spans.append((start, end))
-    return tuple(spans)
-
-
 def _yes_or_no(value: object) -> bool:
     if not isinstance(value, bool):
         raise BadValue
@@ -361,7 +348,6 @@ HOSTS = Kind('a list of host names, as ["a.example", "*.b.example"]', _hosts)
 TOPIC_FILTERS = Kind('a list of Topic Filters, as ["sensors/#"]', _topic_filters)
 TOPIC_NAME = Kind("a Topic Name, without + and #", _topic_name, text=True)
 FIELDS = Kind('columns and their types, as { value = "real", unit = "text", count = "integer" }', _fields)
-HOURS = Kind('a list of spans of the local day, as ["22:00-06:00", "12:00-13:30"]', _hours)
-WINDOWS = Kind('a list of windows, as ["mon-fri 02:00-04:00", "sat,sun 22:00-05:00"]', _windows)
+WINDOWS = Kind('a list of windows, as ["22:00-06:00", "sat,sun 12:00-14:00"]', _windows)
 TIME_ZONE = Kind("a time zone, as Europe/Vienna", _time_zone, text=True)
 HEADERS = Kind('text by name, as { Authorization = "Bearer …" }', _headers, secret=True)

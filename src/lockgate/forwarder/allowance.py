@@ -46,8 +46,7 @@ class Allowance:
         now = self._clock.now()
         if self._config.hours:
             local = datetime.datetime.fromtimestamp(now.wall_ns / 1e9)
-            minute = local.hour * 60 + local.minute
-            if not any(_within(minute, start, end) for start, end in self._config.hours):
+            if not any(window.holds(local) for window in self._config.hours):
                 return "outside its hours"
         if self._config.metered_while is not None and self._config.metered_while.exists():
             return "the link is metered"
@@ -112,8 +111,3 @@ def _start(period: str, now: Moment) -> int:
     if period == "month":
         local = local.replace(day=1)
     return round(local.timestamp() * 1e9)
-
-
-def _within(minute: int, start: int, end: int) -> bool:
-    """Whether a minute of the day lies in a span, which may go over midnight."""
-    return start <= minute < end if start < end else minute >= start or minute < end

@@ -60,6 +60,8 @@ def gate(config: SchemaConfig) -> Callable[[object], None] | None:
     except json.JSONDecodeError as error:
         problem = f"{config.json_schema}:{error.lineno}: {error.msg}"
         raise _mistake(config, "json_schema", problem, "a JSON Schema") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # not UTF-8; neither object nor boolean
+        raise _mistake(config, "json_schema", f"{config.json_schema}: {error}", "a JSON Schema") from None
     except SchemaError as error:
         place = "/".join(map(str, error.absolute_path))
         raise _mistake(
@@ -68,7 +70,11 @@ def gate(config: SchemaConfig) -> Callable[[object], None] | None:
     validator = kind(said, registry=REGISTRY)  # which fetches nothing
 
     def check(document: object) -> None:
-        error = exceptions.best_match(validator.iter_errors(document))
+        try:
+            error = exceptions.best_match(validator.iter_errors(document))
+        except Exception as failure:  # a reference to nowhere, a document nested without end, a key that is no text
+            detail = f"{type(failure).__name__}: {failure}"[:500]
+            raise NotAccepted("cannot be held against its JSON Schema", detail) from None
         if error is not None:
             place = "/".join(map(str, error.absolute_path))
             raise NotAccepted("not of its JSON Schema", f"{place}: {error.message}"[:500])
@@ -109,7 +115,7 @@ def _msgpack(_: SchemaConfig) -> Decode:
     def decode(payload: bytes) -> object:
         try:
             return msgpack.unpackb(payload, strict_map_key=False)
-        except (ValueError, msgpack.exceptions.UnpackException) as error:
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:  # TypeError: a map as a key
             raise NotAccepted("not MessagePack", str(error) or type(error).__name__) from None
 
     return decode
@@ -158,9 +164,12 @@ def _protobuf(config: SchemaConfig) -> Decode:
             message = kind.FromString(payload)
         except DecodeError as error:
             raise NotAccepted("not Protobuf", str(error)) from None
-        document = json_format.MessageToDict(
-            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-        )
+        try:
+            document = json_format.MessageToDict(
+                message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+            )
+        except (json_format.Error, ValueError, TypeError) as error:  # a Timestamp or an Any that JSON cannot say
+            raise NotAccepted("not Protobuf", str(error)) from None
         for field in message.DESCRIPTOR.fields:  # 64-bit integers are text in Protobuf's JSON
             if field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64) and isinstance(
                 document.get(field.name), str
@@ -180,8 +189,9 @@ def _avro(config: SchemaConfig) -> Decode:
     assert config.avro_schema is not None
     try:
         said: Any = fastavro.parse_schema(json.loads(_read(config, "avro_schema", config.avro_schema)))
-    except (ValueError, SchemaParseException) as error:
-        raise _mistake(config, "avro_schema", f"{config.avro_schema}: {error}", "an Avro schema, in JSON") from None
+    except Exception as error:  # the library meets what it did not expect with whatever Python raises then
+        problem = str(error) if isinstance(error, ValueError | SchemaParseException) else repr(error)
+        raise _mistake(config, "avro_schema", f"{config.avro_schema}: {problem}", "an Avro schema, in JSON") from None
 
     def decode(payload: bytes) -> object:
         stream = BytesIO(payload)

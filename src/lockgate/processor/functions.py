@@ -117,7 +117,7 @@ def _from_folder(folder: Path | None) -> list[tuple[str, object]]:
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
             line = error.lineno if isinstance(error, SyntaxError) else (lines[-1] if lines else None)
             problem = f"{type(error).__name__}: {error}"

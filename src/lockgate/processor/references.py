@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 from typing import Final, NamedTuple
+from urllib.parse import quote
 
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import TableConfig
@@ -161,7 +162,7 @@ def _value(text: str, name: str, kind: str, config: TableConfig, line: int) -> V
 def _read_sqlite(config: TableConfig) -> Content:
     path, table = config.path, config.table or config.name
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=1.0)) as connection:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=1.0)) as connection:
             found = connection.execute("SELECT name, type FROM pragma_table_info(?)", (table,)).fetchall()
             if not found:
                 names = connection.execute("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view')")

@@ -22,7 +22,7 @@ from lockgate.processor.sandbox import TIME, RuleError, Sandbox
 from lockgate.processor.schemas import Schema, Schemas, Value
 from lockgate.processor.state import TABLE, LastValues, Memory, define_state
 from lockgate.processor.tables import Logged, WindowTable
-from lockgate.processor.windows import Frame, Window, check_window, shape_of, window_of
+from lockgate.processor.windows import Frame, Sliding, Window, check_window, shape_of, window_of
 from lockgate.telemetry.clock import Moment
 
 log = logging.getLogger(__name__)
@@ -256,20 +256,22 @@ class WindowRule(Rule):
 
     def take(self, rows: Sequence[Logged], out: Batch) -> None:
         w = self.window
+        upto = rows[-1].seq
         self._heard(rows[-1].moment)
         if rows[0].seq <= w.seq:
-            w.replay([row for row in rows if w.after < row.seq <= w.seq])
+            again = [row for row in rows if w.after < row.seq <= w.seq]
+            w.replay(self._in_time(again, out) if self.table.alone else again)
             rows = [row for row in rows if row.seq > w.seq]
         if rows:
             in_time = self._in_time(rows, out) if w.by_field else rows
             w.seq = rows[-1].seq
-            for row in in_time if w.by_field else in_time[-1:]:
-                w.note(row.time)
+            if not w.by_field:
+                w.note(rows[-1].time)
             self._emit(w.taken(in_time), out)
             until = w.watermark(rows[-1].time)
             if until is not None:
                 self._emit(w.over(self.table, until), out)
-        self._trim()
+        self._trim(upto)
 
     def settle(self, moment: Moment, out: Batch) -> bool:
         """Run over what is over by the clock; gives whether anything was."""
@@ -281,12 +283,16 @@ class WindowRule(Rule):
         until = self.window.last_end() if self.window.by_field else moment.boottime_ns
         if until is not None:
             self._emit(self.window.over(self.table, until), out)
-        self._trim()
+        self._trim(self.window.seq)
         return True
 
-    def lives_in(self, boot_id: str, seq: int | None) -> bool:
+    def lives_in(self, boot_id: str, following: str, seq: int | None) -> bool:
         """Whether the rule had come to a boot's end before it takes a row; None: all rows have been taken."""
-        return self.boot_id == boot_id and (seq is None or seq > self.window.seq)
+        if seq is not None and seq <= self.window.seq:
+            return False
+        # Boots that brought no message are not in the log; what was open when they began is open still
+        passed = self.window.outlasts_boots and self.boot_id not in ("", following)
+        return self.boot_id == boot_id or passed
 
     def end_of_boot(self, known: bool, out: Batch) -> None:
         """The window ends with what it has, if it is of that kind."""
@@ -326,8 +332,11 @@ class WindowRule(Rule):
         for row in rows:
             if self.window.is_late(row.time):
                 self.refuse(row.seq, row.topic, row.payload, f"what was at its {self.config.time} is settled", out)
+                if self.table.alone:
+                    self.table.drop(row.seq)
             else:
                 in_time.append(row)
+                self.window.note(row.time)
         return in_time
 
     def _emit(self, frames: Any, out: Batch) -> None:
@@ -354,8 +363,8 @@ class WindowRule(Rule):
         finally:
             self.counts.seconds += time.perf_counter() - started
 
-    def _trim(self) -> None:
-        self.window.trim(self.table)
+    def _trim(self, upto: int) -> None:
+        self.window.trim(self.table, upto)
         self.deadline = self.window.deadline(self.table)
 
 
@@ -458,16 +467,15 @@ class Rules:
         if schema is None:
             known = ", ".join(schemas.by_name) or "none is configured"
             raise ConfigError(f"no schema {config.schema!r}", key=f"{key}.schema", line=config.line, accepted=known)
-        if config.message_class not in classes or config.message_class == WINDOW_INPUT:
-            known = ", ".join(name for name in classes if name != WINDOW_INPUT)
-            problem = f"no class {config.message_class!r}"
-            raise ConfigError(problem, key=f"{key}.class", line=config.line, accepted=known)
+        check_class(config, classes)
         check_window(config, dict(schema.config.fields), schema.config.optional)
         window = window_of(config)
         if window is None:
             self.by_message[schema.name].append(MessageRule(config, schema, self._messages))
         else:
-            WindowRule(config, schema, self._table(schema, config.time), window)
+            # Who looks back from each message must not see what was late, which is another for each lateness
+            alone = config.time is not None and isinstance(window, Sliding)
+            WindowRule(config, schema, self._table(schema, config.time, alone), window)
 
     def _new_sandbox(self) -> Sandbox:
         sandbox = Sandbox(self.memory, self._functions)
@@ -476,13 +484,21 @@ class Rules:
             reference.define(sandbox)
         return sandbox
 
-    def _table(self, schema: Schema, time_field: str | None) -> WindowTable:
+    def _table(self, schema: Schema, time_field: str | None, alone: bool) -> WindowTable:
         tables = self.tables[schema.name]
         for table in tables:
-            if table.time_field == time_field:
+            if table.time_field == time_field and not alone and not table.alone:
                 return table
-        tables.append(WindowTable(schema, time_field, self._new_sandbox()))
+        tables.append(WindowTable(schema, time_field, self._new_sandbox(), alone))
         return tables[-1]
+
+
+def check_class(config: RuleConfig, classes: Sequence[str]) -> None:
+    """Raise ConfigError for a class that there is not, or that is no rule's."""
+    if config.message_class not in classes or config.message_class == WINDOW_INPUT:
+        known = ", ".join(name for name in classes if name != WINDOW_INPUT)
+        problem = f"no class {config.message_class!r}"
+        raise ConfigError(problem, key=f"rules.{config.name}.class", line=config.line, accepted=known)
 
 
 def _batch_table(schema: Schema) -> str:

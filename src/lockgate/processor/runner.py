@@ -28,7 +28,7 @@ from lockgate.config.model import BufferConfig, ProcessorConfig, RuleConfig
 from lockgate.processor.functions import find_functions
 from lockgate.processor.keeping import Keeping, cursor_name
 from lockgate.processor.references import Reference, check_tables
-from lockgate.processor.rules import Decoded, MessageRule, Rules
+from lockgate.processor.rules import Decoded, MessageRule, Rules, check_class
 from lockgate.processor.sandbox import RuleError
 from lockgate.processor.schemas import NotAccepted, Schemas, Value
 from lockgate.processor.state import MEMORY, TABLE
@@ -100,6 +100,7 @@ class Rulebook:
         rejected: dict[str, str] = {}
         for rule in config.rules:
             try:
+                check_class(rule, buffer.classes)
                 problems = [str(failure) for failure in run_tests(rule, config, references, functions)]
             except ConfigError as error:
                 problems = [str(error)]
@@ -128,6 +129,7 @@ class Runner:
         self._filter_names = book.filter_names
         self._tables = book.rules.all_tables()
         self._kept: list[Keeping] = []
+        self._together = 1  # messages at once, as many as the rules are quick
         self._buffer = buffer
         self._reader = reader
 
@@ -147,11 +149,7 @@ class Runner:
         Those may be acknowledged then, duplicates too. It is less than all where the rules are slow: the loop has
         others to serve.
         """
-        while (self._tables or self._kept) and await self._buffer.room() is not None:
-            for kept in self._kept:
-                kept.give_way(self._buffer.state.next_seq - 1)
-            await self.close_windows(even_cursors=True)
-            await asyncio.sleep(FULL_POLL_SECONDS)
+        await self._room()
         batch = Batch(moment=self._buffer.clock.now())
         self._settle(batch)
         inputs: list[tuple[int, Decoded]] = []  # place among the entries, message
@@ -159,12 +157,26 @@ class Runner:
         give_up = time.monotonic() + _TURN_SECONDS
         taken = 0
         while taken < len(messages) and (not taken or time.monotonic() < give_up):
-            some = messages[taken : taken + _TOGETHER]
+            some = messages[taken : taken + self._together]
             taken += len(some)
+            began = time.monotonic()
             self._take(self._decoded(some, session, batch), batch, inputs)
+            took = time.monotonic() - began
+            if took > _TURN_SECONDS / 2:
+                self._together = max(1, self._together // 4)
+            elif took < _TURN_SECONDS / 8 and len(some) == self._together:
+                self._together = min(_TOGETHER, 2 * self._together)
         session.write(batch)
         await self._commit(batch, inputs)
         return taken
+
+    async def _room(self) -> None:
+        """Wait while the buffer is full; what fills it may be windows that end meanwhile."""
+        while (self._tables or self._kept) and await self._buffer.room() is not None:
+            for kept in self._kept:
+                kept.give_way(self._buffer.state.next_seq - 1)
+            await self.close_windows(even_cursors=True)
+            await asyncio.sleep(FULL_POLL_SECONDS)
 
     async def _commit(self, batch: Batch, inputs: Sequence[tuple[int, Decoded]]) -> None:
         """Commit a batch; then the windows take what is logged for them."""
@@ -197,6 +209,7 @@ class Runner:
         still = set(self._reader.quarantine())  # an id alone may be that of another message by now
         kept = [one for one in kept if one in still]
         for start in range(0, len(kept), _TOGETHER):
+            await self._room()
             batch = Batch(moment=self._buffer.clock.now())
             inputs: list[tuple[int, Decoded]] = []
             for one in kept[start : start + _TOGETHER]:

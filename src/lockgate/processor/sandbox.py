@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+from lockgate.config.errors import ConfigError
 from lockgate.processor.functions import Function, OverBudget, guarded
 from lockgate.processor.ready import ready_functions
 from lockgate.processor.schemas import Value
@@ -50,7 +51,12 @@ class Sandbox:
         self._connection.execute("PRAGMA journal_mode = MEMORY")
         self._connection.execute("PRAGMA synchronous = OFF")
         for one in (*ready_functions(self.memory), *functions):
-            self._add(one)
+            try:
+                self._add(one)
+            except sqlite3.Error:
+                problem = f"{one.name} with {one.arguments} arguments cannot be a function of SQL"
+                accepted = "a name of at most 255 bytes, and at most 127 arguments"
+                raise ConfigError(problem, key="processor.functions", accepted=accepted) from None
         for function in ("json_each", "json_tree"):  # registering them writes the catalogue, which is denied later
             self._connection.execute(f"SELECT * FROM {function}('[]')").fetchall()
         self._connection.set_authorizer(self._authorize)

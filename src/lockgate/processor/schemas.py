@@ -27,6 +27,7 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SQL_TYPES: Final = {"integer": "INTEGER", "real": "REAL", "text": "TEXT"}
 _INT64: Final = range(-(1 << 63), 1 << 63)
 _CACHED_TOPICS: Final = 10_000
+_LONGEST_TEXT: Final = 2_000_000  # characters of all fields: as JSON too less than what the sandbox of rules can hold
 
 
 class Schema:
@@ -84,23 +85,31 @@ class Schema:
         return orjson.dumps({name: value for (name, _), value in zip(self.config.fields, values, strict=False)})
 
     def decode_logged(self, payload: bytes) -> list[Value]:
-        """The fields of what was logged; raises NotAccepted where the schema is another one since."""
-        return self._typed(orjson.loads(payload))
+        """The fields of what was logged; raises NotAccepted where the schema is another one since, or a bit flipped."""
+        try:
+            document = orjson.loads(payload)
+        except orjson.JSONDecodeError as error:
+            raise NotAccepted("not JSON", str(error)) from None
+        return self._typed(document)
 
     def _typed(self, document: object) -> list[Value]:
         if not isinstance(document, dict):
             reason = "not a JSON object" if self.config.format == "json" else "not an object"
             raise NotAccepted(reason, f"it is {_json_type(document)}")
         values: list[Value] = []
+        characters = 0
         for name, kind in self.config.fields:
             value = document.get(name)
             if self.config.misfits == "coerce":
                 value = _coerced(value, kind)
+            if type(value) is float and not math.isfinite(value):
+                value = None  # neither SQL nor the log, which is JSON, knows it
             if value is None:
                 if name not in self._optional:
-                    raise NotAccepted(f"field {name} missing", "null counts as missing" if name in document else "")
+                    detail = "null, NaN and infinity count as missing" if name in document else ""
+                    raise NotAccepted(f"field {name} missing", detail)
                 values.append(None)
-            elif kind == "real" and type(value) in (float, int):
+            elif kind == "real" and (type(value) is float or (type(value) is int and value.bit_length() < 1024)):
                 values.append(float(value))
             elif (kind == "integer" and type(value) is int and value in _INT64) or (
                 kind == "text" and type(value) is str
@@ -108,6 +117,10 @@ class Schema:
                 values.append(value)
             else:
                 raise NotAccepted(f"field {name} not {kind}", f"it is {_json_type(value)}")
+            if type(value) is str:
+                characters += len(value)
+                if characters > _LONGEST_TEXT:
+                    raise NotAccepted(f"field {name} too long", f"more than {_LONGEST_TEXT} characters")
         return values
 
 
@@ -121,7 +134,11 @@ def _coerced(value: Any, kind: str) -> Any:
         if kind == "integer" and type(value) in (str, float):
             number = float(value)
             return (
-                int(value) if type(value) is str and number >= 2**53 else int(number) if number.is_integer() else value
+                int(value)
+                if type(value) is str and abs(number) >= 2**53
+                else int(number)
+                if number.is_integer()
+                else value
             )
         if kind == "real" and type(value) is str:
             number = float(value)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from lockgate.buffer import Kept, Log, LogReader
-from lockgate.client import Client, ClientError, SubscribeRefused
+from lockgate.client import Client, ClientError, SubscribeRefused, SubscriptionRequest
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig, Config, ForwarderConfig, GatewayConfig, ProcessorConfig
 from lockgate.processor.runner import Message, Rulebook, Runner, SessionLost, intake_of
@@ -28,7 +28,7 @@ class Source(Protocol):
     """What the processor needs of an MQTT client with manual acknowledgement."""
 
     async def connect(self) -> object: ...
-    async def subscribe(self, requests: Sequence[tuple[str, int]]) -> object: ...
+    async def subscribe(self, requests: Sequence[SubscriptionRequest]) -> object: ...
     async def unsubscribe(self, topic_filters: Sequence[str]) -> object: ...
     def messages(self) -> AsyncIterator[Any]: ...  # of `Message`s
     def acknowledge(self, message: Any) -> None: ...
@@ -51,6 +51,11 @@ def mqtt_source(config: ProcessorConfig, on_connected: Callable[[bool], None]) -
         retry_max_seconds=2.0,
         on_connected=on_connected,
     )
+
+
+def _request(topic_filter: str) -> SubscriptionRequest:
+    """Retained messages are sent for a subscription that is new, not at each start: they were counted already."""
+    return SubscriptionRequest(topic_filter, 1, retain_handling=1)
 
 
 class Processor:
@@ -130,7 +135,7 @@ class Processor:
         old, new = (dict.fromkeys(one.schemas.topic_filters) for one in (before, book))
         try:
             try:  # what is new may match what goes as well: nothing may be missed between the two
-                if added := [(topic_filter, 1) for topic_filter in new if topic_filter not in old]:
+                if added := [_request(topic_filter) for topic_filter in new if topic_filter not in old]:
                     await self._source.subscribe(added)
             finally:
                 if gone := [topic_filter for topic_filter in old if topic_filter not in new]:
@@ -195,13 +200,14 @@ class Processor:
             await source.connect()
             connected.set()  # messages of the kept session come before the answer to SUBSCRIBE
             if topic_filters:
-                await source.subscribe([(topic_filter, 1) for topic_filter in topic_filters])
+                await source.subscribe([_request(topic_filter) for topic_filter in topic_filters])
             if covered := self._book.schemas.covered:  # which the session may have from before
                 await source.unsubscribe(covered)
         except SubscribeRefused as error:
             raise ConfigError(str(error), key="schemas.*.topics", accepted="what the broker lets us read") from error
         except ClientError as error:
-            raise ConfigError(str(error), key="processor.connection") from error
+            accepted = "a broker that lets us in, with the user of the URL and its password"
+            raise ConfigError(str(error), key="processor.url", accepted=accepted) from error
         self._source = source
         log.info("processor receives %d topic filters", len(topic_filters))
         ready()

@@ -134,8 +134,10 @@ class Sparkplug:
         if seq != expected:
             log.warning("sparkplug node %s: seq %d came where %d was due; messages are missing", node, seq, expected)
         devices = dict(born["devices"])
-        if kind in ("DBIRTH", "DDEATH"):
-            devices[place.device] = kind == "DBIRTH"
+        if kind == "DBIRTH":
+            devices[place.device] = True
+        elif kind == "DDEATH":
+            del devices[place.device]  # it may have been one of ever new names
         memory.put("node", node, born | {"seq": seq, "devices": devices})
 
 

@@ -72,11 +72,17 @@ def row_by_row(sql: str, table: str, key: str, columns: Collection[str]) -> str 
     found = list(tokens(sql))
     if not found or found[0].text.upper() != "SELECT":
         return None
+    names = {column.lower(): column for column in columns}
+    before = ""
+    for token in found:
+        # A name that the query gives, as in `round(:x) AS x WHERE x > 5`, would be the table's column of that name
+        if token.kind in ("word", "quoted") and token.text.strip('"`[]').lower() in names and before not in ("AS", "."):
+            return None
+        before = token.text.upper()
     depth = 0
     where = False
     written: list[str] = []
     position = 0
-    names = {column.lower(): column for column in columns}
     for place, token in enumerate(found):
         written.append(sql[position : token.start])
         position = token.start + len(token.text)

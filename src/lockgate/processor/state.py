@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,15 +58,22 @@ class Memory:
         return self._tried[name] if name in self._tried else self._kept.get(name)
 
     def put(self, function: str, key: object, value: object) -> None:
+        """Raises ValueError for what could not be kept as JSON."""
+        for one in value if isinstance(value, list) else (value,):
+            if isinstance(one, bytes) or (isinstance(one, float) and not math.isfinite(one)):
+                raise ValueError(f"{function}() cannot remember {'a BLOB' if isinstance(one, bytes) else one}")
         self._tried[f"{MEMORY}/{self._owner}/{function}/{key}"] = value
 
     def load(self, values: Iterable[LastValue], rules: Collection[str]) -> None:
         """What was kept before the start, of rules that still exist."""
+        of_rules = tuple(f"{MEMORY}/{rule}/" for rule in rules)
         for value in sorted(values, key=lambda value: value.received_at):
             self._number = value.received_at
             self._kept[value.topic] = orjson.loads(value.value)
-            if value.topic.split("/")[1] not in rules:
+            if not value.topic.startswith(of_rules):
                 self._forget(value.topic)
+            elif len(self._kept) > self._limit:
+                self._forget(next(iter(self._kept)))
 
     def note(self, batch: Batch) -> None:
         """Let what has changed be committed with the batch."""

@@ -38,8 +38,9 @@ class Logged(NamedTuple):
 class WindowTable:
     """Rows in the order of their seq, and the view of the schema's name through which a rule sees one frame of them."""
 
-    def __init__(self, schema: Schema, time_field: str | None, sandbox: Sandbox) -> None:
+    def __init__(self, schema: Schema, time_field: str | None, sandbox: Sandbox, alone: bool) -> None:
         self.schema = schema
+        self.alone = alone  # it is one rule's, which lets go of late messages
         self.sandbox = sandbox
         self.rules: list[WindowRule] = []
         self.time_field = time_field
@@ -69,9 +70,10 @@ class WindowTable:
             return Logged(seq, moment.boottime_ns, moment, topic, payload, values)
         said = values[self._time_place]
         assert isinstance(said, int | float)  # `check_window`: a number, and not optional
-        time = said * 1_000_000 if isinstance(said, int) else round(said * 1e9)
-        if abs(time) >= _LONGEST_TIME:
+        nanoseconds = said * 1_000_000 if isinstance(said, int) else said * 1e9  # which may be infinite
+        if abs(nanoseconds) >= _LONGEST_TIME:
             return f"{self.time_field} = {said} is no time"
+        time = round(nanoseconds)
         if moment.clock_ok and time > moment.wall_ns + _AHEAD_NS:
             return f"{self.time_field} = {said} is in the future"
         return Logged(seq, time, moment, topic, payload, values)
@@ -114,6 +116,9 @@ class WindowTable:
             time += self.moment.wall_ns - self.moment.boottime_ns
         return time // 1_000_000
 
+    def drop(self, seq: int) -> None:
+        self.sandbox.execute('DELETE FROM "#rows" WHERE "#seq" = ?', (seq,))
+
     def count(self, after: int) -> int:
         """How many rows come after a seq."""
         count: int = self.sandbox.execute('SELECT count(*) FROM "#rows" WHERE "#seq" > ?', (after,))[0][0]
@@ -148,10 +153,12 @@ class WindowTable:
             if before.clock_ok and moment.clock_ok:
                 offset = moment.boottime_ns - before.boottime_ns - (moment.wall_ns - before.wall_ns)
             for rule in self.rules:
-                if rule.lives_in(before.boot_id, seq):
+                if rule.lives_in(before.boot_id, moment.boot_id, seq):
                     rule.end_of_boot(offset is not None, out)
             if offset is None:
-                self.sandbox.execute('DELETE FROM "#rows"')
+                last = self.sandbox.execute('SELECT coalesce(max("#seq"), 0) FROM "#rows"')[0][0]
+                for rule in self.rules:
+                    rule.window.let_go(last)
             else:
                 self.sandbox.execute('UPDATE "#rows" SET "#time" = "#time" + ?', (offset,))
         for rule in self.rules:

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Protocol
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import RuleConfig
 
+LONGEST_SECONDS: Final = 3650 * 86_400.0  # of anything; its nanoseconds are an integer of SQLite
 LONGEST_SESSION_SECONDS: Final = 86_400.0
 MOST_OVERLAPS: Final = 10_000  # windows that one message can belong to
 _ALWAYS: Final = -(1 << 62)
@@ -54,6 +55,8 @@ class Rows(Protocol):
 class Window:
     """One rule's windows over one table of rows."""
 
+    outlasts_boots = False  # whether the same window can go on in another boot
+
     def __init__(self, config: RuleConfig) -> None:
         self.by_field = config.time is not None
         self.lateness = round(config.lateness_seconds * 1e9) if self.by_field else 0
@@ -94,6 +97,10 @@ class Window:
     def reboot(self, offset: int | None, time: int) -> None:
         """Go on at `time` of another boot, whose clock is `offset` ahead of the one before; None: that is unknown."""
 
+    def let_go(self, seq: int) -> None:
+        """Rows up to this seq have no place in time any more."""
+        self.after = max(self.after, seq)
+
     def note(self, time: int) -> None:
         self.latest = time if self.latest is None else max(self.latest, time)
 
@@ -108,10 +115,10 @@ class Window:
             return now
         return None if self.latest is None else self.latest - self.lateness
 
-    def trim(self, rows: Rows) -> None:
-        """Move `after` as far as the window allows."""
+    def trim(self, rows: Rows, upto: int) -> None:
+        """Move `after` as far as the window allows; `upto`: the last row there is. A start brings them in parts."""
         oldest = rows.oldest(self.after, self.low())
-        self.after = self.seq if oldest is None else oldest - 1
+        self.after = max(self.after, min(self.seq, upto)) if oldest is None else oldest - 1
 
 
 class Periodic(Window):
@@ -190,6 +197,8 @@ class Sliding(Window):
 
 class Session(Window):
     """As long as the next row comes within `gap`."""
+
+    outlasts_boots = True
 
     def __init__(self, config: RuleConfig) -> None:
         super().__init__(config)
@@ -270,7 +279,10 @@ class Count(Window):
     def replay(self, rows: Sequence[Stamped]) -> None:
         self.held += len(rows)
 
-    def trim(self, rows: Rows) -> None:
+    def let_go(self, seq: int) -> None:
+        return  # they count all the same
+
+    def trim(self, rows: Rows, upto: int) -> None:
         return  # `taken` has done it
 
 
@@ -311,6 +323,10 @@ def check_window(config: RuleConfig, fields: Mapping[str, str], optional: Collec
     ):
         if value is not None and value <= 0:
             raise wrong(key, "a window needs a length", "more than 0")
+        if key != "count" and value is not None and value > LONGEST_SECONDS:
+            raise wrong(key, "nothing is held for so long", "at most 3650d")
+    if config.lateness_seconds > LONGEST_SECONDS:
+        raise wrong("lateness", "nothing is held for so long", "at most 3650d")
     said = [
         key
         for key, value in (("every", config.every_seconds), ("gap", config.gap_seconds), ("count", config.count))

@@ -100,3 +100,29 @@ def test_filters_that_bring_a_message_twice_are_warned_of(
     path.write_text(text)
     assert main(["check", str(path)]) == 0
     assert capsys.readouterr().out.count("the processor gets what matches both twice") == warned
+
+
+def test_secrets_and_certificates_that_cannot_be_read_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toml = tmp_path / "lockgate.toml"
+    (tmp_path / "here").write_text("secret\n")
+    toml.write_text(
+        "[processor]\nurl = 'mqtt://p@127.0.0.1'\npassword_file = 'here'\n"
+        "[downlink]\nurl = 'mqtt://d@127.0.0.1'\npassword_file = 'none'\n"
+        "[sinks.a]\ntype = 'mqtt'\nurl = 'mqtts://u@h'\npassword_file = 'nor-this'\n"
+        "cafile = 'here'\ncertfile = 'c.pem'\n"
+        "[sinks.b]\ntype = 'influx'\nurl = 'http://h/w'\ntoken_file = 'token'\nmetered_while = 'metered'\n"
+        "[sinks.c]\ntype = 'file'\npath = 'made-later'\n"
+    )
+    assert main(["check", str(toml)]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning: ")]
+    assert told == [
+        f"Warning: {key}: {tmp_path / name}: cannot be read: No such file or directory"
+        for key, name in (
+            ("downlink.password_file", "none"),
+            ("sinks.a.password_file", "nor-this"),
+            ("sinks.a.certfile", "c.pem"),
+            ("sinks.b.token_file", "token"),
+        )
+    ]

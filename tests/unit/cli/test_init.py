@@ -140,7 +140,7 @@ def test_what_is_written_passes_check(
         toml.write_text('[broker]\nmosquitto_conf = "/mosquitto/config/mosquitto.conf"\n')
     for path in (conf, toml):
         text = path.read_text().replace("/run/secrets/server_key", str(tmp_path / "secrets" / "server.key"))
-        path.write_text(text.replace("/mosquitto/", f"{tmp_path}/"))
+        path.write_text(text.replace("/run/secrets/", f"{tmp_path}/secrets/").replace("/mosquitto/", f"{tmp_path}/"))
     capsys.readouterr()
     assert main(["check", str(toml)]) == 0
     said = capsys.readouterr().out

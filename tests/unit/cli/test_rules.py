@@ -152,3 +152,12 @@ async def test_a_rule_is_tried_on_what_is_logged(toml: Path, capsys: pytest.Capt
     assert cli.main(["rules", "backtest", "hot", "-c", str(toml), "--since", "1h"]) == 1
     assert "holds no message" in capsys.readouterr().err
     assert cli.main(["rules", "backtest", "hot", "-c", str(toml), "--since", "noon"]) == 3
+
+
+@pytest.mark.parametrize("what", [["explain"], ["quarantine"], ["backtest", "mean", "--since", "1d"]])
+def test_a_buffer_without_its_tables_is_named(toml: Path, capsys: pytest.CaptureFixture[str], what: list[str]) -> None:
+    folder = toml.parent / "data" / "buffer"
+    folder.mkdir(parents=True)
+    (folder / "segment-000001.sqlite").touch()
+    assert cli.main(["rules", *what, "-c", str(toml)]) == 1
+    assert f"the buffer in {folder} cannot be read" in capsys.readouterr().err

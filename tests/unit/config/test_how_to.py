@@ -12,7 +12,7 @@ from lockgate.config.mosquitto_conf import read_mosquitto_conf
 
 SHOWN = re.compile(r"^```(conf|toml)\n(.*?)^```", re.M | re.S)
 PAGES = sorted(
-    page for page in (Path(__file__).parents[3] / "docs" / "how-to").glob("*.md") if SHOWN.search(page.read_text())
+    page for page in (Path(__file__).parents[3] / "docs" / "how-to").rglob("*.md") if SHOWN.search(page.read_text())
 )
 
 

@@ -25,6 +25,7 @@ from lockgate.config.model import (
     ProcessorConfig,
     RuleConfig,
     SchemaConfig,
+    Window,
 )
 
 REPOSITORY = Path(__file__).parents[3]
@@ -398,7 +399,8 @@ def test_classes_sinks_and_the_downlink_are_read_and_checked_against_each_other(
     assert (limit.limit_bytes, limit.keep_seconds, limit.when_full) == (1024**2, 172800.0, "drop-oldest")
     [sink] = config.forwarder.sinks
     assert isinstance(sink, MqttSinkConfig)
-    assert (sink.bytes_per_month, sink.hours, sink.always) == (500_000_000, ((1320, 360),), ("alarm",))
+    assert (sink.bytes_per_month, sink.always) == (500_000_000, ("alarm",))
+    assert sink.hours == (Window(frozenset(range(7)), 1320, 360),)
     assert sink.cafile == tmp_path / "ca.pem"
     assert config.forwarder.downlink.connection.client_id == "lockgate-downlink"
 
@@ -416,7 +418,7 @@ def test_classes_sinks_and_the_downlink_are_read_and_checked_against_each_other(
             "[sinks.c]\ntype = 'mqtt'\nurl = 'mqtt://h'\ndownlink = ['a']",
             "lockgate.toml:4: sinks.c.downlink: takes commands, and none may pass",
         ),
-        ("[sinks.c]\ntype = 'file'\npath = 'x'\nhours = ['25:00-06:00']", "'25:00-06:00' is no span of hours"),
+        ("[sinks.c]\ntype = 'file'\npath = 'x'\nhours = ['25:00-06:00']", "'25:00-06:00' is no window"),
         (
             "[sinks.c]\ntype = 'file'\npath = 'x'\nclasses = ['alarm']\nalways = ['telemetry']",
             "'telemetry' is not among the classes of the sink",

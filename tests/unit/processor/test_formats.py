@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ import cbor2
 import fastavro
 import msgpack
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ from lockgate.buffer.ledger import IntakeBook
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import RuleConfig, SchemaConfig
 from lockgate.processor.schemas import NotAccepted, Schema
-from tests.support.processor import Gateway, Publish
+from tests.support.processor import MEAN, SECOND, Gateway, Publish, reading
 
 FIELDS: Any = (("value", "real"), ("count", "integer"), ("unit", "text"))
 DOCUMENT = {"value": 21.5, "count": 3, "unit": "C", "more": [1, {"a": None}]}
@@ -236,3 +238,95 @@ async def test_a_window_over_a_binary_format_survives_a_restart(tmp_path: Path) 
         async with gateway.running() as runner:
             await runner.process([Publish(cbor2.dumps({"value": value}), topic="s")])
     assert gateway.means() == [{"v": 3.0}]
+
+
+def test_what_a_library_stumbles_over_is_not_accepted(tmp_path: Path) -> None:
+    """Nothing else may be raised: the processor would stop, and stop again when the Server sends the message anew."""
+    well_known = descriptor_pb2.FileDescriptorProto(name="r.proto", package="plant", syntax="proto3")
+    message = well_known.message_type.add(name="Reading")
+    kind = descriptor_pb2.FieldDescriptorProto
+    message.field.add(name="value", number=1, type=kind.TYPE_DOUBLE, label=kind.LABEL_OPTIONAL)
+    files = descriptor_pb2.FileDescriptorSet()
+    for number, (module, name) in enumerate(((timestamp_pb2, "Timestamp"), (any_pb2, "Any")), start=2):
+        module.DESCRIPTOR.CopyToProto(files.file.add())
+        well_known.dependency.append(f"google/protobuf/{name.lower()}.proto")
+        message.field.add(
+            name=name.lower(), number=number, type=kind.TYPE_MESSAGE, type_name=f".google.protobuf.{name}",
+            label=kind.LABEL_OPTIONAL,
+        )  # fmt: skip
+    files.file.append(well_known)
+    path = tmp_path / "reading.desc"
+    path.write_bytes(files.SerializeToString())
+    protobuf_schema = schema(format="protobuf", descriptor=path, message="plant.Reading", fields=(("value", "real"),))
+    inner = timestamp_pb2.Timestamp(seconds=10**15).SerializeToString()
+    unknown = any_pb2.Any(type_url="x/y.Z", value=b"1").SerializeToString()
+    for one, payload in (
+        (schema(format="msgpack"), b"\x81\x92\x01\x02\xc0"),  # a map whose key is a list
+        (schema(format="cbor"), cbor2.dumps({"value": 10**400, "count": 1, "unit": "C"})),
+        (protobuf_schema, b"\x12" + bytes([len(inner)]) + inner),
+        (protobuf_schema, b"\x1a" + bytes([len(unknown)]) + unknown),
+    ):
+        with pytest.raises(NotAccepted):
+            one.decode(payload)
+
+
+def test_numbers_that_json_does_not_know_count_as_missing() -> None:
+    """The log is JSON: a window would see something else after a restart."""
+    real: Any = {"format": "text", "fields": (("value", "real"),)}
+    for payload in (b"nan", b"-inf", b"1e999"):
+        with pytest.raises(NotAccepted, match="field value missing"):
+            schema(**real).decode(payload)
+        assert schema(**real, optional=frozenset({"value"})).decode(payload) == [None]
+
+
+@pytest.mark.parametrize(
+    ("said", "keys", "payload"),
+    [
+        ({"properties": {"a": {"$ref": "#"}}}, {}, b'{"a":' * 900 + b"1" + b"}" * 900),
+        ({"$ref": "#/$defs/none"}, {}, json.dumps(DOCUMENT).encode()),
+        ({"patternProperties": {"^a": {}}}, {"format": "msgpack"}, msgpack.packb({1: 2})),
+        ({"properties": {"more": {"multipleOf": 0.1}}}, {"format": "cbor"}, cbor2.dumps(DOCUMENT | {"more": 10**400})),
+    ],
+)
+def test_what_cannot_be_held_against_a_json_schema_is_not_accepted(
+    tmp_path: Path, said: Any, keys: Any, payload: bytes
+) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(said))
+    with pytest.raises(NotAccepted, match="cannot be held against its JSON Schema"):
+        schema(json_schema=path, **keys).decode(payload)
+
+
+@pytest.mark.parametrize("said", [b"5", b"\xff\xfe{", b'{"$schema": 5}', b'{"$schema": ["a"]}', b"[" * 100_000])
+def test_a_file_that_is_no_json_schema_is_named(tmp_path: Path, said: bytes) -> None:
+    path = tmp_path / "schema.json"
+    path.write_bytes(said)
+    with pytest.raises(ConfigError, match="schema.json"):
+        schema(json_schema=path)
+
+
+@pytest.mark.parametrize("said", ["5", "null", '{"type": "array"}', '{"type": "enum", "name": "e"}'])
+def test_a_file_that_is_no_avro_schema_is_named(tmp_path: Path, said: str) -> None:
+    path = tmp_path / "schema.avsc"
+    path.write_text(said)
+    with pytest.raises(ConfigError, match="schema.avsc"):
+        schema(format="avro", avro_schema=path)
+
+
+def test_a_number_in_a_text_loses_nothing_below_zero_either() -> None:
+    one = schema(misfits="coerce", fields=(("n", "integer"),))
+    assert one.decode(b'{"n": "-9007199254740993"}') == [-9007199254740993]
+
+
+async def test_a_damaged_message_in_the_log_is_left_out_of_its_window(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [MEAN])
+    async with gateway.running() as runner:
+        await runner.process([reading(10), reading(20)])
+    (path,) = tmp_path.glob("segment-*.sqlite")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("""UPDATE log SET payload = CAST('{"value":1' AS BLOB) WHERE seq = 1""")
+        connection.commit()
+    async with gateway.running() as runner:
+        gateway.clock.boottime_ns += 20 * SECOND
+        await runner.close_windows()
+    assert [mean["all_values"] for mean in gateway.means()] == ["20.0"]

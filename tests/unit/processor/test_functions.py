@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import math
 from pathlib import Path
@@ -277,3 +278,60 @@ async def test_a_reload_takes_functions_anew(folder: Path, tmp_path: Path) -> No
         runner = await gateway.go_on_with(gateway.book.successor(gateway.config, BufferConfig()))
         await runner.process([reading(1)])
     assert [orjson.loads(row.payload)["v"] for row in gateway.rows("telemetry")] == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("given", ["changed('k', x'00')", "dead_band('k', 9e999, 1)", "derivative('k', 1, 9e999)"])
+async def test_what_cannot_be_remembered_fails_its_rule_alone(tmp_path: Path, given: str) -> None:
+    odd = RuleConfig(
+        name="odd", schema="temperature", sql=f"SELECT 1 AS one WHERE {given}", message_class="telemetry", topic="t"
+    )
+    gateway = Gateway(tmp_path, [odd, HOT])
+    async with gateway.running() as runner:
+        await runner.process([reading(91)])
+    async with gateway.running() as runner:
+        await runner.process([reading(92)])
+    assert len(gateway.rows("alarm")) == 2
+    assert gateway.intake().quarantined == {"rule odd: function error": 2}
+
+
+async def test_a_smaller_bound_of_what_is_remembered_counts_at_the_next_start(tmp_path: Path) -> None:
+    changes = RuleConfig(
+        name="changes", schema="temperature", sql="SELECT :value AS v WHERE changed(:value, 1)",
+        message_class="telemetry", topic="t",
+    )  # fmt: skip
+    gateway = Gateway(tmp_path, [changes])
+    async with gateway.running() as runner:
+        await runner.process([reading(value) for value in range(5)])
+    gateway.config = dataclasses.replace(gateway.config, state_topics=2)
+    async with gateway.running() as runner:
+        await runner.process([reading(3), reading(4), reading(2)])
+    assert [mean["v"] for mean in gateway.means()] == [0, 1, 2, 3, 4, 2]
+    assert len(gateway.reader.last_values()) == 2
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import sys\nsys.exit(3)",
+        f"from lockgate.processor.functions import scalar\n@scalar\ndef {'a' * 300}(x): ...",
+        "from lockgate.processor.functions import scalar\n@scalar\ndef f("
+        + ", ".join(f"a{number}" for number in range(130))
+        + "): ...",
+    ],
+)
+def test_a_function_that_cannot_be_one_is_a_mistake_of_the_configuration(tmp_path: Path, source: str) -> None:
+    (tmp_path / "odd.py").write_text(source)
+    with pytest.raises(ConfigError, match="processor.functions"):
+        Rulebook(Gateway(tmp_path / "buffer", [HOT], functions=tmp_path).config, BufferConfig())
+
+
+async def test_a_rule_may_have_any_name_and_remembers_over_a_restart(tmp_path: Path) -> None:
+    changes = RuleConfig(
+        name="line 1/changes", schema="temperature", sql="SELECT :value AS v WHERE changed(:topic, :value)",
+        message_class="telemetry", topic="t",
+    )  # fmt: skip
+    gateway = Gateway(tmp_path, [changes])
+    for _ in range(2):
+        async with gateway.running() as runner:
+            await runner.process([reading(1)])
+    assert gateway.means() == [{"v": 1.0}]

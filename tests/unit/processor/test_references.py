@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from pathlib import Path
@@ -133,3 +134,13 @@ def test_a_rule_that_reads_no_such_table_is_told_which_there_are(tmp_path: Path)
         Rulebook(config, BufferConfig())
     assert "table devices with columns name, place, limit" in str(caught.value.accepted)
     assert "line 1, column 15" in caught.value.problem
+
+
+def test_a_path_is_no_part_of_an_address(tmp_path: Path) -> None:
+    """What means something in a URI means nothing in the name of a file."""
+    path = tmp_path / "a?b#c%20.db"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE d (id TEXT)")
+        database.execute("INSERT INTO d VALUES ('a')")
+        database.commit()
+    assert read_table(TableConfig(name="d", path=path)).rows == [("a",)]

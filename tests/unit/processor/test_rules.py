@@ -172,6 +172,9 @@ def test_a_mistake_is_named_with_its_place(sql: str, line: int, column: int) -> 
         ("SELECT :value AS v ORDER BY 1 LIMIT 1", False),
         ("SELECT :value AS v WHERE dead_band('k', :value, 10)", True),
         ("SELECT :unit = 91 AS a, :value = '91' AS b, typeof(:value) AS c", True),
+        ("SELECT :value / 2 AS value WHERE value > 40", False),
+        ("SELECT 'x' || :unit AS \"unit\" WHERE \"Unit\" = 'xC'", False),
+        ("SELECT :value / 2 AS value, upper(:unit) AS unit", True),
     ],
 )
 def test_a_batch_gives_what_its_messages_give_one_by_one(sql: str, at_once: bool) -> None:

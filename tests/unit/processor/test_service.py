@@ -13,6 +13,7 @@ import pytest
 
 from lockgate.buffer import Batch, Log, LogReader
 from lockgate.buffer.ledger import read_ledger
+from lockgate.client import ConnectionRefused, SubscriptionRequest
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import (
     BrokerConfig,
@@ -25,6 +26,8 @@ from lockgate.config.model import (
     SchemaConfig,
     TableConfig,
 )
+from lockgate.mqtt.packets import V5
+from lockgate.mqtt.reason_codes import NOT_AUTHORIZED
 from lockgate.processor.references import Reference
 from lockgate.processor.rules import Rules
 from lockgate.processor.service import Processor
@@ -48,6 +51,7 @@ class ScriptedBroker:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.subscribed: list[tuple[str, int]] = []
+        self.retain_handling: set[int] = set()
         self.acknowledged: list[int] = []
         self.committed_when_acknowledged: list[int] = []
         self.changed = asyncio.Event()
@@ -72,8 +76,9 @@ class ScriptedBroker:
     async def connect(self) -> None:
         self.on_connected(False)
 
-    async def subscribe(self, requests: Sequence[tuple[str, int]]) -> None:
-        self.subscribed += requests
+    async def subscribe(self, requests: Sequence[SubscriptionRequest]) -> None:
+        self.subscribed += [(one.topic_filter, one.qos) for one in requests]
+        self.retain_handling |= {one.retain_handling for one in requests}
 
     async def unsubscribe(self, topic_filters: Sequence[str]) -> None:
         self.subscribed = [one for one in self.subscribed if one[0] not in topic_filters]
@@ -121,6 +126,7 @@ async def test_a_message_is_acknowledged_after_its_commit(tmp_path: Path) -> Non
     service = processor(broker)
     async with running(service):
         assert broker.subscribed == [("a/#", 1), ("b", 1)]
+        assert broker.retain_handling == {1}  # a start does not bring retained messages again: they would count twice
         broker.send(Publish(b'{"value": 1}', 1), Publish(b"{", 2))
         broker.send(Publish(b'{"value": 0}', 0, qos=0), Publish(b'{"value": 1}', 1, duplicate=True))
         await broker.acknowledgements(3)
@@ -314,3 +320,13 @@ async def test_what_ends_the_connection_ends_the_service(tmp_path: Path) -> None
         async with asyncio.timeout(10):
             await processor(broker).run(lambda: None)
     assert broker.ended
+
+
+async def test_a_broker_that_does_not_let_it_in_is_told_with_the_key_to_mend(tmp_path: Path) -> None:
+    class Closed(ScriptedBroker):
+        async def connect(self) -> None:
+            raise ConnectionRefused(NOT_AUTHORIZED, V5)
+
+    with pytest.raises(ConfigError, match=r"processor\.url.*not authorized.*password"):
+        async with asyncio.timeout(10):
+            await processor(Closed(tmp_path)).run(lambda: None)

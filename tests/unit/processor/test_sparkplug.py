@@ -168,3 +168,20 @@ def test_any_bytes_are_taken_or_not_and_nothing_else_happens(kind: str, payload:
     except NotAccepted:
         return
     assert all(len(row) == len(FIELDS) for row in rows)
+
+
+def test_devices_that_are_dead_take_no_room() -> None:
+    memory = Memory(limit=100)
+    schema = Schema(PLANT)
+    messages = [birth()]
+    for number in range(9):
+        device = f"d{number}"
+        messages.append(sparkplug("DBIRTH", 2 * number + 1, device=device))
+        messages.append(sparkplug("DDEATH", 2 * number + 2, device=device))
+    for message in messages:
+        schema.decode_all(message.topic, message.payload, memory)
+    memory.begin("#plant")
+    assert memory.get("node", "g/n")["devices"] == {}
+    late = sparkplug("DDEATH", 19, device="d1")
+    with pytest.raises(NotAccepted, match="no DBIRTH"):
+        schema.decode_all(late.topic, late.payload, memory)

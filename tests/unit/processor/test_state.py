@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orjson
 
-from lockgate.config.model import RuleConfig
+from lockgate.config.model import RuleConfig, SchemaConfig
 from tests.support.processor import HOT, SECOND, Gateway, Publish, reading
 
 CHANGE = RuleConfig(
@@ -71,3 +71,32 @@ async def test_nothing_is_kept_for_nobody(tmp_path: Path) -> None:
     async with gateway.running() as runner:
         await runner.process([reading(10)])
     assert gateway.reader.last_values() == []
+
+
+async def test_a_text_too_long_for_the_sandbox_is_kept_aside_and_the_others_go_on(tmp_path: Path) -> None:
+    """As a value of `state`, or as a row of a window or a batch, it would be more than SQLite is let hold."""
+    latest = RuleConfig(
+        name="latest",
+        schema="words",
+        sql="SELECT length(value) AS n FROM state WHERE topic = :topic",
+        message_class="telemetry",
+        topic="t",
+    )
+    counted = RuleConfig(
+        name="counted", schema="words", sql="SELECT count(*) AS n FROM words",
+        message_class="telemetry", topic="n", every_seconds=10,
+    )  # fmt: skip
+    words = SchemaConfig(name="words", topics=("words",), fields=(("a", "text"), ("b", "text")))
+    gateway = Gateway(tmp_path, [latest, counted], schemas=(words,))
+
+    def said(size: int) -> Publish:
+        return Publish(orjson.dumps({"a": "\x01" * size, "b": "b" * size}), topic="words")
+
+    async with gateway.running() as runner:
+        messages = [said(1), said(1_000_000), said(3_000_000), said(1)]
+        while messages:
+            del messages[: await runner.process(messages)]
+        gateway.clock.boottime_ns += 20 * SECOND
+        await runner.close_windows()
+    assert gateway.means() == [{"n": 22}, {"n": 7_000_015}, {"n": 3}]
+    assert gateway.intake().quarantined == {"field a too long": 1}

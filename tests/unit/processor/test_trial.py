@@ -74,11 +74,13 @@ async def test_a_rule_that_is_wrong_stays_as_it_was_and_the_others_are_reloaded(
         lower = dataclasses.replace(HOT, sql=HOT.sql.replace("90", "0"))
         bad_mean = dataclasses.replace(MEAN, sql="SELECT avg(valu) AS mean FROM temperature")
         bad_new = with_test(dataclasses.replace(HOT, name="new"), [given(1)], [expected("x")])
-        config = dataclasses.replace(gateway.config, rules=(lower, bad_mean, bad_new))
+        no_class = dataclasses.replace(HOT, name="other", message_class="nowhere")
+        config = dataclasses.replace(gateway.config, rules=(lower, bad_mean, bad_new, no_class))
         book = before.successor(config, BufferConfig())
         assert book.config.rules == (lower, MEAN)
         assert "no such column: valu" in book.rejected["mean"]
         assert "did not come" in book.rejected["new"]
+        assert "no class 'nowhere'" in book.rejected["other"]
         runner = await gateway.go_on_with(book)
         status: Any = runner.status()
         assert "valu" in status["mean"]["rejected"]

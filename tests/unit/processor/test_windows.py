@@ -16,7 +16,7 @@ from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig, RuleConfig, SchemaConfig
 from lockgate.processor.rules import Rules
 from lockgate.processor.schemas import Schemas
-from tests.support.processor import HOT, SCHEMA, SECOND, Gateway, Publish, ScriptedClock, reading
+from tests.support.processor import BROKEN, HOT, SCHEMA, SECOND, Gateway, Publish, ScriptedClock, reading
 
 VALUES = "SELECT group_concat(CAST(value AS INTEGER), ' ') AS v FROM (SELECT value FROM temperature ORDER BY value)"
 STAMPED = SchemaConfig(name="stamped", topics=("stamped/#",), fields=(("value", "integer"), ("ts", "real")))
@@ -369,6 +369,8 @@ async def test_a_rule_with_another_window_begins_anew_and_one_with_another_selec
         ({"every_seconds": 1.0, "gap_seconds": 1.0}, "gap", "another kind"),
         ({"count": 5, "keep_seconds": 5.0}, "keep", "no length"),
         ({"every_seconds": 0.1, "keep_seconds": 86400.0}, "keep", "10000 windows"),
+        ({"keep_seconds": 1e10}, "keep", "nothing is held"),
+        ({"every_seconds": float("inf")}, "every", "nothing is held"),
         ({"every_seconds": 1.0, "lateness_seconds": 1.0}, "lateness", "only by a field"),
         ({"time": "ts"}, "time", "without a window"),
         ({"count": 5, "time": "ts"}, "time", "order"),
@@ -383,3 +385,99 @@ def test_windows_that_make_no_sense_are_named(shape: dict[str, Any], key: str, p
         Rules([window(**shape)], Schemas([schema]), ["telemetry"])
     assert caught.value.key == f"rules.w.{key}"
     assert caught.value.accepted
+
+
+async def test_a_time_beyond_all_times_is_kept_aside_and_stops_nobody(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [stamped(every_seconds=10, late="quarantine")], schemas=(STAMPED,))
+    async with gateway.running() as runner:
+        await runner.process([at(1, 1e300), at(2, -1e308), at(3, 1e10), at(4, 100), at(5, 111)])
+    async with gateway.running():
+        assert values(gateway) == ["4"]
+    details = [kept.message.detail for kept in gateway.reader.quarantine()]
+    assert details == [
+        "seq 1: ts = 1e+300 is no time",
+        "seq 2: ts = -1e+308 is no time",
+        "seq 3: ts = 10000000000.0 is no time",
+    ]
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_count_window_goes_on_over_a_boot_whatever_the_clocks_say(tmp_path: Path, known: bool) -> None:
+    """Beside another one, which has to begin anew where the clocks were not good."""
+    rules = [window(count=4), window("s", sql="SELECT count(*) AS n FROM temperature", keep_seconds=100)]
+    gateway = Gateway(tmp_path, rules)
+    async with gateway.running() as runner:
+        await runner.process([reading(1), reading(2), reading(3)])
+    for boot, value in (("boot-2", 4), ("boot-3", 5)):
+        gateway.clock = ScriptedClock(boot, boottime_s=5, wall_jump_s=1005, clock_ok=known)
+        async with gateway.running() as runner:
+            await runner.process([reading(value), reading(value + 10)])
+    async with gateway.running() as runner:
+        await runner.process([reading(7)])
+    said = [orjson.loads(row.payload) for row in gateway.rows("telemetry")]
+    assert [one["v"] for one in said if "v" in one] == ["1 2 3 4", "5 7 14 15"]
+    again = [1, 2, 3, 4, 5, 6, 7, 8] if known else [1, 2, 3, 1, 2, 1, 2, 3]
+    assert [one["n"] for one in said if "n" in one] == again
+
+
+async def test_a_window_is_filled_again_though_another_one_needs_older_messages(tmp_path: Path) -> None:
+    """More of them than are read in one go."""
+    counted = "SELECT 'n' || count(*) AS v FROM temperature"
+    rules = [window("long", every_seconds=1000), window("short", sql=counted, keep_seconds=15)]
+    gateway = Gateway(tmp_path, rules)
+    async with gateway.running() as runner:
+        messages = [reading(1)] * 1100
+        while messages:
+            del messages[: await runner.process(messages)]
+        gateway.clock.boottime_ns += 100 * SECOND
+        await runner.process([reading(2), reading(3)])
+    async with gateway.running() as runner:
+        await runner.process([reading(4)])
+    assert values(gateway)[1100:] == ["n1", "n2", "n3"]
+
+
+async def test_a_sliding_window_never_shows_what_was_late(tmp_path: Path) -> None:
+    """Neither at once nor after a restart, and another one with more lateness has it."""
+    rules = [
+        stamped(keep_seconds=100, late="quarantine"),
+        dataclasses.replace(stamped(keep_seconds=100, lateness_seconds=60), name="patient", topic="p"),
+    ]
+    gateway = Gateway(tmp_path, rules, schemas=(STAMPED,))
+    async with gateway.running() as runner:
+        await runner.process([at(1, 1000), at(2, 950)])
+        await runner.process([at(3, 1001)])
+    async with gateway.running() as runner:
+        await runner.process([at(4, 1002)])
+    said = [(row.topic, orjson.loads(row.payload)["v"]) for row in gateway.rows("telemetry")]
+    assert [v for topic, v in said if topic == "w"] == ["1", "1 3", "1 3 4"]
+    assert [v for topic, v in said if topic == "p"] == ["1", "2", "1 2 3", "1 2 3 4"]
+    assert [kept.message.reason for kept in gateway.reader.quarantine()] == ["rule w: late"]
+
+
+async def test_a_replay_makes_room_in_a_full_buffer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lockgate.processor.runner.FULL_POLL_SECONDS", 0.001)
+    schema = dataclasses.replace(SCHEMA, keep_seconds=1e6)
+    limits = BufferConfig(segment_bytes=65536, limit_bytes=300_000)
+    gateway = Gateway(tmp_path, [BROKEN], schemas=[schema], buffer=limits)
+    async with gateway.running() as runner:
+        await runner.process([reading(13)])
+        while gateway.log.bytes() < limits.limit_bytes:
+            await runner.process([reading(1)] * 200)
+        async with asyncio.timeout(20):
+            await runner.replay(runner.replayable(""))
+    assert gateway.intake().quarantined == {"rule broken: SQL error": 2}
+
+
+async def test_a_session_ends_though_a_boot_without_a_message_lies_between(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path, [window(gap_seconds=60)])
+    async with gateway.running() as runner:
+        await runner.process([reading(1)])
+    gateway.clock = ScriptedClock("boot-2", boottime_s=5, wall_jump_s=1005)
+    async with gateway.running() as runner:
+        await runner.close_windows(even_cursors=True)
+    gateway.clock = ScriptedClock("boot-3", boottime_s=5, wall_jump_s=1015, clock_ok=False)
+    async with gateway.running() as runner:
+        await runner.process([reading(2)])
+        gateway.clock.boottime_ns += 60 * SECOND
+        await runner.close_windows()
+    assert values(gateway) == ["1", "2"]
