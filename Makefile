@@ -8,8 +8,8 @@ SOURCES := $(shell find src -name '*.py' -o -name py.typed) pyproject.toml setup
 HAVE_CC := $(shell printf '\043include <Python.h>\n' | $(or $(CC),cc) -E -I"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')" - >/dev/null 2>&1 && echo yes)
 PYTEST_ARGS ?=
 
-.PHONY: run test test-compiled test-interpreted test-peers check format bench fuzz mutate lock docs image image-arm64 wheels sbom built-images \
-  test-containers manifests kubernetes-tools checkov clean
+.PHONY: run test test-compiled test-interpreted test-peers check format bench outage fuzz mutate lock docs image image-arm64 \
+  wheels sbom built-images test-containers manifests kubernetes-tools checkov clean
 
 run: $(VENV)/installed ## the demo: a gateway, devices and a cloud on this machine
 	$(BIN)/lockgate up --demo
@@ -42,6 +42,10 @@ format: $(VENV)/locked
 
 bench: $(VENV)/installed ## us and Debian's mosquitto, side by side
 	$(BIN)/python -m benchmarks
+
+MESSAGES ?= 1000000
+outage: $(VENV)/installed ## a million messages while the cloud is away, on one core and in 256 MB, with kills and jumps of the clock
+	$(BIN)/python -m benchmarks.outage $(MESSAGES)
 
 FUZZ_PACKETS ?= 10000000
 FUZZ_CASES ?= 3000

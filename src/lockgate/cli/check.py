@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 from lockgate.app import scram_authenticator
@@ -25,7 +26,7 @@ def main(arguments: argparse.Namespace) -> int:
     check_data_path(config)
     check_certificates(config)
     check_bridges(config)
-    for warning in (*config.broker.warnings, *unreadable(config)):
+    for warning in (*config.broker.warnings, *unreadable(config), *twice(config)):
         print(f"Warning: {warning}")
     print(summary(config))
     return 0
@@ -47,6 +48,23 @@ def check_rules(config: Config) -> None:
     except ConfigError as error:
         error.path = error.path or config.path  # the processor does not know the file
         raise
+
+
+def twice(config: Config) -> Iterator[str]:
+    """Warn of Topic Filters that bring the processor a message twice: a broker sends it for each that matches."""
+    from lockgate.processor.schemas import Schemas, overlap
+
+    filters = dict.fromkeys(Schemas(config.processor.schemas).topic_filters, "[schemas]")
+    for standing in config.broker.standing_sessions:
+        if (standing.client_id or standing.name) == config.processor.connection.client_id:
+            place = f"[standing_sessions.{standing.name}]"
+            filters |= {topic_filter: place for topic_filter in standing.topics if topic_filter not in filters}
+    for (one, its), (other, others) in combinations(filters.items(), 2):
+        if overlap(one, other):
+            yield (
+                f"{one} in {its} and {other} in {others} match the same topics: the processor gets what matches both "
+                "twice. Write the same Topic Filters, or such that exclude each other."
+            )
 
 
 def check_data_path(config: Config) -> None:

@@ -153,7 +153,10 @@ class Schemas:
 
     def __init__(self, configs: Sequence[SchemaConfig]) -> None:
         self.by_name = {config.name: Schema(config) for config in configs}
-        self.topic_filters = tuple(dict.fromkeys(f for config in configs for f in config.topics))
+        named = tuple(dict.fromkeys(f for config in configs for f in config.topics))
+        # A broker sends a message once for each filter that matches, so one that lies within another is not subscribed.
+        self.covered = tuple(f for f in named if any(f != other and _covers(other, f) for other in named))
+        self.topic_filters = tuple(f for f in named if f not in self.covered)
         self._levels = [(f.split("/"), self.by_name[config.name]) for config in configs for f in config.topics]
         self._found: dict[str, Schema | None] = {}
 
@@ -169,6 +172,35 @@ class Schemas:
             self._found.clear()
         self._found[topic] = found
         return found
+
+
+def _covers(general: str, special: str) -> bool:
+    """Whether a Topic Filter matches every topic that the other one does."""
+    within = special.split("/")
+    levels = general.split("/")
+    if levels[0] in ("+", "#") and within[0].startswith("$"):
+        return False
+    for place, level in enumerate(levels):
+        if level == "#":
+            return True
+        if place >= len(within) or within[place] == "#" or level not in ("+", within[place]):
+            return False
+    return len(levels) == len(within)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether there are topics that both Topic Filters match."""
+    first, second = one.split("/"), other.split("/")
+    for mine, its in ((first[0], second[0]), (second[0], first[0])):
+        if mine in ("+", "#") and its.startswith("$"):
+            return False
+    for left, right in zip(first, second, strict=False):
+        if "#" in (left, right):
+            return True
+        if left != right and "+" not in (left, right):
+            return False
+    shorter, longer = sorted((first, second), key=len)
+    return len(shorter) == len(longer) or longer[len(shorter) :] == ["#"]
 
 
 def _matches(pattern: list[str], levels: list[str]) -> bool:

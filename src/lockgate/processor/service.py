@@ -134,10 +134,12 @@ class Processor:
                 raise
         old, new = (dict.fromkeys(one.schemas.topic_filters) for one in (before, book))
         try:
-            if gone := [topic_filter for topic_filter in old if topic_filter not in new]:
-                await self._source.unsubscribe(gone)
-            if added := [_request(topic_filter) for topic_filter in new if topic_filter not in old]:
-                await self._source.subscribe(added)
+            try:  # what is new may match what goes as well: nothing may be missed between the two
+                if added := [_request(topic_filter) for topic_filter in new if topic_filter not in old]:
+                    await self._source.subscribe(added)
+            finally:
+                if gone := [topic_filter for topic_filter in old if topic_filter not in new]:
+                    await self._source.unsubscribe(gone)
         except ClientError as error:  # the rules are the new ones all the same
             log.error("The broker does not let us read all that schemas name: %s", error)
         self._arrived.set()  # another window may be the first to end
@@ -199,6 +201,8 @@ class Processor:
             connected.set()  # messages of the kept session come before the answer to SUBSCRIBE
             if topic_filters:
                 await source.subscribe([_request(topic_filter) for topic_filter in topic_filters])
+            if covered := self._book.schemas.covered:  # which the session may have from before
+                await source.unsubscribe(covered)
         except SubscribeRefused as error:
             raise ConfigError(str(error), key="schemas.*.topics", accepted="what the broker lets us read") from error
         except ClientError as error:

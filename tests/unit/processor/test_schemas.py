@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import SchemaConfig
-from lockgate.processor.schemas import NotAccepted, Schema, Schemas
+from lockgate.mqtt.topics import matches
+from lockgate.processor.schemas import NotAccepted, Schema, Schemas, overlap
 
 FIELDS = (("value", "real"), ("count", "integer"), ("unit", "text"))
 
@@ -68,6 +72,32 @@ def test_the_first_schema_that_matches_has_the_message() -> None:
     schemas = Schemas([schema("first", ("a/b",)), schema("second", ("a/#",))])
     found = [schemas.of(topic) for topic in ("a/b", "a/c", "b", "a/b")]
     assert [one and one.name for one in found] == ["first", "second", None, "first"]
+
+
+def test_a_filter_within_another_is_not_subscribed() -> None:
+    schemas = Schemas([schema("first", ("a/b", "a/+/c", "b/#")), schema("second", ("a/#", "b", "+/x", "$SYS/a", "c"))])
+    assert schemas.topic_filters == ("b/#", "a/#", "+/x", "$SYS/a", "c")
+    assert schemas.covered == ("a/b", "a/+/c", "b")
+    assert Schemas([schema(topics=("#", "$SYS/#", "+/#"))]).covered == ("+/#",)
+    assert Schemas([schema(topics=("a/+", "a/#", "a/+/+"))]).topic_filters == ("a/#",)
+
+
+FILTER_LEVELS = st.sampled_from(("a", "b", "+", "#"))
+
+
+@given(st.lists(FILTER_LEVELS, min_size=1, max_size=4), st.lists(FILTER_LEVELS, min_size=1, max_size=4))
+def test_what_filters_have_in_common_agrees_with_the_topics_they_match(left: list[str], right: list[str]) -> None:
+    one, other = _filter(left), _filter(right)
+    topics = ["/".join(levels) for count in range(1, 6) for levels in product("ab", repeat=count)]
+    both = [matches(one, topic) and matches(other, topic) for topic in topics]
+    assert overlap(one, other) == any(both)
+    covered = one in Schemas([schema(topics=(one, other))]).covered
+    assert covered <= (sum(both) == sum(matches(one, topic) for topic in topics))
+
+
+def _filter(levels: list[str]) -> str:
+    """`#` may only be the last level."""
+    return "/".join(levels[: levels.index("#") + 1] if "#" in levels else levels)
 
 
 @pytest.mark.parametrize(

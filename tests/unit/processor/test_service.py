@@ -144,6 +144,14 @@ async def test_a_message_is_acknowledged_after_its_commit(tmp_path: Path) -> Non
     ]
 
 
+async def test_a_topic_that_two_schemas_name_is_subscribed_once(tmp_path: Path) -> None:
+    broker = ScriptedBroker(tmp_path)
+    broker.subscribed = [("a/b", 1)]  # the session has it from an earlier configuration
+    special = dataclasses.replace(SCHEMA, name="special", topics=("a/b",))
+    async with running(processor(broker, schemas=(special, SCHEMA))):
+        assert broker.subscribed == [("a/#", 1), ("b", 1)]
+
+
 async def test_slow_rules_do_not_keep_the_loop_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lockgate.processor.runner._TURN_SECONDS", 0.0)
     monkeypatch.setattr("lockgate.processor.runner._TOGETHER", 1)
