@@ -49,6 +49,7 @@ WINDOW_INPUT: Final = "window-input"  # the class of the messages that window ru
 _SEALED_CHECK_SECONDS: Final = 2.0  # for all sealed segments together, at start
 _SMALLEST_ROW: Final = 64  # bytes; the boot id alone is 36
 _RETRY_SECONDS: Final = (0.1, 5.0)
+_BLOCKED_SECONDS: Final = 30.0  # until a purge that cannot be is news
 FULL_POLL_SECONDS: Final = 0.5
 _FEWEST_PAGES, _MOST_PAGES = 16, 1000  # of the write-ahead log, before it is moved into the segment
 _ROOM_BYTES: Final = 1024 * 1024  # free on a disk that was full, beside the reserve, before it is written on
@@ -69,6 +70,8 @@ class Log:
         self._newest = 0
         self._damages: list[Damage] = []
         self._purge_blocked: str | None = None
+        self._purge_blocked_at = 0.0
+        self._purge_told: str | None = None
         self._waiting: str | None = None  # why an append waits
         self._maintenance: asyncio.Task[None] | None = None
         self._limits = Limits(folder, config, clock, self._passed_positions)
@@ -683,11 +686,16 @@ class Log:
             log.debug("segment %d purged", number)
 
     def _block_purge(self, reason: str | None) -> None:
-        if reason != self._purge_blocked:
-            if reason is not None:
-                log.warning("nothing is purged from the buffer: %s", reason)
-            else:
+        """Note why nothing is purged, and log it when that lasts: a forwarder may start a moment after us."""
+        if reason is None:
+            if self._purge_told is not None:
                 log.info("the buffer can be purged again")
+            self._purge_told = None
+        elif self._purge_blocked is None:
+            self._purge_blocked_at = time.monotonic()
+        elif reason != self._purge_told and time.monotonic() - self._purge_blocked_at >= _BLOCKED_SECONDS:
+            log.warning("nothing is purged from the buffer: %s", reason)
+            self._purge_told = reason
         self._purge_blocked = reason
 
     def _highest_cursor_seq(self) -> int:

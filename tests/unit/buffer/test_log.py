@@ -400,3 +400,25 @@ async def test_a_reader_goes_on_while_the_writer_rotates_and_purges(tmp_path: Pa
     assert len(list_segments(tmp_path)) <= 2
     await cursor.close()
     await log.close()
+
+
+async def test_a_purge_that_cannot_be_is_told_when_that_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "lockgate.buffer.log")
+    log = await open_log(tmp_path)
+    await log.append(batch(b"x"))
+    await log.maintain()
+    await log.maintain()
+    assert "'cloud' is missing" in str(log.status()["purge_blocked"])
+    assert not caplog.messages  # a forwarder that starts a moment later is no news
+    monkeypatch.setattr("lockgate.buffer.log._BLOCKED_SECONDS", 0.0)
+    for _ in range(2):
+        await log.maintain()
+    await settle_all(tmp_path, LogReader(tmp_path))
+    await log.maintain()
+    await log.close()
+    assert caplog.messages == [
+        "nothing is purged from the buffer: the cursor of sink 'cloud' is missing or unreadable",
+        "the buffer can be purged again",
+    ]

@@ -80,28 +80,6 @@ def test_the_data_path_is_tried(
     assert says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("standing", "schemas", "warned"),
-    [
-        ('["a/+"]', ['["a/+"]'], 0),
-        ('["a/#"]', ['["a/+"]'], 1),
-        ('["b"]', ['["a/+"]'], 0),
-        ('["a/+"]', ['["a/b"]', '["a/+"]'], 0),
-        ('["a/+"]', ['["+/b"]', '["a/+"]'], 1),
-    ],
-)
-def test_filters_that_bring_a_message_twice_are_warned_of(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], standing: str, schemas: list[str], warned: int
-) -> None:
-    text = f"[standing_sessions.lockgate-processor]\ntopics = {standing}\n"
-    for place, topics in enumerate(schemas):
-        text += f'[schemas.s{place}]\ntopics = {topics}\nfields = {{ n = "integer" }}\n'
-    path = tmp_path / "lockgate.toml"
-    path.write_text(text)
-    assert main(["check", str(path)]) == 0
-    assert capsys.readouterr().out.count("the processor gets what matches both twice") == warned
-
-
 def test_secrets_and_certificates_that_cannot_be_read_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,3 +104,25 @@ def test_secrets_and_certificates_that_cannot_be_read_are_told(
             ("sinks.b.token_file", "token"),
         )
     ]
+
+
+@pytest.mark.parametrize(
+    ("standing", "schemas", "warned"),
+    [
+        ('["a/+"]', ['["a/+"]'], 0),
+        ('["a/#"]', ['["a/+"]'], 1),
+        ('["b"]', ['["a/+"]'], 0),
+        ('["a/+"]', ['["a/b"]', '["a/+"]'], 0),
+        ('["a/+"]', ['["+/b"]', '["a/+"]'], 1),
+    ],
+)
+def test_filters_that_bring_a_message_twice_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], standing: str, schemas: list[str], warned: int
+) -> None:
+    text = f"[standing_sessions.lockgate-processor]\ntopics = {standing}\n"
+    for place, topics in enumerate(schemas):
+        text += f'[schemas.s{place}]\ntopics = {topics}\nfields = {{ n = "integer" }}\n'
+    path = tmp_path / "lockgate.toml"
+    path.write_text(text)
+    assert main(["check", str(path)]) == 0
+    assert capsys.readouterr().out.count("the processor gets what matches both twice") == warned
