@@ -9,10 +9,18 @@ from typing import Any
 import pytest
 
 from lockgate.buffer import Row
-from lockgate.config.model import InfluxSinkConfig, KafkaSinkConfig, PostgresSinkConfig
+from lockgate.client import PublishRefused, reason_codes
+from lockgate.config.model import (
+    ConnectionConfig,
+    InfluxSinkConfig,
+    KafkaSinkConfig,
+    MqttSinkConfig,
+    PostgresSinkConfig,
+)
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks.influx import InfluxSink
 from lockgate.forwarder.sinks.kafka import KafkaSink
+from lockgate.forwarder.sinks.mqtt import MqttSink
 from lockgate.forwarder.sinks.postgres import PostgresSink
 
 asyncpg = pytest.importorskip("asyncpg")
@@ -110,3 +118,22 @@ async def test_a_refusal_of_postgresql_may_be_for_one_row(
     monkeypatch.setattr(sink, "_write", write)
     sent = await sink.send(rows(1, 2))
     assert (sent.settled, sent.answered, dict(sent.poison)) == (0, answered, {})
+
+
+async def test_a_server_of_mqtt_that_fails_over_a_message_is_known_to_have_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connection = ConnectionConfig(url="mqtt://127.0.0.1:1")
+    sink = MqttSink(MqttSinkConfig(name="m", classes=("telemetry",), connection=connection), Messages("gw"))
+
+    async def connected() -> None: ...
+
+    async def publish(client: Any, row: Row) -> None:
+        if row.seq == 2:
+            raise PublishRefused(reason_codes.UNSPECIFIED_ERROR)
+
+    monkeypatch.setattr(sink, "_connected", connected)
+    monkeypatch.setattr(sink, "_publish", publish)
+    sent = await sink.send(rows(2, 3))
+    assert (sent.settled, sent.answered, dict(sent.poison)) == (0, True, {})
+    assert sent.fault is not None
