@@ -88,6 +88,11 @@ class Position:
         return self.islands[-1].last_seq if self.islands else self.seq
 
     @property
+    def live_number(self) -> int:
+        """The number of that row in the class."""
+        return self.islands[-1].last if self.islands else self.number
+
+    @property
     def settled(self) -> int:
         """How many numbers are settled beyond the position."""
         return sum(island.last - island.first + 1 for island in self.islands)

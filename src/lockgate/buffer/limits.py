@@ -63,7 +63,8 @@ class Limits:
         self._read_positions = positions
         self._positions: Mapping[str, int] = {}
         self._looked = 0.0
-        self._ends: dict[int, tuple[int, dict[str, int]]] = {}  # sealed segment: its last seq, bytes before it
+        # Sealed segment: its last seq, bytes before it, bytes up to its end
+        self._ends: dict[int, tuple[int, dict[str, int], dict[str, int] | None]] = {}
         self._until: dict[str, tuple[int, int, int]] = {}  # class: segment, seq, bytes up to there
 
     def of(self, message_class: str) -> ClassConfig:
@@ -273,8 +274,14 @@ class Limits:
         known = self._until.get(name)
         if known is not None and known[0] == number and known[1] <= seq:
             after, total = known[1:]
-        else:
+        elif number == newest or self._end(number)[2] is None:
             after, total = 0, (state.opening_bytes if number == newest else self._end(number)[1]).get(name, 0)
+        else:  # from its end: rows before `seq` may be gone from it, those behind are not
+            query = f"SELECT coalesce(sum({ROW_BYTES}), 0) FROM log WHERE class = ? AND seq > ?"
+            with contextlib.closing(open_sealed(self._folder, number)) as segment:
+                behind = segment.execute(query, (name, seq)).fetchone()[0]
+            after, total = seq, (self._end(number)[2] or {}).get(name, 0) - behind
+            self._until[name] = (number, seq, total)
         if seq > after:
             query = f"SELECT coalesce(sum({ROW_BYTES}), 0) FROM log WHERE class = ? AND seq > ? AND seq <= ?"
             if number == newest:
@@ -285,14 +292,14 @@ class Limits:
             self._until[name] = (number, seq, total)
         return total
 
-    def _end(self, number: int) -> tuple[int, dict[str, int]]:
+    def _end(self, number: int) -> tuple[int, dict[str, int], dict[str, int] | None]:
         if number not in self._ends:
             with contextlib.closing(open_sealed(self._folder, number)) as segment:
                 state = State.load(segment)
                 if state is None:  # damage took it
                     last = segment.execute("SELECT coalesce(max(seq), 0) FROM log").fetchone()[0]
-                    return last, {}
-                self._ends[number] = (state.next_seq - 1, state.opening_bytes)
+                    return last, {}, None
+                self._ends[number] = (state.next_seq - 1, state.opening_bytes, state.bytes)
         return self._ends[number]
 
 

@@ -143,7 +143,6 @@ class Log:
                 if _is_full(error) and self._reserve is not None:
                     self._reserve.release()
                     self._disk_full = True
-                    continue
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, longest)
                 await self.maintain()
@@ -705,8 +704,9 @@ class Log:
         return [(message_class, number) for message_class, _, number in self._all_positions()]
 
     def _all_positions(self) -> list[tuple[str, int, int]]:
+        """Class, seq and number of the last row that each sink has settled, on an island or not."""
         found = (read_positions(self._folder, name) or {} for name in cursor_names(self._folder))
-        return [(message_class, p.seq, p.number) for positions in found for message_class, p in positions.items()]
+        return [(name, p.live_seq, p.live_number) for positions in found for name, p in positions.items()]
 
 
 def check_roll_ups(config: BufferConfig) -> None:

@@ -77,6 +77,9 @@ def main(arguments: argparse.Namespace) -> int:
 def _status(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
     limits = {one.name: one for one in config.buffer.limits}
     books = read_ledger(folder).deliveries
+    for book in books:
+        if book.problem is not None:
+            print(f"sink {book.sink}: {book.problem}, so nothing is removed from the buffer", file=sys.stderr)
     with contextlib.closing(LogReader(folder)) as reader:
         state = reader.state()
         segments = [
@@ -190,7 +193,7 @@ def _replay(_: Config, folder: Path, arguments: argparse.Namespace) -> int:
         for letter in kept:
             at = datetime.datetime.fromtimestamp(letter.wall_ns / 1e9, datetime.UTC).isoformat(timespec="seconds")
             again = "  (to be sent again)" if letter.again else ""
-            print(f"{letter.identity}  {at}  {letter.message_class}  {letter.topic}  {letter.reason}{again}")
+            print(f"{letter.identity}  {at}  {letter.message_class}  {letter.topic}  {_shown(letter.reason)}{again}")
         return 0
     count = send_again(folder, arguments.sink, arguments.ids) if kept or arguments.ids else 0
     print(f"{count} dead letters of {arguments.sink} will be sent again" if count else "there are no dead letters")
@@ -224,6 +227,11 @@ def _sql(_: Config, folder: Path, arguments: argparse.Namespace) -> int:
     except sqlite3.DatabaseError as error:
         print(f"Error: {error}; there are {columns_of(folder)}", file=sys.stderr)
         return 1
+
+
+def _shown(text: str) -> str:
+    """A receiver's words on one line, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _plain(value: object) -> object:

@@ -29,6 +29,7 @@ _SESSION_SECONDS: Final = 7 * 24 * 3600  # how long the Server keeps commands fo
 _RECEIVE_MAXIMUM: Final = 20
 _NO_RETAINED: Final = 2  # Retain Handling: a command that was kept is none that is meant now
 _RETRY_SECONDS: Final = (1.0, 60.0)
+_OUR_ERROR: Final = "an error of ours, see the log"
 
 MakeRemote = Callable[[MqttSinkConfig, str], Client]
 
@@ -77,6 +78,10 @@ class Downlink:
                 if fault != self._fault:
                     log.warning("downlink of sink %s: %s; trying again", self.name, fault)
                 self._fault = fault
+            except Exception:  # an error of ours must not stop the sinks, which run beside it
+                if self._fault != _OUR_ERROR:
+                    log.exception("downlink of sink %s: stopped for a reason of our own; trying again", self.name)
+                self._fault = _OUR_ERROR
             await asyncio.sleep(random.uniform(pause / 2, pause))
             pause = min(2 * pause, longest)
 

@@ -71,6 +71,7 @@ class Worker:
         self._failures = 0  # in a row
         self._fault: str | None = None
         self._suspect: tuple[int, int] = (0, 0)  # the first row of a batch, and how often it had an error for an answer
+        self._suspect_letter = 0, 0.0  # the first dead letter that had an error for an answer again, and since when
         self._since = now()  # of the present state
         self._last_success: float | None = None
 
@@ -281,18 +282,39 @@ class Worker:
         """
         first, tries = self._suspect
         self._suspect = (rows[0].seq, tries + 1 if first == rows[0].seq else 1)
-        if self._suspect[1] < self._config.poison_after or len(rows) < 2:
+        if self._suspect[1] < self._config.poison_after:
+            return sent
+        others = rows[1:] or self._after(rows[0])
+        if not others:
             return sent
         alone = await self._try(rows[:1])
         if alone.fault is None or not alone.answered:
             return alone
-        # Rather one of another topic, whose order it does not touch; it will be sent again in its turn.
-        other = next((row for row in rows if row.topic != rows[0].topic), rows[1])
+        # Rather one of another topic, whose order it does not touch; it will be sent again in its turn. The next try
+        # takes the next one: this one may be poison too.
+        candidates = [row for row in others if row.topic != rows[0].topic] or others
+        other = candidates[(self._suspect[1] - self._config.poison_after) % len(candidates)]
         probe = await self._try([other])
         if probe.settled != 1 or probe.poison:
             return sent
         alone = await self._try(rows[:1])  # unless the receiver has just come to itself
         return Sent(1, {rows[0].seq: alone.fault}) if alone.fault is not None and alone.answered else alone
+
+    async def _without_old_poison(self, rows: Sequence[Row], sent: Sent) -> Sent:
+        """A dead letter that fails again while the receiver takes others is refused, or it would hold up the rest."""
+        if self._suspect_letter[0] != rows[0].seq:
+            self._suspect_letter = rows[0].seq, now()
+        if self._last_success is None or self._last_success < self._suspect_letter[1]:
+            return sent
+        alone = await self._try(rows[:1])
+        return Sent(1, {rows[0].seq: alone.fault}) if alone.fault is not None and alone.answered else alone
+
+    def _after(self, row: Row) -> Sequence[Row]:
+        """What the log has behind a row that is a batch of its own."""
+        try:
+            return self._reader.read(row.message_class, row.seq, 10)
+        except (OSError, sqlite3.Error):  # told by the work that needs it
+            return []
 
     async def _send_letters(self) -> None:
         """Send the dead letters that somebody asked for once more."""
@@ -302,6 +324,8 @@ class Worker:
                 return
             by_class = [row for row in rows if row.message_class == rows[0].message_class]
             sent = await self._send(by_class)
+            if sent.fault is not None and sent.answered and not sent.settled:
+                sent = await self._without_old_poison(by_class, sent)
             settled = by_class[: sent.settled]
             refused = {seq: reason for seq, reason in sent.poison.items() if seq in {row.seq for row in settled}}
             await self._cursor_of().settle_letters(settled, refused)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ import pytest
 
 from lockgate.buffer import Cursor, Log, LogReader
 from lockgate.buffer.ledger import DeliveryBook, read_ledger
+from lockgate.buffer.limits import Limits
 from lockgate.buffer.missing import DISK_BUDGET, OVER_LIMIT
-from lockgate.buffer.segments import list_segments
+from lockgate.buffer.segments import State, list_segments, segment_path
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import ClassConfig
 from lockgate.telemetry.clock import Clock, Moment
@@ -358,3 +361,20 @@ async def test_a_roll_up_that_fails_over_its_rows_drops_them(tmp_path: Path, cap
     assert "the roll-up of class telemetry failed, so its rows are dropped: malformed JSON" in caplog.text
     await cursor.close()
     await log.close()
+
+
+async def test_rows_gone_from_a_sealed_segment_are_not_counted_as_kept(tmp_path: Path) -> None:
+    limit = ClassConfig(name="telemetry", limit_bytes=1 << 20, when_full="drop-oldest")
+    log = await open_limited(tmp_path, limit)
+    await log.append(batch(*[KILOBYTE] * 80))
+    await log.maintain(seal=True)
+    await log.append(batch(*[KILOBYTE] * 20))
+    await log.close()
+    with sqlite3.connect(segment_path(tmp_path, list_segments(tmp_path)[0])) as segment:
+        segment.execute("DELETE FROM log WHERE seq <= 60")  # as when it is written anew
+    segment.close()
+    with contextlib.closing(sqlite3.connect(segment_path(tmp_path, list_segments(tmp_path)[-1]))) as newest:
+        state = State.load(newest)
+        assert state is not None
+        limits = Limits(tmp_path, replace(config(), limits=(limit,)), Clock(), lambda: {"telemetry": 60})
+        assert limits.kept(newest, state, "telemetry", look=True) == 40_000

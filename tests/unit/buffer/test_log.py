@@ -13,7 +13,7 @@ import pytest
 from lockgate.buffer import Cursor, DamagedSegment, Log, LogReader, PacketRecord, Quarantined, RuleCursor
 from lockgate.buffer.ledger import read_ledger
 from lockgate.buffer.segments import list_segments, segment_path
-from lockgate.sqlite import FolderInUse
+from lockgate.sqlite import CommitFailed, FolderInUse
 from tests.support.buffers import SINKS, batch, config, open_log
 
 KILOBYTE = b"x" * 1000
@@ -422,3 +422,65 @@ async def test_a_purge_that_cannot_be_is_told_when_that_lasts(
         "nothing is purged from the buffer: the cursor of sink 'cloud' is missing or unreadable",
         "the buffer can be purged again",
     ]
+
+
+async def test_a_log_that_is_behind_the_live_lane_of_a_sink_goes_on_after_it(tmp_path: Path) -> None:
+    log = await open_log(tmp_path)
+    await log.append(batch(*[KILOBYTE] * 100))
+    await log.append(batch(*[b"newer"] * 10))
+    await log.close()
+    reader = LogReader(tmp_path)
+    cursor = await Cursor.open(tmp_path, "cloud", SINKS["cloud"], reader)
+    await cursor.settle(reader.newest("telemetry", 0, 5), jump=True)
+    live = cursor.position("telemetry").live_seq
+    assert (live, cursor.position("telemetry").seq) == (110, 0)
+    await cursor.close()
+    reader.close()
+    segment_path(tmp_path, list_segments(tmp_path)[-1]).unlink()
+    log = await open_log(tmp_path)
+    seq = await log.append(batch(b"must be seen"))
+    reader = LogReader(tmp_path)
+    [row] = reader.read("telemetry", live, 10)
+    assert (row.seq, row.payload) == (seq, b"must be seen")
+    assert row.number > 110
+    await log.close()
+
+
+@pytest.mark.parametrize("makes_room", [True, False])
+async def test_a_full_disk_is_not_tried_without_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, makes_room: bool
+) -> None:
+    log = await open_log(tmp_path)
+    tries = 0
+    reported = asyncio.Event()
+
+    async def full(work: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        reported.set()
+        await asyncio.sleep(0)
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise CommitFailed("disk full") from error
+
+    pauses: list[float] = []
+    enough = asyncio.Event()
+    real_sleep = asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        if seconds:
+            pauses.append(seconds)
+        if len(pauses) >= 3 or tries > 50:
+            enough.set()
+        await real_sleep(0)
+
+    monkeypatch.setattr(log._writer, "write", full)
+    monkeypatch.setattr("lockgate.buffer.log.asyncio.sleep", note)
+    append = asyncio.create_task(log.append(batch(b"one"), makes_room=makes_room))
+    async with asyncio.timeout(10):
+        await enough.wait()
+    append.cancel()
+    monkeypatch.undo()
+    await asyncio.wait([append])
+    assert tries <= len(pauses) + 1
+    await log.close()

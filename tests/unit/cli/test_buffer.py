@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +164,20 @@ def test_without_a_buffer_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "lockgate.toml").write_text('[gateway]\ndata_dir = "data"\n')
     run(tmp_path, "status", code=1)
     assert "there is no buffer in" in capsys.readouterr().err
+
+
+def test_status_names_a_sink_whose_cursor_cannot_be_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "data" / "buffer" / "cursor-cloud.sqlite").write_bytes(b"no database" * 1000)
+    run(folder, "status")
+    assert "sink cloud: the cursor cannot be read" in capsys.readouterr().err
+
+
+def test_the_words_of_a_receiver_do_not_steer_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "data" / "buffer" / "cursor-cloud.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as cursor:
+        cursor.execute("UPDATE dead_letters SET reason = ?", ("HTTP 422: \x1b[2Jno\nsuch",))
+        cursor.commit()
+    run(folder, "replay", "cloud", "--list")
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert len(out.splitlines()) == 2

@@ -267,3 +267,49 @@ async def test_a_receiver_that_misbehaves_stops_no_other_sink(
     server.close()
     for writer in connections:
         writer.close()
+
+
+async def test_poison_is_found_where_a_batch_is_one_message(tmp_path: Path, log: Log, cloud: Cloud) -> None:
+    async def stumble(messages: list[dict[str, object]]) -> web.Response | None:
+        return web.Response(status=500, text="oops") if any(m["payload"] == 7 for m in messages) else None
+
+    cloud.answer = stumble
+    await log.append(batch(*numbers(7, 8, 9)))
+    async with forwarding(tmp_path, cloud.sink(poison_after=2, batch=1)) as forwarder:
+        await settled(tmp_path, forwarder)
+    assert list(dict.fromkeys(cloud.payloads)) == [8, 9]
+    book = book_of(tmp_path)
+    assert (book.delivered, book.dead_lettered) == (2, 1)
+
+
+async def test_a_dead_letter_that_is_an_error_again_holds_nothing_up_for_ever(
+    tmp_path: Path, log: Log, cloud: Cloud
+) -> None:
+    async def stumble(messages: list[dict[str, object]]) -> web.Response | None:
+        return web.Response(status=500, text="oops") if any(m["payload"] in (7, 8) for m in messages) else None
+
+    cloud.answer = stumble
+    await log.append(batch(*numbers(7, 8, 9)))
+    async with forwarding(tmp_path, cloud.sink(poison_after=2)) as forwarder:
+        await settled(tmp_path, forwarder)
+        assert send_again(tmp_path / "buffer", "cloud", ()) == 2
+        for number in range(10, 100):  # it takes others meanwhile
+            await log.append(batch(*numbers(number)))
+            await settled(tmp_path, forwarder)
+            if not any(letter.again for letter in letters(tmp_path / "buffer", "cloud")):
+                break
+        assert [letter.again for letter in letters(tmp_path / "buffer", "cloud")] == [False, False]
+    book = book_of(tmp_path)
+    assert (book.pending, book.dead_lettered) == (0, 2)
+
+
+async def test_two_poison_messages_in_a_row_do_not_vouch_for_each_other(tmp_path: Path, log: Log, cloud: Cloud) -> None:
+    async def stumble(messages: list[dict[str, object]]) -> web.Response | None:
+        return web.Response(status=500) if any(m["payload"] in (7, 8) for m in messages) else None
+
+    cloud.answer = stumble
+    await log.append(batch(*numbers(7, 8, 9, 10)))
+    async with forwarding(tmp_path, cloud.sink(poison_after=2)) as forwarder:
+        await settled(tmp_path, forwarder)
+    book = book_of(tmp_path)
+    assert (book.delivered, book.dead_lettered) == (2, 2)

@@ -43,7 +43,8 @@ class InfluxSink(PostSink):
             return Sent(len(rows), {**poison, **sent.poison})
         end = rows.index(rest[sent.settled])
         until = {row.seq for row in rows[:end]}
-        return Sent(end, {seq: why for seq, why in {**poison, **sent.poison}.items() if seq in until}, sent.fault)
+        poison = {seq: why for seq, why in {**poison, **sent.poison}.items() if seq in until}
+        return Sent(end, poison, sent.fault, sent.answered)
 
     def body(self, rows: Sequence[Row]) -> bytes:
         return b"".join(self._line(row) for row in rows)

@@ -48,11 +48,12 @@ class KafkaSink:
                     try:
                         if answer is not None:
                             await answer
-                    except (self._errors.MessageSizeTooLargeError, self._errors.InvalidRecord) as error:
+                    except self._errors.MessageSizeTooLargeError as error:
                         poison[row.seq] = str(error)
                     except self._errors.KafkaError as error:
                         await self.close()
-                        return Sent(settled, poison, str(error) or type(error).__name__)
+                        answered = isinstance(error, self._errors.UnknownError)  # code 87, an invalid record, is one
+                        return Sent(settled, poison, str(error) or type(error).__name__, answered)
             return Sent(len(rows), poison)
         except TimeoutError:
             await self.close()

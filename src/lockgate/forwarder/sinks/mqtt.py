@@ -64,7 +64,7 @@ class MqttSink:
             ):
                 poison[row.seq] = str(outcome)
             elif isinstance(outcome, ClientError):
-                return Sent(settled, poison, str(outcome))
+                return Sent(settled, poison, str(outcome), isinstance(outcome, PublishRefused))
             elif outcome is not None:
                 raise outcome
         return Sent(len(rows), poison)

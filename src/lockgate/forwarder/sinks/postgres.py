@@ -31,6 +31,9 @@ CREATE TEMP TABLE lockgate_staging (
 ) ON COMMIT DELETE ROWS
 """
 _ABOUT_THE_ROW: Final = ("22", "23")  # SQLSTATE classes: data exception, integrity constraint violation
+# Classes that tell of the connection, the server or its resources. Any other refusal may be for one row alone, as by a
+# trigger (P0001), a policy (42501) or an index whose entries have a greatest size (54000).
+_NOT_ABOUT_THE_ROW: Final = ("08", "25", "28", "3D", "40", "53", "55", "57", "58")
 _EARLIEST, _LATEST = -62_135_596_800_000, 253_402_300_799_999  # Unix milliseconds of the years 1 to 9999
 
 
@@ -59,10 +62,10 @@ class PostgresSink:
             await self.close()
             return Sent(0, fault=f"no answer within {timeout:g} seconds")
         except self._asyncpg.PostgresError as error:
-            reason = f"{error} (SQLSTATE {error.sqlstate})"
-            if not str(error.sqlstate or "").startswith(_ABOUT_THE_ROW):
+            reason, state = f"{error} (SQLSTATE {error.sqlstate})", str(error.sqlstate or "")
+            if not state.startswith(_ABOUT_THE_ROW):
                 await self.close()
-                return Sent(0, fault=reason)
+                return Sent(0, fault=reason, answered=bool(state) and not state.startswith(_NOT_ABOUT_THE_ROW))
         except (self._asyncpg.InterfaceError, ConfigError, OSError) as error:
             await self.close()
             return Sent(0, fault=str(error) or type(error).__name__)
@@ -73,7 +76,7 @@ class PostgresSink:
         if first.fault is not None:
             return first
         second = await self.send(rows[middle:])
-        return Sent(middle + second.settled, {**first.poison, **second.poison}, second.fault)
+        return Sent(middle + second.settled, {**first.poison, **second.poison}, second.fault, second.answered)
 
     async def close(self) -> None:
         if self._connection is not None:
