@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from lockgate.buffer.missing import DAMAGED, EXPIRED, NOTHING_MISSING, ROLLED_UP
 from lockgate.buffer.reader import ENDLESS, LogReader, SegmentFile
 from lockgate.buffer.segments import State, list_segments, segment_path
 
-_ATTEMPTS: Final = 5
+_PATIENCE_SECONDS: Final = 5.0  # with a folder that changes while it is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +102,16 @@ class _Moved(Exception):
 
 def read_ledger(folder: Path) -> Ledger:
     """Make up the books. Raises DamagedSegment where rows cannot be read; the processor mends that."""
-    for attempt in range(_ATTEMPTS):
+    give_up = time.monotonic() + _PATIENCE_SECONDS
+    while True:
         try:
             return _read(folder)
         except _Moved:
-            continue
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"{folder} changed faster than it could be read; try again") from None
         except sqlite3.OperationalError as error:  # a segment that is sealed loses its write-ahead log while it is read
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_IOERR or attempt == _ATTEMPTS - 1:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_IOERR or time.monotonic() > give_up:
                 raise
-    raise TimeoutError(f"{folder} changed faster than it could be read; try again")
 
 
 def _read(folder: Path) -> Ledger:
