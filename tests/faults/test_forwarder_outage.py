@@ -25,7 +25,7 @@ from tests.support.peers import free_port
 ROWS = 4_800
 TOPICS = 8
 
-# Appends what follows the last number it finds, an alarm after every hundred messages.
+# Appends what follows the last number it finds, as far as it is told to, an alarm after every hundred messages.
 WRITER = """
 import asyncio, sys
 from collections import Counter
@@ -44,7 +44,10 @@ async def main():
     log = await Log.open(folder, settings, {"cloud": ("alarm", "telemetry")}, maintain_seconds=0.2)
     print("open", flush=True)
     n = log.state.appended.get("telemetry", 0)
+    allowed = 0
     while n < rows:
+        while n >= allowed:
+            allowed = int(await asyncio.to_thread(sys.stdin.readline))
         entries = [Entry(f"t{k % topics}", "telemetry", "s", b'{"n": %d}' % k) for k in range(n, n + 50)]
         n += 50
         if n % 100 == 0:
@@ -111,7 +114,7 @@ async def cloud() -> AsyncIterator[Receiver]:
 
 async def started(code: str, *words: str, environment: Mapping[str, str]) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, *words, stdout=subprocess.PIPE,
+        sys.executable, "-c", code, *words, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
     )  # fmt: skip
     assert process.stdout is not None
@@ -127,7 +130,10 @@ async def ended(process: asyncio.subprocess.Process) -> None:
 
 
 async def written(process: asyncio.subprocess.Process, count: int) -> None:
+    """Wait until so many are written; some hundreds more may follow, so that a kill finds the writer at work."""
+    assert process.stdin is not None
     assert process.stdout is not None
+    process.stdin.write(b"%d\n" % min(ROWS, count + 400))
     async with asyncio.timeout(40):
         while int(await process.stdout.readline()) < count:
             pass
