@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -115,18 +116,20 @@ async def test_the_books_close_at_every_moment_of_a_busy_buffer(tmp_path: Path) 
 
     async def write() -> None:
         nonlocal writing
-        for n in range(150):
-            await log.append(batch(*[b"x" * 700] * 9, message_class=SINKS["cloud"][n % 2]))
-            if n % 10 == 0:
-                await log.maintain()
-        writing = False
+        try:
+            for n in range(150):
+                await log.append(batch(*[b"x" * 700] * 9, message_class=SINKS["cloud"][n % 2]))
+                if n % 10 == 0:
+                    await log.maintain()
+        finally:
+            writing = False
 
     async def settle() -> None:
         while writing:
             for message_class in SINKS["cloud"]:
                 if rows := reader.read(message_class, cursor.position(message_class).seq, 20):
                     await cursor.settle(rows, dropped={rows[0].seq: "because"})
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)  # nobody is to be starved of the interpreter
 
     def look() -> int:
         looks = 0
@@ -134,6 +137,7 @@ async def test_the_books_close_at_every_moment_of_a_busy_buffer(tmp_path: Path) 
             ledger = read_ledger(tmp_path)
             assert ledger.closes, ledger
             looks += 1
+            time.sleep(0.001)
         return looks
 
     looks, _, _ = await asyncio.gather(asyncio.to_thread(look), write(), settle())
