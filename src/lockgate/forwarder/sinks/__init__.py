@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -40,6 +40,18 @@ class Sink(Protocol):
         """Send rows of one class, in order; only the receiver's own word makes one delivered."""
 
     async def close(self) -> None: ...
+
+
+async def halve(send: Callable[[Sequence[Row]], Awaitable[Sent]], rows: Sequence[Row], reason: str) -> Sent:
+    """What becomes of rows that the receiver refused together: the halves are sent until the one at fault is found."""
+    if len(rows) == 1:
+        return Sent(1, {rows[0].seq: reason})
+    middle = len(rows) // 2
+    first = await send(rows[:middle])
+    if first.fault is not None:
+        return first
+    second = await send(rows[middle:])
+    return Sent(middle + second.settled, {**first.poison, **second.poison}, second.fault, second.answered)
 
 
 def build(config: AnySink, messages: Messages) -> Sink:

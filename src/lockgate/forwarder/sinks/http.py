@@ -12,7 +12,7 @@ import aiohttp
 from lockgate.buffer import Row
 from lockgate.config.model import HttpSinkConfig, SinkConfig
 from lockgate.forwarder.messages import Messages
-from lockgate.forwarder.sinks import Sent
+from lockgate.forwarder.sinks import Sent, halve
 from lockgate.forwarder.sinks.compression import Compress, compressor
 
 log = logging.getLogger(__name__)
@@ -52,14 +52,7 @@ class PostSink:
             return Sent(len(rows))
         if not 400 <= status < 500 or status in _NOT_THE_MESSAGE:
             return Sent(0, fault=answer, answered=status in _PERHAPS_THE_MESSAGE)
-        if len(rows) == 1:
-            return Sent(1, {rows[0].seq: answer})
-        middle = len(rows) // 2
-        first = await self.send(rows[:middle])
-        if first.fault is not None:
-            return first
-        second = await self.send(rows[middle:])
-        return Sent(middle + second.settled, {**first.poison, **second.poison}, second.fault, second.answered)
+        return await halve(self.send, rows, answer)
 
     async def close(self) -> None:
         if self._session is not None:

@@ -14,7 +14,7 @@ from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import PostgresSinkConfig
 from lockgate.forwarder.messages import Messages
-from lockgate.forwarder.sinks import Sent
+from lockgate.forwarder.sinks import Sent, halve
 from lockgate.forwarder.sinks.libraries import first_line, library
 
 _COLUMNS: Final = ("id", "class", "topic", "time", "clock_ok", "device_time", "payload", "payload_raw")
@@ -69,14 +69,7 @@ class PostgresSink:
         except (self._asyncpg.InterfaceError, ConfigError, OSError) as error:
             await self.close()
             return Sent(0, fault=str(error) or type(error).__name__)
-        if len(rows) == 1:
-            return Sent(1, {rows[0].seq: reason})
-        middle = len(rows) // 2
-        first = await self.send(rows[:middle])
-        if first.fault is not None:
-            return first
-        second = await self.send(rows[middle:])
-        return Sent(middle + second.settled, {**first.poison, **second.poison}, second.fault, second.answered)
+        return await halve(self.send, rows, reason)
 
     async def close(self) -> None:
         if self._connection is not None:
