@@ -194,11 +194,11 @@ class _Maker:
                 reasons[line.reason] += upto - first + 1 - self._count_numbers(after, end, upto)
                 first, after = upto + 1, line.until_seq
         for hole in self.missing.holes:
-            reasons[hole.reason] += max(0, min(last, hole.last) - max(first, hole.first) + 1)
+            reasons[hole.reason] += hole.within(first, last)
         for lost_first, lost_last in self.damage:
             low, high = max(first, lost_first), min(last, lost_last)
             if high >= low:
-                known = sum(max(0, min(high, h.last) - max(low, h.first) + 1) for h in self.missing.holes)
+                known = sum(hole.within(low, high) for hole in self.missing.holes)
                 reasons[DAMAGED] += high - low + 1 - known
         return +reasons
 

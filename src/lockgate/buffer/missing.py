@@ -29,6 +29,10 @@ class Hole(NamedTuple):
     last: int
     reason: str
 
+    def within(self, first: int, last: int) -> int:
+        """How many of its numbers lie in a range."""
+        return max(0, min(last, self.last) - max(first, self.first) + 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Missing:
@@ -55,12 +59,11 @@ class Missing:
                 if upto >= first:
                     reasons[line.reason] += upto - first + 1
                     first = upto + 1
+        rest = last - first + 1
         for hole in self.holes:
-            length = min(last, hole.last) - max(first, hole.first) + 1
-            if length > 0:
+            if length := hole.within(first, last):
                 reasons[hole.reason] += length
-        rest = last - first + 1 - sum(min(last, h.last) - max(first, h.first) + 1 for h in self.holes
-                                      if min(last, h.last) >= max(first, h.first))  # fmt: skip
+                rest -= length
         if rest > 0:
             reasons[DAMAGED] += rest
         return reasons
