@@ -22,6 +22,7 @@ from lockgate.buffer.reader import ENDLESS
 from lockgate.buffer.rollup import check
 from lockgate.buffer.rows import Batch, Entry, PacketRecord, PacketRecords, Quarantined
 from lockgate.buffer.segments import (
+    INSERT_ROW,
     LOG_COLUMNS,
     ROW_BYTES,
     SEGMENT,
@@ -324,7 +325,13 @@ class Log:
                     entry.device_ts, entry.topic, entry.message_class, entry.schema, entry.payload,
                 )
             )  # fmt: skip
-        connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        connection.executemany(INSERT_ROW, rows)
+
+    def _insert_made(self, connection: sqlite3.Connection, made: Sequence[Entry], state: State) -> None:
+        """Append what roll-ups made of rows that gave way, within their transaction."""
+        if made:
+            self._insert(connection, made, self.clock.now(), state)
+            state.store(connection)
 
     def _quarantine(
         self, connection: sqlite3.Connection, messages: list[Quarantined], wall_ns: int, state: State
@@ -520,10 +527,7 @@ class Log:
         self._limits.look()
         connection.execute("BEGIN IMMEDIATE")
         self._limits.note_boot(connection)
-        made = self._limits.enforce(connection, state)
-        if made:
-            self._insert(connection, made, self.clock.now(), state)
-            state.store(connection)
+        self._insert_made(connection, self._limits.enforce(connection, state), state)
         if passed is not None:
             self._limits.forget_passed(connection, {name: p.number for name, p in passed.items()})
         connection.execute("COMMIT")
@@ -553,9 +557,7 @@ class Log:
                     continue
                 connection.execute("BEGIN IMMEDIATE")
                 made = self._limits.give_way_until(connection, name, last, DISK_BUDGET)
-                if made:
-                    self._insert(connection, made, self.clock.now(), state)
-                    state.store(connection)
+                self._insert_made(connection, made or (), state)
                 connection.execute("COMMIT")
                 if made is None:
                     continue
@@ -593,7 +595,7 @@ class Log:
                 own.store(target)
                 copy_small_tables(source, target)
                 rows = source.execute(f"SELECT {LOG_COLUMNS} FROM log WHERE {needed}", values)
-                target.executemany(f"INSERT INTO log ({LOG_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+                target.executemany(INSERT_ROW, rows)
                 target.execute("COMMIT")
         os.rename(fresh, path)
         sync_folder(self._folder)

@@ -47,6 +47,7 @@ SEGMENT: Final = Schema(
 # Beside `state`, copied to the next segment
 MOVED_TABLES: Final = ("packets", "quarantine", "damage", "last_values", "lines", "holes", "boots")
 LOG_COLUMNS: Final = "seq, number, boot_id, boottime_ns, wall_ns, clock_ok, device_ts, topic, class, schema, payload"
+INSERT_ROW: Final = f"INSERT INTO log ({LOG_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 ROW_OVERHEAD: Final = 100  # bytes of a row beside topic and payload, about
 ROW_BYTES: Final = f"length(payload) + length(CAST(topic AS BLOB)) + {ROW_OVERHEAD}"
