@@ -18,7 +18,7 @@ from lockgate.buffer.missing import EXPIRED, OVER_LIMIT, ROLLED_UP
 from lockgate.buffer.reader import ENDLESS
 from lockgate.buffer.rollup import OldRow, RollUpError, roll_up
 from lockgate.buffer.rows import Batch, Entry
-from lockgate.buffer.segments import ROW_BYTES, State, list_segments, row_bytes, segment_path, wal_path
+from lockgate.buffer.segments import ROW_BYTES, State, is_checkpointed, list_segments, row_bytes, segment_path
 from lockgate.config.model import BufferConfig, ClassConfig
 from lockgate.sqlite import open_readonly
 from lockgate.telemetry.clock import Clock, Moment
@@ -321,8 +321,7 @@ def age_ns(boot_id: str, boottime_ns: int, wall_ns: int, clock_ok: bool, boots: 
 
 def open_sealed(folder: Path, number: int) -> sqlite3.Connection:
     path = segment_path(folder, number)
-    wal = wal_path(path)
-    return open_readonly(path, immutable=not wal.exists() or wal.stat().st_size == 0)
+    return open_readonly(path, immutable=is_checkpointed(path))
 
 
 def _size(entry: Entry) -> int:

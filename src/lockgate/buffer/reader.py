@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 from lockgate.buffer.missing import NOTHING_MISSING, Missing, load_missing
 from lockgate.buffer.rows import Kept, LastValue, Quarantined, Row
-from lockgate.buffer.segments import LOG_COLUMNS, State, list_segments, segment_path, suspect_path, wal_path
+from lockgate.buffer.segments import LOG_COLUMNS, State, is_checkpointed, list_segments, segment_path, suspect_path
 from lockgate.sqlite import open_readonly
 from lockgate.sqlite.database import is_damage
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _PASSING: Final = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR})  # primary codes
-_VANISHED_RETRIES = 5
+_RETRIES = 5
 ENDLESS: Final = (1 << 63) - 1  # after every seq
 
 
@@ -38,8 +38,7 @@ class SegmentFile:
     def __init__(self, folder: Path, number: int, sealed: bool) -> None:
         self.number = number
         self.path = segment_path(folder, number)
-        wal = wal_path(self.path)
-        self.immutable = sealed and (not wal.exists() or wal.stat().st_size == 0)
+        self.immutable = sealed and is_checkpointed(self.path)
         self.inode = self.path.stat().st_ino
         self.connection = open_readonly(self.path, immutable=self.immutable)
         self._last_seq: int | None = None
@@ -92,10 +91,7 @@ class SegmentFile:
         """Replaced by its salvage, or sealed since it was opened, so that it could be read without its WAL."""
         if self.path.stat().st_ino != self.inode:
             return True
-        if self.immutable or self.number == newest:
-            return False
-        wal = wal_path(self.path)
-        return not wal.exists() or wal.stat().st_size == 0
+        return not self.immutable and self.number != newest and is_checkpointed(self.path)
 
     def close(self) -> None:
         self.connection.close()
@@ -174,11 +170,26 @@ class LogReader:
         return rows[0] if rows else None
 
     def segments(self) -> list[SegmentFile]:
-        """The segments as they are now, oldest first, opened; OSError or sqlite3.Error if one vanishes meanwhile."""
+        """The segments as they are now, oldest first, opened.
+
+        Raises OSError where one is listed that is not there, sqlite3.Error where one cannot be opened.
+        """
+        numbers = self._numbers()
+        while True:
+            try:
+                return self._opened(numbers)
+            except (FileNotFoundError, sqlite3.OperationalError):
+                listed, numbers = numbers, self._numbers()
+                if set(listed) <= set(numbers):
+                    raise  # it was not purged meanwhile
+
+    def _numbers(self) -> list[int]:
         try:
-            numbers = list_segments(self._folder)
+            return list_segments(self._folder)
         except FileNotFoundError:
-            numbers = []
+            return []
+
+    def _opened(self, numbers: list[int]) -> list[SegmentFile]:
         for gone in self._open.keys() - set(numbers):
             self._open.pop(gone).close()
         for number in numbers:
@@ -258,12 +269,10 @@ class LogReader:
             raise DamagedSegment(segment.path, str(error)) from error
 
     def _retrying(self, read: Callable[[], T]) -> T:
-        """Run again when a segment vanished between listing and opening it, or was sealed while it was read."""
-        for _ in range(_VANISHED_RETRIES):
+        """Run again when a segment was purged or sealed while it was read."""
+        for _ in range(_RETRIES):
             try:
                 return read()
-            except FileNotFoundError:
-                continue
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF not in _PASSING:
                     raise

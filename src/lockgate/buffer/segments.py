@@ -96,6 +96,14 @@ def segment_path(folder: Path, number: int) -> Path:
     return folder / f"segment-{number:06}.sqlite"
 
 
+def is_checkpointed(path: Path) -> bool:
+    """Whether nothing of a segment lies in its write-ahead log alone."""
+    try:
+        return wal_path(path).stat().st_size == 0
+    except FileNotFoundError:
+        return True
+
+
 def wal_path(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 

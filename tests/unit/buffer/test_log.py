@@ -168,6 +168,44 @@ async def test_purge_removes_what_every_sink_has_passed(tmp_path: Path) -> None:
         await closing.close()
 
 
+@pytest.mark.parametrize("opened", [True, False], ids=["opened before", "never opened"])
+async def test_a_reader_keeps_up_with_a_purge_that_is_always_quicker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: bool
+) -> None:
+    log = await open_log(tmp_path)
+    for _ in range(20):
+        await log.append(batch(*[KILOBYTE] * 100))
+    await log.append(batch(b"last"))
+    reader = LogReader(tmp_path)
+    if opened:
+        assert reader.pending("telemetry", 0) == 2001
+
+    def list_and_purge(folder: Path) -> list[int]:
+        listed = list_segments(folder)
+        if len(listed) > 1:
+            segment_path(folder, listed[0]).unlink()
+        return listed
+
+    monkeypatch.setattr("lockgate.buffer.reader.list_segments", list_and_purge)
+    assert [row.seq for row in reader.read("telemetry", 0, 10)] == [2001]
+    assert list_segments(tmp_path) == [21]
+    reader.close()
+    await log.close()
+
+
+async def test_a_segment_that_is_a_dead_link_is_an_error_and_no_endless_loop(tmp_path: Path) -> None:
+    log = await open_log(tmp_path)
+    await log.append(batch(b"row"))
+    segment_path(tmp_path, 2).symlink_to(tmp_path / "nowhere")
+    reader = LogReader(tmp_path)
+    with pytest.raises(FileNotFoundError, match="segment-000002"):
+        reader.read("telemetry", 0, 10)
+    segment_path(tmp_path, 2).unlink()
+    assert [row.payload for row in reader.read("telemetry", 0, 10)] == [b"row"]
+    reader.close()
+    await log.close()
+
+
 async def test_an_unreadable_cursor_blocks_purge(tmp_path: Path) -> None:
     log = await open_log(tmp_path)
     await log.append(batch(*[KILOBYTE] * 100))
