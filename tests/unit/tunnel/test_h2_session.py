@@ -361,7 +361,10 @@ async def test_a_peer_that_breaks_the_rules_is_closed(raw: bytes) -> None:
 
 
 async def test_more_data_than_the_window_allows_ends_the_connection() -> None:
-    async with attacked(SessionLimits(window=1000)) as (both, hostile):
+    async with attacked(SessionLimits()) as (both, hostile):
         hostile.h2.send_headers(1, REQUEST)
-        hostile.send(frame(0, 0, 1, b"x" * 2000))
+        hostile.send()
+        stream, _, _ = await asyncio.wait_for(both.accepted.get(), 5)
+        stream.pause_reading()
+        hostile.send(frame(0, 0, 1, b"x" * 16_384) * 9)
         assert "broke HTTP/2" in await ends_for(both, hostile)
