@@ -1,0 +1,1 @@
+"""The way in without an open port: connector and edge, and who may pass."""
