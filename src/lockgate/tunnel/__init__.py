@@ -1,1 +1,1 @@
-"""The way in without an open port: connector and edge, and who may pass."""
+"""The tunnel: a connector that dials out, and the edge it dials (docs/explanation/tunnel.md)."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lockgate.config.errors import ConfigError, did_you_mean, raise_all
+from lockgate.config.model import ConnectorConfig
 from lockgate.tunnel.ingress import (
     NOTHING,
     REQUEST_KEYS,
@@ -83,6 +84,16 @@ _ACCEPTED: Final = {
 }
 
 Lines = Callable[[tuple[str | int, ...]], int | None]  # where a key stands, for messages
+
+
+def configured(config: ConnectorConfig) -> Ingress | None:
+    """Give the rules of [connector], None where it has none: then the edge pushes them. Raises ConfigError."""
+    if config.cloudflared_config is not None:
+        return from_yaml(config.cloudflared_config)[0]
+    if not config.ingress:
+        return None
+    place = config.place
+    return from_toml(config.ingress, *(place if place is not None else (None, None)))
 
 
 def from_json(said: object) -> Ingress:

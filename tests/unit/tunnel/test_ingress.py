@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lockgate import cli
+from lockgate.config import lockgate_toml
 from lockgate.config.errors import ConfigError
 from lockgate.tunnel.ingress import Access, Ingress, OriginRequest
-from lockgate.tunnel.ingress_files import from_json, from_toml, from_yaml
+from lockgate.tunnel.ingress_files import configured, from_json, from_toml, from_yaml
 from lockgate.tunnel.pushes import Configurations
 from lockgate.tunnel.services import AllowList
 
@@ -292,3 +294,49 @@ def test_a_raw_stream_reaches_what_is_listed_or_a_tcp_rule_names() -> None:
     assert not ingress.may_dial("mosquitto", 22, allow)
     assert not ingress.may_dial("a", 80, allow)  # what speaks HTTP is asked as such
     assert not ingress.may_dial("192.0.2.9", 22, AllowList())
+
+
+# --- lockgate.toml ------------------------------------------------------------------------------------------------
+
+TOML = """\
+[connector]
+edges = ["edge.example:7844"]
+allow = ["mosquitto:1883"]
+
+[[connector.ingress]]
+hostname = "mqtt.example.org"
+service = "tcp://mosquitto:1883"
+origin_request = { connect_timeout = "3s" }
+
+[[connector.ingress]]
+service = "http_status:404"
+"""
+
+
+def test_the_connector_is_read_from_lockgate_toml(tmp_path: Path) -> None:
+    file = tmp_path / "lockgate.toml"
+    file.write_text(TOML)
+    config = lockgate_toml.load(file, {}).connector
+    ingress = configured(config)
+    assert ingress is not None
+    assert ingress.rules[0].request.connect_timeout == 3.0
+    assert service(ingress, "mqtt.example.org") == "tcp://mosquitto:1883"
+    file.write_text("[gateway]\n")
+    assert configured(lockgate_toml.load(file, {}).connector) is None
+
+
+def test_check_names_the_mistake_of_a_rule_and_of_the_allow_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "lockgate.toml"
+    file.write_text(TOML)
+    assert cli.main(["check", str(file)]) == 0
+    file.write_text(TOML.replace("tcp://", "tcp:"))
+    assert cli.main(["check", str(file)]) == 3
+    assert f"{file}:5: ingress rule 1: service: 'tcp:mosquitto:1883'" in capsys.readouterr().err
+    file.write_text(TOML.replace('["mosquitto:1883"]', '["mosquitto"]'))
+    assert cli.main(["check", str(file)]) == 3
+    assert f"{file}: connector.allow: 'mosquitto' is no target" in capsys.readouterr().err
+    file.write_text(TOML.replace("[connector]", '[connector]\ncloudflared_config = "config.yml"'))
+    assert cli.main(["check", str(file)]) == 3
+    assert "connector.ingress: stands beside cloudflared_config" in capsys.readouterr().err
