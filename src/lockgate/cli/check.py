@@ -11,7 +11,7 @@ from pathlib import Path
 from lockgate.app import scram_authenticator
 from lockgate.cli.common import load_config
 from lockgate.config.errors import ConfigError, MosquittoConfError
-from lockgate.config.model import BridgeConfig, Config, ListenerConfig, MqttSinkConfig
+from lockgate.config.model import BridgeConfig, Config, ConnectorConfig, ListenerConfig, MqttSinkConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +26,7 @@ def main(arguments: argparse.Namespace) -> int:
     check_data_path(config)
     check_certificates(config)
     check_bridges(config)
+    check_connector(config)
     for warning in (*config.broker.warnings, *unreadable(config), *twice(config)):
         print(f"Warning: {warning}")
     print(summary(config))
@@ -125,6 +126,20 @@ def check_bridges(config: Config) -> None:
                 path, line = place if place is not None else (config.broker.path, None)
                 file = f"{error.path}: " if error.path is not None else ""
                 raise MosquittoConfError(f"{option}: {file}{error}.", path=path, line=line, key=option) from None
+
+
+def check_connector(config: Config) -> None:
+    """Read the ingress rules and the allow-list of the connector. Raises ConfigError, with the number of the rule."""
+    if config.connector != ConnectorConfig():
+        from lockgate.tunnel.ingress_files import configured
+        from lockgate.tunnel.services import AllowList
+
+        configured(config.connector)
+        try:
+            AllowList.parse(config.connector.allow)
+        except ConfigError as error:
+            error.path = config.path
+            raise
 
 
 def summary(config: Config) -> str:

@@ -22,8 +22,10 @@ from lockgate.config.model import (
     ClassConfig,
     Config,
     ConnectionConfig,
+    ConnectorConfig,
     DeployConfig,
     DownlinkConfig,
+    EdgeConfig,
     FileSinkConfig,
     ForwarderConfig,
     GatewayConfig,
@@ -738,6 +740,78 @@ SECTIONS: tuple[Section, ...] = (
         ),
         DeployConfig,
     ),
+    Section(
+        "connector",
+        "The end of a tunnel that dials out, so that no port is open here. Its token is best given in a file or in the "
+        "environment (`LOCKGATE_TUNNEL_TOKEN`, `CLOUDFLARE_TUNNEL_TOKEN`, `TUNNEL_TOKEN`).",
+        (
+            Key("token_file", values.PATH, "file with the token; options and variables go before it", default="none"),
+            Key("edges", values.ADDRESSES, "where to dial", default="those in the token"),
+            Key(
+                "ca_file",
+                values.PATH,
+                "authorities of the edge's certificate, in PEM",
+                default="what the token says, else the system's",
+            ),
+            Key("connections", values.whole_number(1, 16), "connections to edges, at once"),
+            Key(
+                "grace",
+                values.duration(0, 180),
+                "how long open requests may go on when it stops",
+                field="grace_seconds",
+            ),
+            Key("metrics", values.ADDRESS, "where it answers /metrics and /ready"),
+            Key(
+                "allow",
+                values.NAMES,
+                'what it may dial, as ["mosquitto:1883", "10.0.0.0/8:*", "[2001:db8::1]:22", "unix:/run/app.sock"]. '
+                "Raw TCP streams reach these and the targets of `tcp` rules, and nothing else; rules that an edge "
+                "pushes may lead nowhere else, either",
+                default="none: raw TCP only to targets of `tcp` rules, and pushed rules lead where they like",
+            ),
+            Key("cloudflared_config", values.PATH, "config.yml of cloudflared, whose rules are used", default="none"),
+            Key(
+                "ingress",
+                values.TABLES,
+                "rules for requests: `hostname`, `path` (an RE2 expression), `service`, and `origin_request` with "
+                "`connect_timeout`, `tls_timeout`, `tcp_keep_alive`, `keep_alive_timeout`, `keep_alive_connections`, "
+                "`no_happy_eyeballs`, `http_host_header`, `origin_server_name`, `match_sni_to_host`, `ca_pool`, "
+                "`no_tls_verify`, `disable_chunked_encoding`, `http2_origin`, `access`. The first that matches counts; "
+                "the last matches everything",
+                default="none: those of cloudflared_config, or what the edge pushes",
+            ),
+        ),
+        ConnectorConfig,
+    ),
+    Section(
+        "edge",
+        "The public side of a tunnel, for those who host their own.",
+        (
+            Key(
+                "tunnels",
+                values.PATH,
+                "tunnels, their tokens, host names and policies, in JSON; changed by `lockgate edge tunnel` or by "
+                "hand, and read again when it changes",
+                default="data_dir/edge/tunnels.json",
+            ),
+            Key("audit_dir", values.PATH, "the audit log", default="data_dir/edge/audit"),
+            Key(
+                "audit_file",
+                values.size(64 * 1024, 1024**3),
+                "size of one file of it",
+                field="audit_file_bytes",
+            ),
+            Key("audit_files", values.whole_number(2, 1_000_000), "files of it that are kept"),
+            Key("public", values.ADDRESSES, "addresses that new tokens tell connectors to dial", default="none"),
+            Key(
+                "ca_file",
+                values.PATH,
+                "authority that new tokens tell connectors to check this edge against, in PEM",
+                default="none: the system's",
+            ),
+        ),
+        EdgeConfig,
+    ),
 )
 
 PLAIN = {section.name: section for section in SECTIONS if not section.named}
@@ -826,6 +900,8 @@ class _Reading:
                 downlink=_downlink(plain["downlink"]),
             ),
             deploy=DeployConfig(**plain["deploy"]),  # type: ignore[arg-type]
+            connector=self._connector(plain["connector"]),
+            edge=EdgeConfig(**plain["edge"]),  # type: ignore[arg-type]
         )
         self._cross_check(config)
         raise_all(self.errors)
@@ -979,6 +1055,10 @@ class _Reading:
                 self._wrong(("certificates", name, "listener"), problem, ", ".join(ports) or "first a certfile")
         return dataclasses.replace(broker, listeners=tuple(listeners))
 
+    def _connector(self, said: Said) -> ConnectorConfig:
+        place = Place(self.path, self._line("connector", "ingress")) if self.path is not None else None
+        return ConnectorConfig(place=place, **said)  # type: ignore[arg-type]
+
     def _from_here(self, value: object) -> object:
         if isinstance(value, Path) and self.path is not None:
             return self.path.parent / value
@@ -1010,6 +1090,9 @@ class _Reading:
                 problem = "is longer than retry_max"
                 limit = f"up to {values.spell_duration(sink.retry_max_seconds)}"
                 self._wrong(("sinks", sink.name, "retry_min"), problem, limit)
+        if config.connector.ingress and config.connector.cloudflared_config is not None:
+            problem = "stands beside cloudflared_config, and only one of them can say the rules"
+            self._wrong(("connector", "ingress"), problem, "one of them")
         for one in config.buffer.limits:
             self._known_class(("classes", one.name), one.name, classes)
             if one.when_full == "roll-up":

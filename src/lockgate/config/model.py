@@ -669,6 +669,40 @@ class DeployConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectorConfig:
+    """[connector] and [[connector.ingress]]: the end of the tunnel that dials out."""
+
+    token_file: Path | None = None
+    edges: tuple[str, ...] = ()  # HOST:PORT; none: those in the token
+    ca_file: Path | None = None  # none: what the token says, else the system's
+    connections: int = 4
+    grace_seconds: float = 30.0  # for what is open when it stops
+    metrics: str = "127.0.0.1:20241"
+    allow: tuple[str, ...] = ()  # what it may dial: HOST:PORT, NETWORK:PORT, unix:/PATH
+    cloudflared_config: Path | None = None  # whose rules are used
+    ingress: tuple[Mapping[str, object], ...] = ()  # rules as they stand there; `tunnel.ingress_files` reads them
+    place: Place | None = field(default=None, compare=False, repr=False)  # of the first of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeConfig:
+    """[edge]: the public side of the tunnel."""
+
+    tunnels: Path | None = None  # None: data_dir/edge/tunnels.json
+    audit_dir: Path | None = None  # None: data_dir/edge/audit
+    audit_file_bytes: int = 16 * 1024 * 1024
+    audit_files: int = 64  # that are kept
+    public: tuple[str, ...] = ()  # HOST:PORT that tokens tell connectors
+    ca_file: Path | None = None  # that tokens tell connectors
+
+    def tunnels_file(self, gateway: GatewayConfig) -> Path:
+        return self.tunnels if self.tunnels is not None else gateway.data_dir / "edge" / "tunnels.json"
+
+    def audit_folder(self, gateway: GatewayConfig) -> Path:
+        return self.audit_dir if self.audit_dir is not None else gateway.data_dir / "edge" / "audit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything a gateway was told."""
 
@@ -679,3 +713,5 @@ class Config:
     buffer: BufferConfig
     forwarder: ForwarderConfig
     deploy: DeployConfig = field(default_factory=DeployConfig)
+    connector: ConnectorConfig = field(default_factory=ConnectorConfig)
+    edge: EdgeConfig = field(default_factory=EdgeConfig)

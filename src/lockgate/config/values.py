@@ -138,6 +138,23 @@ def _headers(value: object) -> tuple[tuple[str, str], ...]:
     return tuple(value.items())
 
 
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+
+
+def _address(value: object) -> str:
+    text = _text(value)
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not 1 <= int(match[1]) <= 65535:
+        raise BadValue(f"{text!r} is no address")
+    return text
+
+
+def _tables(value: object) -> tuple[dict[str, object], ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
+        raise BadValue
+    return tuple(value)
+
+
 def url(*schemes: str) -> Kind:
     accepted = " or ".join(f"{scheme}://HOST[:PORT]" for scheme in schemes)
 
@@ -340,6 +357,12 @@ RATE = Kind("0 or more, fractions too", rate)
 YES_OR_NO = Kind("true or false", _yes_or_no)
 SIZE_OR_NONE = Kind('0, or a size as "64MiB" or bytes', size(0, 1024**5).read)
 NETWORKS = Kind('addresses or networks, as ["192.0.2.1", "10.0.0.0/8"]', _networks)
+ADDRESS = Kind("HOST:PORT or [IPV6]:PORT", _address, text=True)
+ADDRESSES = Kind(
+    'a list of addresses, as ["edge.example:7844", "[2001:db8::1]:7844"]',
+    lambda value: tuple(_address(one) for one in _some_names(value)),
+)
+TABLES = Kind("tables, as [[connector.ingress]]", _tables)
 ANY_TEXT = Kind("text", _any_text, text=True)
 PATH = Kind("a path, from the folder of lockgate.toml if it is relative", _path, text=True)
 NAMES = Kind("a list of names, each once", _some_names)
