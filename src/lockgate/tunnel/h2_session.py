@@ -124,6 +124,11 @@ class Stream(asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._session.transport.get_extra_info(name, default)
 
+    @property
+    def session_is_lost(self) -> bool:
+        """Whether the connection it was on has ended, or is ending."""
+        return self._session.is_closing
+
     def is_closing(self) -> bool:
         return self._closed or self._ends
 
