@@ -769,6 +769,13 @@ SECTIONS: tuple[Section, ...] = (
                 "pushes may lead nowhere else, either",
                 default="none: raw TCP only to targets of `tcp` rules, and pushed rules lead where they like",
             ),
+            Key(
+                "proxy_protocol",
+                values.NAMES,
+                "which of the targets are told the device's address by the PROXY protocol, version 2; `HOST:PORT`, "
+                "`NETWORK:PORT` or `unix:/PATH` as in allow",
+                default="none",
+            ),
             Key("cloudflared_config", values.PATH, "config.yml of cloudflared, whose rules are used", default="none"),
             Key(
                 "ingress",

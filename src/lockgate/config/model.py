@@ -679,6 +679,7 @@ class ConnectorConfig:
     grace_seconds: float = 30.0  # for what is open when it stops
     metrics: str = "127.0.0.1:20241"
     allow: tuple[str, ...] = ()  # what it may dial: HOST:PORT, NETWORK:PORT, unix:/PATH
+    proxy_protocol: tuple[str, ...] = ()  # which of them are told the device's address by PROXY protocol, version 2
     cloudflared_config: Path | None = None  # whose rules are used
     ingress: tuple[Mapping[str, object], ...] = ()  # rules as they stand there; `tunnel.ingress_files` reads them
     place: Place | None = field(default=None, compare=False, repr=False)  # of the first of them

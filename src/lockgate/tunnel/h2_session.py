@@ -110,6 +110,7 @@ class Stream(asyncio.Transport):
         self._heard_end = False
         self._told_end = False
         self._closed = False
+        self.answered = False  # header fields were said
         self.queued = False  # in its session's round
 
     # --- what asyncio asks of a transport ------------------------------------------------------------------------
@@ -123,6 +124,11 @@ class Stream(asyncio.Transport):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._session.transport.get_extra_info(name, default)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the peer has said everything, and all of it was handed on."""
+        return self._heard_end and not self._inbox
 
     @property
     def session_is_lost(self) -> bool:
@@ -183,11 +189,16 @@ class Stream(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return self._outbox_bytes
 
+    def give_up_session(self, reason: str) -> None:
+        """End the connection this stream is on."""
+        self._session.close(reason)
+
     # --- HTTP ----------------------------------------------------------------------------------------------------
 
     def send_headers(self, headers: Headers, *, end_stream: bool = False) -> None:
         """Say the header fields of a response."""
         if not self._closed:
+            self.answered = True
             self._ends = self._said_end = end_stream
             self._session.send_headers(self, headers, end_stream=end_stream)
             if end_stream:
@@ -252,7 +263,7 @@ class Stream(asyncio.Transport):
             self._session.give_credit(self, credit)
             if data:
                 self._protocol.data_received(data)
-        if self._heard_end and not self._inbox and not self._told_end and not self._closed:
+        if self._heard_end and not (self._inbox or self._reading_paused or self._told_end or self._closed):
             self._told_end = True
             if self._protocol is not None and not self._protocol.eof_received():
                 self.write_eof()
