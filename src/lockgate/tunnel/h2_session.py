@@ -378,6 +378,8 @@ class Session(asyncio.Protocol):
 
     def close(self, reason: str) -> None:
         """End the connection, and with it every stream, when what was written is out."""
+        if self._reason is None:
+            self._flush()
         self._end(reason)
 
     def abort(self, reason: str) -> None:

@@ -66,8 +66,7 @@ class Flow(StreamProtocol):
     async def read(self) -> bytes:
         """What came, b"" at the end; ConnectionError where it broke off."""
         while not self._chunks and not self._ended and not self._gone:
-            self._news.clear()
-            await self._news.wait()
+            await self.news()
         if self._chunks:
             data = b"".join(self._chunks)
             self.unread_nothing()
@@ -90,11 +89,19 @@ class Flow(StreamProtocol):
         self.transport.write(data)
         await self._room.wait()
 
+    def wake(self) -> None:
+        """Something has come that is not bytes."""
+        self._news.set()
+
+    async def news(self) -> None:
+        """Wait for anything."""
+        self._news.clear()
+        await self._news.wait()
+
     async def until_gone(self) -> None:
         """Wait until the transport is lost."""
         while not self._gone:
-            self._news.clear()
-            await self._news.wait()
+            await self.news()
 
 
 class Http1(Flow):

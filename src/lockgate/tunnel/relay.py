@@ -43,15 +43,14 @@ class End(StreamProtocol):
             self._end()
         if self._lost:
             self._leave(None)
-        elif self.transport is not None:
-            self.transport.resume_reading()
+        else:
+            self.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         self.bytes_in += len(data)
         if self.other is None:
             self._waiting += data
-            if self.transport is not None:
-                self.transport.pause_reading()
+            self.pause_reading()
             return
         self._write(data)
 
@@ -62,12 +61,22 @@ class End(StreamProtocol):
         return True
 
     def pause_writing(self) -> None:
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.pause_reading()
+        if self.other is not None:
+            self.other.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.resume_reading()
+        if self.other is not None:
+            self.other.resume_reading()
+
+    def pause_reading(self) -> None:
+        """Hear no more for now."""
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Hear on."""
+        if self.transport is not None:
+            self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True

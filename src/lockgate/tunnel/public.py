@@ -1,0 +1,364 @@
+"""The edge's public side: HTTPS and WebSocket by host name, MQTT over TLS by SNI or by user."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, cast
+
+import h11
+
+from lockgate.transport.websocket_client import WebSocketLayer
+from lockgate.tunnel.edge import Answering, Hub, NoConnector, Opened
+from lockgate.tunnel.framed import UP_FRAME_BYTES, Framed
+from lockgate.tunnel.h2_session import Headers
+from lockgate.tunnel.headers import SOURCE, UPGRADE, HeaderError, end_to_end
+from lockgate.tunnel.http1 import Http1
+from lockgate.tunnel.policy import Request
+from lockgate.tunnel.relay import End
+from lockgate.tunnel.responses import Response
+from lockgate.tunnel.tunnels import Host, Tunnel
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_HEAD_SECONDS: Final = 15.0  # for the head of a request
+_IDLE_SECONDS: Final = 75.0  # between requests
+_OPEN_SECONDS: Final = 20.0  # for an origin to agree to a WebSocket or a raw stream
+# What only the edge may say
+_OURS: Final = (b"cf-cloudflared-", b"cf-connecting-ip", b"cf-ray", b"x-forwarded-for", b"x-forwarded-proto",
+                b"x-real-ip", b"forwarded", b"lockgate-conduit", b"lockgate-received", b"cf-warp-tag-")  # fmt: skip
+
+
+@dataclass
+class PublicCounts:
+    """Since the edge started."""
+
+    connections: int = 0
+    open: int = 0
+    refused: int = 0
+    requests: int = 0
+
+
+class VisitorGone(Exception):
+    """Whoever asked has left."""
+
+
+class Pace:
+    """Bytes per second that all devices of a tunnel may send or be sent."""
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self._left = float(rate)
+        self._at = time.monotonic()
+
+    def take(self, size: int) -> float:
+        """Count bytes that have passed; for how long the one who sent them has to wait, seconds."""
+        if not self.rate:
+            return 0.0
+        now = time.monotonic()
+        self._left = min(self._left + (now - self._at) * self.rate, self.rate) - size
+        self._at = now
+        return max(0.0, -self._left / self.rate)
+
+
+class PacedEnd(End):
+    """An end of a relay that is slowed to its tunnel's pace."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self._pace = pace
+        self._waits = False
+        self._stopped = False  # by the other end
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        wait = self._pace.take(len(data))
+        if wait > 0 and not self._waits and self.transport is not None:
+            self._waits = True
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_later(wait, self._go_on)
+
+    def pause_reading(self) -> None:
+        self._stopped = True
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        self._stopped = False
+        if not self._waits:
+            super().resume_reading()
+
+    def _go_on(self) -> None:
+        self._waits = False
+        if not self._stopped:
+            super().resume_reading()
+
+
+class Public:
+    """What all public listeners share."""
+
+    def __init__(self, hub: Hub, most_connections: int) -> None:
+        self.hub = hub
+        self.counts = PublicCounts()
+        self._most_connections = most_connections
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._paces: dict[str, tuple[Pace, Pace]] = {}
+
+    def accept_https(self) -> Http1:
+        """A protocol for a connection of the HTTPS port."""
+        return _Visitor(self)
+
+    def accept_mqtts(self) -> End:
+        """A protocol for a connection of the MQTTS port."""
+        return _Device(self)
+
+    def admit(self) -> bool:
+        """Count a connection; whether there is room for it."""
+        self.counts.connections += 1
+        if self.counts.open >= self._most_connections:
+            self.counts.refused += 1
+            return False
+        self.counts.open += 1
+        return True
+
+    def leave(self) -> None:
+        self.counts.open -= 1
+
+    def paces(self, tunnel: Tunnel) -> tuple[Pace, Pace]:
+        """Towards the tunnel's origins, and back."""
+        rate = tunnel.limits.bytes_per_second
+        known = self._paces.get(str(tunnel.id))
+        if known is None or known[0].rate != rate:
+            known = self._paces[str(tunnel.id)] = (Pace(rate), Pace(rate))
+        return known
+
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def close(self) -> None:
+        """End what is being asked or answered."""
+        for task in list(self._tasks):
+            task.cancel()
+
+    def join(self, tunnel: Tunnel, device: End, opened: Opened, *, frames: bool = False) -> None:
+        """Carry bytes between a device and the stream that was opened for it."""
+        _, back = self.paces(tunnel)
+        end = PacedEnd(back)
+        opened.begin(end)
+        if frames:
+            assert end.transport is not None
+            end.attach(Framed(end.transport, WebSocketLayer.accepted(), UP_FRAME_BYTES))
+        device.join(end)
+
+
+class _Visitor(Http1):
+    """One connection of the HTTPS port."""
+
+    def __init__(self, public: Public) -> None:
+        super().__init__(client=False)
+        self._public = public
+        self._hub = public.hub
+        self._address = ""
+        self._admitted = False
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        self._address = str(peer[0]) if peer else ""
+        self._admitted = self._public.admit()
+        if not self._admitted:
+            cast("asyncio.Transport", transport).abort()
+            return
+        self._task = self._public.spawn(self._serve())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._admitted:
+            self._admitted = False
+            self._public.leave()
+
+    async def _serve(self) -> None:
+        transport = cast("asyncio.Transport", self.transport)
+        upgraded = False
+        try:
+            wait = _HEAD_SECONDS
+            while True:
+                async with asyncio.timeout(wait):
+                    request = await self.event()
+                if not isinstance(request, h11.Request):
+                    return
+                upgraded = await self._answer(request)
+                if upgraded or not self._may_go_on():
+                    return
+                self.h11.start_next_cycle()
+                wait = _IDLE_SECONDS
+        except h11.RemoteProtocolError as error:
+            log.info("%s sends no HTTP: %s", self._address, error)
+            with contextlib.suppress(Exception):
+                await self._say(error.error_status_hint, "this is no HTTP request")
+        except (ConnectionError, TimeoutError, VisitorGone, h11.LocalProtocolError) as error:
+            log.debug("A connection of %s ends: %s", self._address, error)
+        except Exception:
+            log.exception("A request of %s failed", self._address)
+        finally:
+            if not upgraded:
+                transport.close()
+
+    def _may_go_on(self) -> bool:
+        return self.h11.our_state is h11.DONE and self.h11.their_state is h11.DONE and not self.is_gone
+
+    async def _answer(self, request: h11.Request) -> bool:
+        """Answer one request; whether the connection is a WebSocket now."""
+        self._public.counts.requests += 1
+        fields = [(name.lower(), value) for name, value in request.headers.raw_items()]
+        said = dict(fields)
+        name = said.get(b"host", b"").decode("latin-1")
+        found = self._hub.tunnels.host(name)
+        if found is None:
+            await self._say(404, "no tunnel serves this host name")
+            return False
+        tunnel, host = found
+        asked = Request(
+            request.target.decode("latin-1"),
+            self._address,
+            {key.decode("latin-1"): value.decode("latin-1") for key, value in fields},
+        )
+        decision = host.access.decide(asked, time.time())
+        if not decision.allowed:
+            log.info("%s is refused at %s: %s", self._address, host.name, decision.reason)
+            await self._say(decision.status, "this needs credentials" if decision.status == 401 else "not allowed")
+            return False
+        websocket = b"websocket" in said.get(b"upgrade", b"").lower() and request.method == b"GET"
+        kept = [
+            (key, value)
+            for key, value in end_to_end(fields)
+            if key != b"host" and not key.startswith(_OURS) and key.decode("latin-1") not in decision.secrets
+        ]
+        headers: Headers = [
+            (b":method", request.method), (b":scheme", b"https"), (b":authority", name.encode("latin-1")),
+            (b":path", request.target), *kept,
+            (b"x-forwarded-for", self._address.encode()), (b"x-forwarded-proto", b"https"),
+            (b"cf-connecting-ip", self._address.encode()), (b"cf-ray", secrets.token_hex(8).encode()),
+        ]  # fmt: skip
+        if not request.target.startswith(b"/"):
+            await self._say(400, "the target of a request begins with /")
+            return False
+        try:
+            if websocket:
+                return await self._websocket(tunnel, host, headers)
+            await self._http(tunnel, headers, said)
+        except NoConnector as error:
+            log.info("Tunnel %s: %s", tunnel.name, error)
+            await self._say(503, str(error))
+        except HeaderError as error:
+            log.warning("Tunnel %s: a connector answers with no response: %s", tunnel.name, error)
+            await self._say(502, "the connector answered with no response")
+        return False
+
+    async def _websocket(self, tunnel: Tunnel, host: Host, headers: Headers) -> bool:
+        headers = [*headers, (UPGRADE, b"websocket")]
+        try:
+            async with asyncio.timeout(_OPEN_SECONDS):
+                opened = await self._while_here(self._hub.open(tunnel, headers))
+        except TimeoutError:
+            await self._say(504, "the origin does not answer")
+            return False
+        except ConnectionError as error:
+            await self._say(502, str(error))
+            return False
+        response = opened.response
+        if not response.switches:
+            opened.stream.resume_reading()
+            await self._give(response, opened.flow)
+            return False
+        while not isinstance(await self.event(), h11.EndOfMessage):
+            continue
+        fields = [one for one in end_to_end(response.fields) if one[0] != b"content-length"]
+        fields += [(b"connection", b"Upgrade"), (b"upgrade", b"websocket")]
+        await self.send(h11.InformationalResponse(status_code=101, headers=fields))
+        rest = self.take_over()
+        device = PacedEnd(self._public.paces(tunnel)[0])
+        device.gone = self._public.leave
+        self._admitted = False
+        device.attach(cast("asyncio.Transport", self.transport))
+        if rest:
+            device.data_received(rest)
+        self._public.join(tunnel, device, opened)
+        return True
+
+    async def _http(self, tunnel: Tunnel, headers: Headers, said: dict[bytes, bytes]) -> None:
+        has_body = b"transfer-encoding" in said or said.get(b"content-length", b"0") != b"0"
+        opened = self._hub.start(tunnel, headers, end_stream=not has_body)
+        sending = asyncio.create_task(self._send_body(opened, has_body))
+        try:
+            response = await self._while_here(opened.flow.response())
+            await self._give(response, opened.flow)
+            if not sending.done():
+                opened.refuse()  # the origin has said all it will without hearing the end
+        except ConnectionError as error:
+            opened.refuse()
+            if self.h11.our_state is h11.IDLE or self.h11.our_state is h11.SEND_RESPONSE:
+                await self._say(502, str(error) or "the connection to the origin broke off")
+                return
+            raise
+        except BaseException:
+            opened.refuse()
+            raise
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+    async def _send_body(self, opened: Opened, has_body: bool) -> None:
+        while isinstance(event := await self.event(), h11.Data):
+            await opened.flow.write(bytes(event.data))
+        if has_body:
+            opened.stream.write_eof()
+
+    async def _give(self, response: Response, flow: Answering) -> None:
+        """Pass an origin's response on; what the connector says of itself becomes a page of ours."""
+        if not response.from_origin:
+            log.info("An origin cannot be asked: %s", response.cause or response.status)
+            await self._say(response.status, response.cause or "the origin cannot be reached")
+            return
+        fields = end_to_end(response.fields)
+        await self.send(h11.Response(status_code=response.status, headers=fields))
+        while data := await flow.read():
+            await self.send(h11.Data(data=data))
+        await self.send(h11.EndOfMessage(headers=flow.trailers))
+
+    async def _while_here(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for something as long as the visitor is there."""
+        task = asyncio.ensure_future(work)
+        gone = asyncio.create_task(self.until_gone())
+        try:
+            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise VisitorGone(self._address)
+            return task.result()
+        finally:
+            gone.cancel()
+            if not task.done():
+                task.cancel()
+            await asyncio.gather(task, gone, return_exceptions=True)
+
+    async def _say(self, status: int, text: str) -> None:
+        """A page of the edge's own; the connection ends with it."""
+        body = f"{status} {text}\n".encode("ascii", "replace")
+        fields = [("content-type", "text/plain"), ("content-length", str(len(body))), ("connection", "close")]
+        if status == 401:
+            fields.append(("www-authenticate", "Bearer"))
+        if status == 503:
+            fields.append(("retry-after", "5"))
+        await self.send(h11.Response(status_code=status, headers=fields))
+        await self.send(h11.Data(data=body))
+        await self.send(h11.EndOfMessage())
