@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lockgate.config.errors import ConfigError, did_you_mean
 from lockgate.config.values import BadValue, Kind
-
-_Default = TypeVar("_Default")
 
 
 def read(path: Path, text: str) -> Table:
@@ -41,7 +39,7 @@ class Table:
         self.errors = errors
         self._known: list[str] = ["note"]  # for people: JSON has no comments
 
-    def get(self, name: str, kind: Kind, default: _Default, required: bool = False) -> Any | _Default:
+    def get(self, name: str, kind: Kind, default: object, required: bool = False) -> Any:
         """Give what stands under a key, `default` where it is missing, null or cannot be used."""
         self._known.append(name)
         value = self.said.get(name)
