@@ -79,7 +79,7 @@ _ACCEPTED: Final = {
     "count": "0 to 1000000000",
     "bool": "true or false",
     "text": "text in one line",
-    "access": "required, teamName and audTag",
+    "access": "required, teamName (letters, digits and -) and audTag (a list)",
     "never": "nothing: bastion and socks-proxy are not offered here",
 }
 
@@ -293,6 +293,8 @@ class _Reading:
             raise _Bad
         if not all(isinstance(tag, str) for tag in tags) or (required and not (team and tags)):
             raise _Bad
+        if team and not _TEAM.fullmatch(team):  # a part of the address that keys are fetched from
+            raise _Bad
         return Access(required=bool(required), team_name=str(team or ""), audiences=tuple(tags))
 
     def _name(self, key: Key) -> str:
@@ -314,6 +316,7 @@ class _Reading:
         self._errors.append(ConfigError(problem, path=self._path, line=line, key=name, accepted=accepted))
 
 
+_TEAM: Final = re.compile(r"[A-Za-z0-9-]{1,63}")
 _HOST: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
 

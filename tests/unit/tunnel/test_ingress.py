@@ -187,6 +187,13 @@ def test_the_tables_of_lockgate_toml_say_it_in_their_words() -> None:
         ([{"service": "http://a", "hostname": "a", "originRequest": {"noTLSVerify": 1}}, LAST], "true or false"),
         ([{"service": "http://a", "hostname": "a", "originRequest": {"bastionMode": True}}, LAST], "not offered here"),
         ([{"service": "http://a", "hostname": "a", "originRequest": {"access": {"required": True}}}, LAST], "audTag"),
+        (
+            [
+                {"originRequest": {"access": {"required": True, "teamName": "evil/?", "audTag": ["x"]}}, "path": "a"}
+                | LAST
+            ],
+            "teamName",
+        ),
         ([{"service": "http://a", "hostname": "a", "originRequest": 1}, LAST], "rule 1: originRequest: 1 is no object"),
     ],
 )
