@@ -794,6 +794,31 @@ SECTIONS: tuple[Section, ...] = (
         "edge",
         "The public side of a tunnel, for those who host their own.",
         (
+            Key("listen_tunnel", values.ADDRESSES, "where connectors dial in"),
+            Key("listen_https", values.ADDRESSES, "where people and WebSockets come in"),
+            Key("listen_mqtts", values.ADDRESSES, "where MQTT over TLS comes in"),
+            Key(
+                "certificates_dir",
+                values.PATH,
+                "certificates of the public side: NAME.pem (with its chain) and NAME.key, chosen by the names in them; "
+                "read again when they change",
+                default="data_dir/edge/certificates",
+            ),
+            Key(
+                "tunnel_certfile",
+                values.PATH,
+                "certificate that connectors see, in PEM; cloudflared wants the name h2.cftunnel.com in it",
+                default="data_dir/edge/tunnel.pem",
+            ),
+            Key("tunnel_keyfile", values.PATH, "its key", default="data_dir/edge/tunnel.key"),
+            Key(
+                "client_ca_file",
+                values.PATH,
+                "authorities of devices' certificates, in PEM; devices are asked for one then",
+                default="none",
+            ),
+            Key("location", values.TEXT, "how connectors call this edge in their log and figures"),
+            Key("max_connections", values.whole_number(1, 1_000_000), "connections of the public side at a time"),
             Key(
                 "tunnels",
                 values.PATH,

@@ -689,12 +689,29 @@ class ConnectorConfig:
 class EdgeConfig:
     """[edge]: the public side of the tunnel."""
 
+    listen_tunnel: tuple[str, ...] = ("0.0.0.0:7844",)
+    listen_https: tuple[str, ...] = ("0.0.0.0:443",)
+    listen_mqtts: tuple[str, ...] = ("0.0.0.0:8883",)
+    certificates_dir: Path | None = None  # None: data_dir/edge/certificates
+    tunnel_certfile: Path | None = None  # None: data_dir/edge/tunnel.pem
+    tunnel_keyfile: Path | None = None  # None: data_dir/edge/tunnel.key
+    client_ca_file: Path | None = None  # of devices' certificates
+    location: str = "EDGE"  # as connectors show it
+    max_connections: int = 20_000  # at the public side
     tunnels: Path | None = None  # None: data_dir/edge/tunnels.json
     audit_dir: Path | None = None  # None: data_dir/edge/audit
     audit_file_bytes: int = 16 * 1024 * 1024
     audit_files: int = 64  # that are kept
     public: tuple[str, ...] = ()  # HOST:PORT that tokens tell connectors
     ca_file: Path | None = None  # that tokens tell connectors
+
+    def certificates_folder(self, gateway: GatewayConfig) -> Path:
+        return self.certificates_dir or gateway.data_dir / "edge" / "certificates"
+
+    def tunnel_pair(self, gateway: GatewayConfig) -> tuple[Path, Path]:
+        """The certificate that connectors see, and its key."""
+        folder = gateway.data_dir / "edge"
+        return self.tunnel_certfile or folder / "tunnel.pem", self.tunnel_keyfile or folder / "tunnel.key"
 
     def tunnels_file(self, gateway: GatewayConfig) -> Path:
         return self.tunnels if self.tunnels is not None else gateway.data_dir / "edge" / "tunnels.json"

@@ -16,7 +16,7 @@ from h2.errors import ErrorCodes
 from lockgate.transport import proxy_protocol
 from lockgate.transport.websocket import WebSocket
 from lockgate.tunnel.conduit import CONDUIT, RECEIVED, Conduit, ConduitError
-from lockgate.tunnel.framed import Framed
+from lockgate.tunnel.framed import WEBSOCKET_MAGIC, Framed
 from lockgate.tunnel.h2_session import Headers, Stream, StreamProtocol
 from lockgate.tunnel.headers import (
     FROM_CONNECTOR,
@@ -36,7 +36,6 @@ from lockgate.tunnel.services import AllowList, Service
 
 log = logging.getLogger(__name__)
 
-_MAGIC: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 _PUSH_BYTES: Final = 1 << 20
 _NOT_OF_THE_ORIGIN: Final = frozenset((UPGRADE, SOURCE, CONDUIT, RECEIVED, b"host"))
 
@@ -169,8 +168,13 @@ class Answers:
             _say_who(end, fields)
         self._join(stream, fields, end, response(200, []))
 
-    def _join(self, stream: Stream, fields: Mapping[bytes, bytes], origin: End, said: Headers) -> None:
-        """Carry bytes between the stream and the origin, over a conduit where the edge asks for one."""
+    def _join(
+        self, stream: Stream, fields: Mapping[bytes, bytes], origin: End, said: Headers, *, frames: bool = False
+    ) -> None:
+        """Carry bytes between the stream and the origin, over a conduit where the edge asks for one.
+
+        `frames`: the bytes are in WebSocket frames, of which we are the server.
+        """
         self._count(200)
         self.counts.tcp_sessions += 1
         self.counts.tcp_open += 1
@@ -186,6 +190,8 @@ class Answers:
         else:
             stream.send_headers(said)
             end.attach(stream)
+        if frames and end.transport is not None:
+            end.attach(Framed(end.transport, WebSocket.accepted()))
         stream.resume_reading()
         origin.join(end)
 
@@ -238,19 +244,11 @@ class Answers:
         said: Headers = [
             (b"Connection", b"Upgrade"),
             (b"Upgrade", b"websocket"),
-            (b"Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key + _MAGIC).digest())),
+            (b"Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key + WEBSOCKET_MAGIC).digest())),
         ]
         offered = [one.strip() for one in fields.get(b"sec-websocket-protocol", b"").split(b",")]
         said += [(b"Sec-WebSocket-Protocol", one) for one in offered[:1] if one]
-        self._count(200)
-        self.counts.tcp_sessions += 1
-        self.counts.tcp_open += 1
-        stream.send_headers(response(101, said))
-        end = End()
-        end.gone = self._tcp_gone
-        end.attach(Framed(stream, WebSocket.accepted()))
-        stream.resume_reading()
-        origin.join(end)
+        self._join(stream, fields, origin, response(101, said), frames=True)
 
     # --- HTTP ----------------------------------------------------------------------------------------------------
 

@@ -223,21 +223,24 @@ class _Slot:
                 lasted = time.monotonic() - begin
                 log.warning("Connection %d to %s is lost: %s", self.index, self.address, self._reason)
             except _Unregistered as error:
+                self._let_go()
                 wait = self._heed(error.refusal)
             except (OSError, RegistrationError, TimeoutError) as error:
                 self._count_failure(type(error).__name__)
                 what = str(error) or "no answer in time"
                 log.warning("Connection %d: %s: %s", self.index, self.address or "no edge", what)
-            finally:
-                self.registered = None
-                if self.session is not None:
-                    self.session.close("it is lost")
-                    self.session = None
+            self._let_go()
             self.restarts += 1
             self._failures = 0 if lasted >= _STABLE_SECONDS else self._failures + 1
             if wait is None:
                 wait = random.uniform(0, min(_LONGEST_WAIT, _FIRST_WAIT * 2**self._failures))
             await asyncio.sleep(wait)
+
+    def _let_go(self) -> None:
+        self.registered = None
+        if self.session is not None:
+            self.session.close("it is lost")
+            self.session = None
 
     def unregister(self) -> None:
         """Ask the edge for no more streams."""

@@ -13,7 +13,7 @@ import secrets
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -319,6 +319,8 @@ class Hub:
                 stream.resume_reading()
                 opened.connection = connection
                 self.resumed += 1
+                if opened.on_gap is not None:
+                    opened.on_gap(False)
                 return
             except (ConduitError, ValueError, HeaderError) as error:
                 conduit.fail(str(error))
@@ -383,6 +385,7 @@ class Opened:
         self.flow = flow
         self.stream = stream
         self.conduit: Conduit | None = None
+        self.on_gap: Callable[[bool], None] | None = None  # told when no connection carries it, and when one does again
         self._hub = hub
         self._identifier = identifier
 
@@ -392,13 +395,16 @@ class Opened:
             self.stream.set_protocol(protocol)
             protocol.connection_made(self.stream)
             return self.stream
-        conduit = self.conduit = Conduit(
-            self._identifier, protocol, gap=lambda one: self._hub.ride_on(self, one), gone=lambda _: None
-        )
+        conduit = self.conduit = Conduit(self._identifier, protocol, gap=self._begin_gap, gone=lambda _: None)
         protocol.connection_made(conduit)
         conduit.pause_reading()
         conduit.carry_on(self.stream, 0)
         return conduit
+
+    def _begin_gap(self, conduit: Conduit) -> None:
+        if self.on_gap is not None:
+            self.on_gap(True)
+        self._hub.ride_on(self, conduit)
 
     def refuse(self) -> None:
         """It is not wanted."""

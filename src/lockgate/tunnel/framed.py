@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, cast
 
 from lockgate.transport.layer import TransportError
 
+WEBSOCKET_MAGIC: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 UP_FRAME_BYTES: Final = 16 * 1024  # of a message to cloudflared, which drops what is beyond
 
 

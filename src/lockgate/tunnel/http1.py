@@ -45,7 +45,7 @@ class Flow(StreamProtocol):
     def eof_received(self) -> bool:
         self._ended = True
         self._news.set()
-        return True
+        return self.transport is not None and self.transport.can_write_eof()  # TLS is over for both sides
 
     def pause_writing(self) -> None:
         self._room.clear()

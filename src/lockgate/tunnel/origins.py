@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 from collections import defaultdict
@@ -45,7 +46,7 @@ async def dial_tcp(host: str, port: int, factory: Callable[[], P], seconds: floa
     except TimeoutError:
         raise OriginError(f"{host}:{port} does not answer within {seconds:g} s") from None
     except OSError as error:
-        raise OriginError(f"{host}:{port}: {error.strerror or error}") from None
+        raise OriginError(f"{host}:{port}: {_cause(error)}") from None
     _keep_alive(transport, keep_alive)
     return protocol
 
@@ -73,9 +74,14 @@ async def dial_service(rule: Rule, host: str, factory: Callable[[], P]) -> P:
     except ssl.SSLCertVerificationError as error:
         raise OriginError(f"{service.text}: its certificate is not trusted: {error.verify_message}") from None
     except OSError as error:
-        raise OriginError(f"{service.text}: {error.strerror or error}") from None
+        raise OriginError(f"{service.text}: {_cause(error)}") from None
     _keep_alive(transport, request.tcp_keep_alive)
     return protocol
+
+
+def _cause(error: OSError) -> str:
+    """The system's word: asyncio's own repeats the address."""
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)
 
 
 def _tls(request: OriginRequest, service_host: str, host: str) -> tuple[ssl.SSLContext, str]:

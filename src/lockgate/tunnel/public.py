@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import logging
 import secrets
+import ssl
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -13,16 +16,20 @@ from typing import Any, Final, TypeVar, cast
 
 import h11
 
+from lockgate.transport.websocket import SUBPROTOCOLS, WebSocket
 from lockgate.transport.websocket_client import WebSocketLayer
+from lockgate.tunnel.device_policy import DevicePolicy, Peer
 from lockgate.tunnel.edge import Answering, Hub, NoConnector, Opened
-from lockgate.tunnel.framed import UP_FRAME_BYTES, Framed
-from lockgate.tunnel.h2_session import Headers
-from lockgate.tunnel.headers import SOURCE, UPGRADE, HeaderError, end_to_end
+from lockgate.tunnel.framed import UP_FRAME_BYTES, WEBSOCKET_MAGIC, Framed
+from lockgate.tunnel.h2_session import Headers, StreamProtocol
+from lockgate.tunnel.headers import UPGRADE, HeaderError, end_to_end
 from lockgate.tunnel.http1 import Http1
+from lockgate.tunnel.mqtt_door import Device, Route, to_target, websocket_route
+from lockgate.tunnel.paced import Pace, PacedEnd
 from lockgate.tunnel.policy import Request
 from lockgate.tunnel.relay import End
 from lockgate.tunnel.responses import Response
-from lockgate.tunnel.tunnels import Host, Tunnel
+from lockgate.tunnel.tunnels import Tunnel
 
 log = logging.getLogger(__name__)
 
@@ -50,56 +57,6 @@ class VisitorGone(Exception):
     """Whoever asked has left."""
 
 
-class Pace:
-    """Bytes per second that all devices of a tunnel may send or be sent."""
-
-    def __init__(self, rate: int) -> None:
-        self.rate = rate
-        self._left = float(rate)
-        self._at = time.monotonic()
-
-    def take(self, size: int) -> float:
-        """Count bytes that have passed; for how long the one who sent them has to wait, seconds."""
-        if not self.rate:
-            return 0.0
-        now = time.monotonic()
-        self._left = min(self._left + (now - self._at) * self.rate, self.rate) - size
-        self._at = now
-        return max(0.0, -self._left / self.rate)
-
-
-class PacedEnd(End):
-    """An end of a relay that is slowed to its tunnel's pace."""
-
-    def __init__(self, pace: Pace) -> None:
-        super().__init__()
-        self._pace = pace
-        self._waits = False
-        self._stopped = False  # by the other end
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        wait = self._pace.take(len(data))
-        if wait > 0 and not self._waits and self.transport is not None:
-            self._waits = True
-            self.transport.pause_reading()
-            asyncio.get_running_loop().call_later(wait, self._go_on)
-
-    def pause_reading(self) -> None:
-        self._stopped = True
-        super().pause_reading()
-
-    def resume_reading(self) -> None:
-        self._stopped = False
-        if not self._waits:
-            super().resume_reading()
-
-    def _go_on(self) -> None:
-        self._waits = False
-        if not self._stopped:
-            super().resume_reading()
-
-
 class Public:
     """What all public listeners share."""
 
@@ -114,9 +71,9 @@ class Public:
         """A protocol for a connection of the HTTPS port."""
         return _Visitor(self)
 
-    def accept_mqtts(self) -> End:
+    def accept_mqtts(self) -> StreamProtocol:
         """A protocol for a connection of the MQTTS port."""
-        return _Device(self)
+        return _Doorman(self)
 
     def admit(self) -> bool:
         """Count a connection; whether there is room for it."""
@@ -149,15 +106,45 @@ class Public:
         for task in list(self._tasks):
             task.cancel()
 
-    def join(self, tunnel: Tunnel, device: End, opened: Opened, *, frames: bool = False) -> None:
-        """Carry bytes between a device and the stream that was opened for it."""
-        _, back = self.paces(tunnel)
-        end = PacedEnd(back)
+    def join(self, device: End, end: End, opened: Opened, *, frames: bool = False) -> None:
+        """Carry bytes between a device and the stream that was opened for it; `end` is to sit on the stream."""
         opened.begin(end)
         if frames:
             assert end.transport is not None
             end.attach(Framed(end.transport, WebSocketLayer.accepted(), UP_FRAME_BYTES))
         device.join(end)
+
+
+class _Doorman(StreamProtocol):
+    """A connection of the MQTTS port, until it is known who serves it."""
+
+    def __init__(self, public: Public) -> None:
+        self._public = public
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        public, sock = self._public, cast("asyncio.Transport", transport)
+        if not public.admit():
+            sock.abort()
+            return
+        tls = sock.get_extra_info("ssl_object")
+        name = server_name(tls)
+        address = peer_name(sock)
+        found = public.hub.tunnels.mqtts(name) if name else None
+        if found is None and not public.hub.tunnels.by_user:
+            log.info("A device at %s asks for %r, which leads to no tunnel", address, name)
+            public.leave()
+            sock.abort()
+            return
+
+        def route(username: str | None) -> Route | None:
+            by_user = public.hub.tunnels.user(username or "")
+            chosen = found or by_user
+            return to_target(*chosen, name, address) if chosen is not None else None
+
+        policy = found[1].devices if found is not None else None
+        device = Device(public, Peer.of(address, tls.getpeercert() if tls is not None else None), policy, route)
+        device.gone = public.leave
+        device.attach(sock)
 
 
 class _Visitor(Http1):
@@ -254,8 +241,11 @@ class _Visitor(Http1):
             await self._say(400, "the target of a request begins with /")
             return False
         try:
+            if websocket and host.devices is not None:
+                target = request.target.decode("latin-1")
+                return await self._mqtt(tunnel, fields, target, host.devices)
             if websocket:
-                return await self._websocket(tunnel, host, headers)
+                return await self._websocket(tunnel, headers)
             await self._http(tunnel, headers, said)
         except NoConnector as error:
             log.info("Tunnel %s: %s", tunnel.name, error)
@@ -265,7 +255,7 @@ class _Visitor(Http1):
             await self._say(502, "the connector answered with no response")
         return False
 
-    async def _websocket(self, tunnel: Tunnel, host: Host, headers: Headers) -> bool:
+    async def _websocket(self, tunnel: Tunnel, headers: Headers) -> bool:
         headers = [*headers, (UPGRADE, b"websocket")]
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
@@ -293,7 +283,44 @@ class _Visitor(Http1):
         device.attach(cast("asyncio.Transport", self.transport))
         if rest:
             device.data_received(rest)
-        self._public.join(tunnel, device, opened)
+        self._public.join(device, PacedEnd(self._public.paces(tunnel)[1]), opened)
+        return True
+
+    async def _mqtt(self, tunnel: Tunnel, fields: Headers, target: str, policy: DevicePolicy) -> bool:
+        """A WebSocket whose MQTT is looked at: the edge ends it here, and is the client of another one."""
+        said = dict(fields)
+        key, offered = said.get(b"sec-websocket-key", b""), said.get(b"sec-websocket-protocol", b"").split(b",")
+        chosen = next((one for one in SUBPROTOCOLS if one.encode() in (name.strip() for name in offered)), None)
+        if not key or said.get(b"sec-websocket-version") != b"13" or chosen is None:
+            await self._say(400, "a WebSocket of version 13 with the subprotocol mqtt is wanted")
+            return False
+        while not isinstance(await self.event(), h11.EndOfMessage):
+            continue
+        accept = base64.b64encode(hashlib.sha1(key + WEBSOCKET_MAGIC).digest())
+        answer = [
+            (b"connection", b"Upgrade"), (b"upgrade", b"websocket"), (b"sec-websocket-accept", accept),
+            (b"sec-websocket-protocol", chosen.encode()),
+        ]  # fmt: skip
+        await self.send(h11.InformationalResponse(status_code=101, headers=answer))
+        rest = self.take_over()
+        transport = cast("asyncio.Transport", self.transport)
+        tls = transport.get_extra_info("ssl_object")
+        peer = Peer.of(peer_name(transport), tls.getpeercert() if tls is not None else None)
+        name = said.get(b"host", b"").decode("latin-1")
+        device = Device(
+            self._public,
+            peer,
+            policy,
+            lambda _: websocket_route(tunnel, name, target, peer_name(transport), policy),
+        )
+        device.gone = self._public.leave
+        self._admitted = False
+        framed = Framed(transport, WebSocket.accepted())
+        device.attach(framed)
+        if rest:
+            framed.data_received(rest)
+        if device.transport is not None and device.filter.connect is None:
+            framed.resume_reading()
         return True
 
     async def _http(self, tunnel: Tunnel, headers: Headers, said: dict[bytes, bytes]) -> None:
@@ -362,3 +389,16 @@ class _Visitor(Http1):
         await self.send(h11.Response(status_code=status, headers=fields))
         await self.send(h11.Data(data=body))
         await self.send(h11.EndOfMessage())
+
+
+def peer_name(transport: asyncio.BaseTransport) -> str:
+    """Where a peer is, as IP:PORT."""
+    peer = transport.get_extra_info("peername")
+    if not isinstance(peer, tuple):
+        return ""
+    return f"[{peer[0]}]:{peer[1]}" if ":" in str(peer[0]) else f"{peer[0]}:{peer[1]}"
+
+
+def server_name(tls: ssl.SSLObject | None) -> str:
+    """The name a client asked for in TLS, as `certificates` noted it."""
+    return str(getattr(tls, "asked_name", "") or "")

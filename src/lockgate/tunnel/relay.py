@@ -58,7 +58,7 @@ class End(StreamProtocol):
         self._eof = True
         if self.other is not None:
             self._end()
-        return True
+        return self.transport is not None and self.transport.can_write_eof()  # TLS is over for both sides
 
     def pause_writing(self) -> None:
         if self.other is not None:
