@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tunnel = parts.add_parser("tunnel", help="tunnels, their tokens and host names")
     _add_tunnel(tunnel.add_subparsers(dest="action", required=True, metavar="ACTION"))
     add_config_argument(parts.add_parser("service-token", help="make an id and a secret for a program"))
+    audit = parts.add_parser("audit", help="who connected, from where, to what, how much")
+    _add_audit(audit.add_subparsers(dest="action", required=True, metavar="ACTION"))
 
 
 def _add_tunnel(actions: Any) -> None:
@@ -58,10 +60,22 @@ def _add_tunnel(actions: Any) -> None:
         add_config_argument(one)
 
 
+def _add_audit(actions: Any) -> None:
+    verify = actions.add_parser("verify", help="whether the log is whole; prints its newest line's number and hash")
+    verify.add_argument("--holds", metavar="N:HASH", help="what an earlier call printed, which has to be in it")
+    tail = actions.add_parser("tail", help="the newest lines")
+    tail.add_argument("-n", type=int, default=20, metavar="COUNT", help="how many (default: %(default)s)")
+    for one in (verify, tail):
+        one.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="(default: that of edge.audit_dir)")
+        add_config_argument(one)
+
+
 def main(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
     if arguments.part == "tunnel":
         return _tunnel(arguments, config)
+    if arguments.part == "audit":
+        return _audit(arguments, arguments.folder or config.edge.audit_folder(config.gateway))
     return _service_token()
 
 
@@ -173,6 +187,38 @@ def _service_token() -> int:
     print("and a policy has this rule:", file=sys.stderr)
     print(json.dumps({"service_token": rule}))
     return 0
+
+
+def _audit(arguments: argparse.Namespace, folder: Path) -> int:
+    """Exit status 1 when the chain is broken."""
+    from lockgate.tunnel import audit
+
+    if arguments.action == "tail":
+        for line in audit.tail(folder, max(1, arguments.n)):
+            said = " ".join(
+                f"{name}={json.dumps(value)}"
+                for name, value in line.items()
+                if name not in ("n", "time", "event", "hash", "before")
+            )
+            print(f"{line.get('time')} {line.get('event')} {said}".encode("unicode_escape").decode())
+        return 0
+    wanted: tuple[int, str] | None = None
+    if arguments.holds is not None:
+        number, _, digest = arguments.holds.partition(":")
+        if not number.isdecimal() or len(digest) != 64:
+            raise ConfigError(f"{arguments.holds!r} is none", key="--holds", accepted="N:HASH, as verify prints it")
+        wanted = int(number), digest.lower()
+    report = audit.verify(folder, wanted)
+    for problem in report.problems:
+        print(problem, file=sys.stderr)
+    if report.torn:
+        print(f"the last line is cut off after {report.torn} bytes: a crash, or it is being written", file=sys.stderr)
+    if report.first is not None and report.first > 1:
+        print(f"lines before {report.first} are not there: old files are removed, by edge.audit_files", file=sys.stderr)
+    print(f"{report.lines} lines in {report.files} files, {'BROKEN' if report.problems else 'whole'}")
+    if report.last is not None:
+        print(f"{report.last}:{report.hash}")
+    return 1 if report.problems else 0
 
 
 def _after(now: float, option: str, said: str | None) -> float | None:
