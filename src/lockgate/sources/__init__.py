@@ -1,0 +1,30 @@
+"""What devices say that do not speak MQTT: each source is a service of its own, and a client of the broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from lockgate.config.errors import ConfigError
+from lockgate.config.model import AnySource, HttpSourceConfig
+
+
+class Source(Protocol):
+    """A service named `source:NAME`."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serve until cancelled. Raises ConfigError for what a person must correct."""
+
+    def status(self) -> Mapping[str, object]: ...
+
+
+def build(config: AnySource) -> Source:
+    """Make the source; its library is imported only here. Raises ConfigError, also where that is missing."""
+    if isinstance(config, HttpSourceConfig):
+        from lockgate.sources.http import HttpSource
+
+        return HttpSource(config)
+    raise ConfigError("this type of source is not built yet", key=f"sources.{config.name}.type")
