@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from lockgate.config.errors import ConfigError
-from lockgate.config.model import AnySource, HttpSourceConfig
+from lockgate.config.model import AnySource, HttpSourceConfig, ModbusSourceConfig
 
 
 class Source(Protocol):
@@ -27,4 +27,8 @@ def build(config: AnySource) -> Source:
         from lockgate.sources.http import HttpSource
 
         return HttpSource(config)
+    if isinstance(config, ModbusSourceConfig):
+        from lockgate.sources.modbus import ModbusSource
+
+        return ModbusSource(config)
     raise ConfigError("this type of source is not built yet", key=f"sources.{config.name}.type")
