@@ -462,6 +462,10 @@ def _opcua(source: OpcuaSourceConfig, where: tuple[str, ...]) -> Iterator[Mistak
     yield from _variables(source.topic.variables, ("source", "node"), (*where, "topic"))
     if "node" not in source.topic.variables and len(source.nodes) > 1:
         yield (*where, "topic"), "would be that of several nodes", "{node} in it"
+    known: dict[str, str] = {}
+    for name, node in source.nodes:
+        if known.setdefault(node, name) != name:
+            yield (*where, "nodes", name), f"{node} is {known[node]} already", "each node once"
     if source.security_policy != "None":
         for key in ("certfile", "keyfile"):
             if getattr(source, key) is None:

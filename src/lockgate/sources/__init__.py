@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from lockgate.config.errors import ConfigError
 from lockgate.config.model import AnySource, HttpSourceConfig, ModbusSourceConfig
 
 
@@ -31,4 +30,6 @@ def build(config: AnySource) -> Source:
         from lockgate.sources.modbus import ModbusSource
 
         return ModbusSource(config)
-    raise ConfigError("this type of source is not built yet", key=f"sources.{config.name}.type")
+    from lockgate.sources.opcua import OpcuaSource
+
+    return OpcuaSource(config)
