@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from lockgate.config.model import AnySource, HttpSourceConfig, ModbusSourceConfig
+from lockgate.client import parse_endpoint
+from lockgate.config.errors import ConfigError
+from lockgate.config.libraries import library
+from lockgate.config.model import AnySource, HttpSourceConfig, ModbusSourceConfig, OpcuaSourceConfig
 
 
 class Source(Protocol):
@@ -33,3 +36,16 @@ def build(config: AnySource) -> Source:
     from lockgate.sources.opcua import OpcuaSource
 
     return OpcuaSource(config)
+
+
+def check(config: AnySource) -> None:
+    """Import the library of a source and read its URL, but no secret. Raises ConfigError."""
+    section = f"sources.{config.name}"
+    if isinstance(config, ModbusSourceConfig):
+        library("pymodbus.client", "modbus", section)
+    elif isinstance(config, OpcuaSourceConfig):
+        library("asyncua", "opcua", section)
+    try:
+        parse_endpoint(config.connection.url)
+    except ValueError as error:
+        raise ConfigError(str(error), key=f"{section}.url") from None

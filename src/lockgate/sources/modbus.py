@@ -15,7 +15,7 @@ from lockgate.config.model import ModbusDeviceConfig, ModbusGroupConfig, ModbusS
 from lockgate.config.source_sections import TIME
 from lockgate.sources.modbus_link import ILLEGAL_ADDRESS, Answered, Link, Unreachable
 from lockgate.sources.publisher import Publisher, endpoint_of
-from lockgate.sources.registers import Json, decode, plan
+from lockgate.sources.registers import Reading, decode, plan
 
 log = logging.getLogger(__name__)
 
@@ -99,22 +99,20 @@ class Device:
             # The next time of its rhythm: what was missed meanwhile is not made up for.
             due[number] += interval * max(1, -((due[number] - now()) // interval))
 
-    async def read(self, group: ModbusGroupConfig) -> dict[str, Json]:
-        """Ask for the values of a group. Raises Unreachable or Answered."""
+    async def read(self, group: ModbusGroupConfig) -> list[Reading]:
+        """Ask for the values of a group, in the order of the file. Raises Unreachable or Answered."""
+        max_gap = self._gaps[group.name]
         try:
-            return await self._ask(group, self._gaps[group.name])
+            return await self._ask(group, max_gap)
         except Answered as error:
-            gapless = plan(group.values, 0, self._config.max_count)
-            if (
-                error.code not in ILLEGAL_ADDRESS
-                or plan(group.values, self._gaps[group.name], self._config.max_count) == gapless
-            ):
+            blocks = plan(group.values, max_gap, self._config.max_count)
+            if error.code not in ILLEGAL_ADDRESS or not any(block.has_gaps for block in blocks):
                 raise
         # Perhaps it is the registers in between that it does not have.
-        values = await self._ask(group, 0)
+        readings = await self._ask(group, 0)
         self._gaps[group.name] = 0
         log.info("source %s: device %s takes no gaps in %s", self._source.name, self.name, group.name)
-        return values
+        return readings
 
     def status(self) -> dict[str, object]:
         said: dict[str, object] = {"online": self._online, "reads": self._reads, "failed": self._failed}
@@ -124,18 +122,18 @@ class Device:
             said["groups"] = {name: {"error": problem} for name, problem in self._wrong.items()}
         return said
 
-    async def _ask(self, group: ModbusGroupConfig, max_gap: int) -> dict[str, Json]:
+    async def _ask(self, group: ModbusGroupConfig, max_gap: int) -> list[Reading]:
         device = self._config
-        found: dict[str, Json] = {}
+        found: list[Reading] = []
         for block in plan(group.values, max_gap, device.max_count):
             answer = await self._link.read(device.unit, block, device.timeout_seconds)
-            found.update(decode(block, answer, device))
-        return {value.name: found[value.name] for value in group.values}
+            found += decode(block, answer, device)
+        return sorted(found, key=lambda one: group.values.index(one.value))
 
     async def _read_and_publish(self, group: ModbusGroupConfig) -> bool:
         """Whether the device answered, be it with an exception."""
         try:
-            values = await self.read(group)
+            readings = await self.read(group)
         except Unreachable as error:
             self._failed += 1
             self._is_offline(str(error))
@@ -152,7 +150,7 @@ class Device:
         if self._wrong.pop(group.name, None) is not None:
             log.info("source %s: device %s answers for %s again", self._source.name, self.name, group.name)
         names = {"source": self._source.name, "device": self.name, "group": group.name}
-        payload = orjson.dumps({TIME: time.time_ns() // 1_000_000, **values})
+        payload = orjson.dumps({TIME: time.time_ns() // 1_000_000, **{one.value.name: one.meaning for one in readings}})
         self._publisher.offer(self._source.topic.fill(names), payload)
         return True
 

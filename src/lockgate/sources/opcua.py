@@ -45,7 +45,7 @@ class OpcuaSource:
         section = f"sources.{config.name}"
         self._asyncua = library("asyncua", "opcua", section)
         self._ua = library("asyncua.ua", "opcua", section)
-        self._faults: tuple[type[Exception], ...] = (self._ua.UaError, OSError, TimeoutError)
+        self.faults: tuple[type[Exception], ...] = (self._ua.UaError, OSError, TimeoutError)
         logging.getLogger("asyncua").setLevel(logging.CRITICAL)  # we say what is wrong, once
         self._config = config
         self._password = first_line(config.user_password_file) if config.user_password_file is not None else None
@@ -99,6 +99,7 @@ class OpcuaSource:
         """Give NodeId, class and name of what lies below a node; None: below Objects."""
         async with self._connected() as (client, _):
             node = client.get_node(node_id) if node_id is not None else client.nodes.objects
+            await node.read_node_class()  # which fails for one that is not there
             found = await node.get_children_descriptions()
             return [(one.NodeId.to_string(), one.NodeClass.name, one.DisplayName.Text or "") for one in found]
 
@@ -115,7 +116,7 @@ class OpcuaSource:
                     await self._serve(client, lost)
             except ConfigError:
                 raise
-            except self._faults as error:
+            except self.faults as error:
                 self._is_offline(_text(error))
             except Exception as error:  # what a server sends may be anything, and asyncua does not foresee all of it
                 if self._problem != _text(error):
@@ -156,7 +157,7 @@ class OpcuaSource:
         try:
             yield client, lost
         finally:
-            with contextlib.suppress(*self._faults):
+            with contextlib.suppress(*self.faults):
                 async with asyncio.timeout(_LEAVE_SECONDS):
                     await client.disconnect()
 

@@ -6,7 +6,7 @@ import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from lockgate.config.model import ModbusDeviceConfig, ModbusValueConfig
 
@@ -57,11 +57,20 @@ def plan(values: Sequence[ModbusValueConfig], max_gap: int, max_count: int) -> l
     return blocks
 
 
-def decode(block: Block, answer: Sequence[int], device: ModbusDeviceConfig) -> Iterator[tuple[str, Json]]:
-    """Give name and value of each value of a block that was answered with `answer`, whole."""
+class Reading(NamedTuple):
+    """What lies at one address, and what it means."""
+
+    value: ModbusValueConfig
+    raw: Sequence[int]
+    meaning: Json
+
+
+def decode(block: Block, answer: Sequence[int], device: ModbusDeviceConfig) -> Iterator[Reading]:
+    """Give the values of a block that was answered with `answer`, whole."""
     for value in block.values:
         start = value.address - block.address
-        yield value.name, _value(value, answer[start : start + value.count], device)
+        raw = answer[start : start + value.count]
+        yield Reading(value, raw, _value(value, raw, device))
 
 
 def _value(value: ModbusValueConfig, raw: Sequence[int], device: ModbusDeviceConfig) -> Json:

@@ -26,8 +26,8 @@ def value(name: str = "v", **said: Any) -> ModbusValueConfig:
 
 def read(one: ModbusValueConfig, *raw: int, of: ModbusDeviceConfig | None = None) -> Any:
     block = Block(one.table, one.address, one.count, (one,))
-    ((_, found),) = decode(block, raw, of or device())
-    return found
+    ((_, _, meaning),) = decode(block, raw, of or device())
+    return meaning
 
 
 @pytest.mark.parametrize(
