@@ -213,6 +213,26 @@ DEMO_SERVICES: dict[str, Build] = {"demo-cloud": _demo_cloud, "demo-device": _de
 STAGES = (("broker",), ("processor", "forwarder"))
 
 
+def services(config: Config) -> dict[str, Build]:
+    """Give every service of a configuration by name, those of its sources too."""
+    return SERVICES | {source.service: _source(source.name) for source in config.sources}
+
+
+def stages(config: Config) -> list[tuple[str, ...]]:
+    """Give `STAGES` and the sources behind them: what they publish finds its subscribers."""
+    sources = tuple(source.service for source in config.sources)
+    return [*STAGES, *([sources] if sources else [])]
+
+
+def _source(name: str) -> Build:
+    def build(config: Config) -> Service:
+        from lockgate.sources import build as build_source
+
+        return build_source(next(source for source in config.sources if source.name == name))
+
+    return build
+
+
 Reread = Callable[[], Config]
 
 

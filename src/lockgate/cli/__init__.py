@@ -36,6 +36,7 @@ COMMANDS = {
     "status": "what the running services say about themselves",
     "healthcheck": "whether the services of this container are well, by its exit status",
     "rules": "try rules: their tests, what they read and cost, what they would have made of the log",
+    "sources": "try sources: read their devices once and show what they say, browse an OPC UA server",
     "ledger": "what became of every message, in two books that have to close",
     "buffer": "what lies in the buffer and waits for whom; look at it, export it, ask it in SQL",
     "store": "look at what the broker keeps on disk: is it whole, what is in it",

@@ -11,7 +11,18 @@ from pathlib import Path
 from lockgate.app import scram_authenticator
 from lockgate.cli.common import load_config
 from lockgate.config.errors import ConfigError, MosquittoConfError
-from lockgate.config.model import BridgeConfig, Config, ConnectorConfig, ListenerConfig, MqttSinkConfig
+from lockgate.config.model import (
+    BridgeConfig,
+    Config,
+    ConnectorConfig,
+    HttpSourceConfig,
+    ListenerConfig,
+    ModbusSourceConfig,
+    MqttSinkConfig,
+    OpcuaSourceConfig,
+)
+
+KINDS = {HttpSourceConfig: "http", ModbusSourceConfig: "modbus", OpcuaSourceConfig: "opcua"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
     check_access(config)
     check_rules(config)
     check_data_path(config)
+    check_sources(config)
     check_certificates(config)
     check_bridges(config)
     check_connector(config)
@@ -81,8 +93,17 @@ def check_data_path(config: Config) -> None:
             build(sink, Messages(config.gateway.id))
 
 
+def check_sources(config: Config) -> None:
+    """Try the libraries of sources. Raises ConfigError."""
+    if config.sources:
+        from lockgate.sources import check
+
+        for source in config.sources:
+            check(source)
+
+
 def unreadable(config: Config) -> Iterator[str]:
-    """Secrets and certificates of processor and forwarder that cannot be read here, for people.
+    """Secrets and certificates of sources, processor and forwarder that cannot be read here, for people.
 
     No mistakes, only warnings: a service may have files that whoever asks has not.
     """
@@ -90,8 +111,16 @@ def unreadable(config: Config) -> Iterator[str]:
     connections += [
         (f"sinks.{sink.name}", sink.connection) for sink in config.forwarder.sinks if isinstance(sink, MqttSinkConfig)
     ]
+    connections += [(f"sources.{source.name}", source.connection) for source in config.sources]
     sinks = [(f"sinks.{sink.name}", sink) for sink in config.forwarder.sinks]
-    for section, model in (*connections, *sinks):
+    sources = [(f"sources.{source.name}", source) for source in config.sources]
+    clients = [
+        (f"sources.{source.name}.clients.{client.name}", client)
+        for source in config.sources
+        if isinstance(source, HttpSourceConfig)
+        for client in source.clients
+    ]
+    for section, model in (*connections, *sinks, *sources, *clients):
         for field in dataclasses.fields(model):
             path = getattr(model, field.name)
             if isinstance(path, Path) and field.name not in ("path", "metered_while"):
@@ -145,10 +174,12 @@ def check_connector(config: Config) -> None:
 def summary(config: Config) -> str:
     listeners = ", ".join(map(_listener, config.broker.listeners))
     anonymous = "everybody is let in" if config.broker.allow_anonymous else "nobody is let in without a user name"
+    sources = ", ".join(f"{source.name} ({KINDS[type(source)]})" for source in config.sources)
     lines = [
         f"{config.path or 'no lockgate.toml, defaults'}: good",
         f"broker     {config.broker.path or 'no mosquitto.conf, defaults'}: {listeners}; {anonymous}",
         *(f"bridge     {one.name}: {_addresses(one)}" for one in config.broker.bridges),
+        *([f"sources    {sources}"] if sources else []),
         f"processor  {len(config.processor.schemas)} schemas, {len(config.processor.rules)} rules",
         f"buffer     {config.gateway.buffer_dir}, classes {', '.join(config.buffer.classes)}",
         f"forwarder  {len(config.forwarder.sinks)} sinks: {', '.join(sink.name for sink in config.forwarder.sinks)}",

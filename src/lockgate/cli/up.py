@@ -39,7 +39,7 @@ def main(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
     logs.configure(LogConfig())
     supervisor = Supervisor(
-        app.STAGES,
+        app.stages(config),
         lambda name: run_command(config.path, name),
         config.gateway.sockets_dir,
         write_prefixed,

@@ -40,57 +40,19 @@ from lockgate.config.model import (
     ProcessorConfig,
     RuleConfig,
     SchemaConfig,
-    SinkConfig,
     StandingSessionConfig,
     TableConfig,
 )
 from lockgate.config.mosquitto_conf import read_mosquitto_conf
+from lockgate.config.sections import CONNECTION, Key, Section
+from lockgate.config.source_sections import SOURCE_SECTIONS, mistakes
 from lockgate.config.toml_lines import key_lines, line_of
-from lockgate.config.values import BadValue, Kind
+from lockgate.config.values import BadValue
 
 PLACES = (Path("lockgate.toml"), Path("/etc/lockgate/lockgate.toml"))
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key: its values, and the field of the model it fills, whose default counts where the file is silent."""
-
-    name: str
-    kind: Kind
-    help: str
-    field: str = ""
-    required: bool = False
-    default: str = ""  # for the reference, where the model's default does not tell
-
-    @property
-    def target(self) -> str:
-        return self.field or self.name
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """`[name]`, or `[name.NAME]` when `named`: there may be many of those."""
-
-    name: str
-    help: str
-    keys: tuple[Key, ...]
-    model: type
-    named: bool = False
-    variant: str = ""  # the value of `type` that selects this one of several sections with the same name
-
-
-_CONNECTION = (
-    Key(
-        "password_file",
-        values.PATH,
-        "file whose first line is the password, for a URL that has only the user",
-        default="none: the password is in the URL, if there is one",
-    ),
-    Key("client_id", values.TEXT, "Client Identifier; keep it unique at that server"),
-    Key("mqtt_version", values.one_of("3.1.1", "5"), "version of MQTT to speak", field="version"),
-    Key("keep_alive", values.whole_number(1, 65535), "Keep Alive in seconds", field="keep_alive_seconds"),
-)
 _SINK = (
     Key(
         "type",
@@ -286,12 +248,13 @@ SECTIONS: tuple[Section, ...] = (
         ),
         BrokerLimitsConfig,
     ),
+    *SOURCE_SECTIONS,
     Section(
         "processor",
         "The processor takes messages from the broker and runs the rules on them.",
         (
             Key("url", values.url("mqtt"), "the broker: mqtt://[USER[:PASSWORD]@]HOST[:PORT]"),
-            *_CONNECTION,
+            *CONNECTION,
             Key("receive_maximum", values.whole_number(1, 65535), "unacknowledged messages taken at once"),
             Key(
                 "session_expiry",
@@ -509,7 +472,7 @@ SECTIONS: tuple[Section, ...] = (
         (
             Key("topics", values.TOPIC_FILTERS, "where commands may be published", default="none: no command passes"),
             Key("url", values.url("mqtt"), "the broker: mqtt://[USER[:PASSWORD]@]HOST[:PORT]"),
-            *_CONNECTION,
+            *CONNECTION,
         ),
         DownlinkConfig,
     ),
@@ -546,7 +509,7 @@ SECTIONS: tuple[Section, ...] = (
                 "mqtts://[USER[:PASSWORD]@]HOST[:PORT], wss://…/PATH and the like",
                 required=True,
             ),
-            *_CONNECTION,
+            *CONNECTION,
             Key("topic_prefix", values.ANY_TEXT, "put before every topic"),
             Key(
                 "format",
@@ -848,8 +811,11 @@ SECTIONS: tuple[Section, ...] = (
 
 PLAIN = {section.name: section for section in SECTIONS if not section.named}
 NAMED = {section.name: section for section in SECTIONS if section.named and not section.variant}
-SINKS = {section.variant: section for section in SECTIONS if section.variant}
-TOP_LEVEL = (*(name for name in PLAIN if "." not in name), *NAMED, "sinks")
+# Those of which `type` selects one
+VARIANTS = {
+    name: {one.variant: one for one in SECTIONS if one.variant and one.name == name} for name in ("sources", "sinks")
+}
+TOP_LEVEL = (*(name for name in PLAIN if "." not in name), *NAMED, *VARIANTS)
 
 
 def find() -> Path | None:
@@ -895,7 +861,8 @@ class _Reading:
             name: [(one, self._table(section, (name, one), table)) for one, table in self._tables(document, name)]
             for name, section in NAMED.items()
         }
-        sinks = [self._sink(name, table) for name, table in self._tables(document, "sinks")]
+        sinks = [self._variant("sinks", name, table) for name, table in self._tables(document, "sinks")]
+        sources = [self._variant("sources", name, table) for name, table in self._tables(document, "sources")]
         broker_limits = BrokerLimitsConfig(**plain["broker.limits"])  # type: ignore[arg-type]
         broker = self._broker(plain["broker"] | {"limits": broker_limits})
         broker = self._with_certificates(broker, named["certificates"])
@@ -928,9 +895,10 @@ class _Reading:
             processor=_processor(plain["processor"], schemas=schemas, tables=tables, rules=rules),
             buffer=buffer,
             forwarder=ForwarderConfig(
-                sinks=tuple(model(**({"classes": buffer.classes} | said)) for model, said in sinks),
+                sinks=tuple(section.model(**({"classes": buffer.classes} | said)) for section, said in sinks),
                 downlink=_downlink(plain["downlink"]),
             ),
+            sources=tuple(_built(section, said) for section, said in sources),
             deploy=DeployConfig(**plain["deploy"]),  # type: ignore[arg-type]
             connector=self._connector(plain["connector"]),
             edge=EdgeConfig(**plain["edge"]),  # type: ignore[arg-type]
@@ -981,7 +949,7 @@ class _Reading:
                     if rest.startswith(f"{_shout(name)}_") and isinstance(table[name], dict):
                         rest, table = rest.removeprefix(f"{_shout(name)}_"), table[name]
                         where = (section, name)
-                        variants = SINKS.values() if section == "sinks" else (NAMED[section],)
+                        variants = VARIANTS[section].values() if section in VARIANTS else (NAMED[section],)
                         keys = tuple(key for one in variants for key in one.keys)
                         break
             key = next((key for key in keys if _shout(key.name) == rest), None)
@@ -993,14 +961,14 @@ class _Reading:
             self.variables[*where, key.name] = variable
             table[key.name] = text if key.kind.text else _toml_value(text)
 
-    def _tables(self, document: dict[str, Any], section: str) -> list[tuple[str, object]]:
-        tables = document.get(section, {})
+    def _tables(self, document: dict[str, Any], *where: str) -> list[tuple[str, object]]:
+        tables = document.get(where[-1], {})
         if not isinstance(tables, dict):
-            self._wrong((section,), f"must be tables: [{section}.NAME]")
+            self._wrong(where, f"must be tables: [{'.'.join(where)}.NAME]")
             return []
         for name in tables:
             if not NAME.fullmatch(name):
-                self._wrong((section, name), "cannot be a name", "1 to 64 letters, digits, - and _")
+                self._wrong((*where, name), "cannot be a name", "1 to 64 letters, digits, - and _")
         return list(tables.items())
 
     def _unknown_sections(self, document: dict[str, Any]) -> None:
@@ -1024,9 +992,16 @@ class _Reading:
             self._wrong(where, f"must be a table: [{'.'.join(where)}]")
             return {}
         keys = {key.name: key for key in section.keys}
-        for name in table.keys() - keys.keys():
-            self._wrong((*where, name), f"is no key of it.{did_you_mean(name, keys)}", ", ".join(keys))
-        said: Said = {}
+        known = [*keys, *(inner.key for inner in section.inner)]
+        for name in table.keys() - set(known):
+            self._wrong((*where, name), f"is no key of it.{did_you_mean(name, known)}", ", ".join(known))
+        said: Said = {
+            inner.key: [
+                (name, self._table(inner, (*where, inner.key, name), one))
+                for name, one in self._tables(table, *where, inner.key)
+            ]
+            for inner in section.inner
+        }
         for key in section.keys:
             if key.name in table:
                 try:
@@ -1034,24 +1009,28 @@ class _Reading:
                 except BadValue as bad:
                     value = "its value" if key.kind.secret else repr(table[key.name])
                     problem = f"{value} cannot be used" + (f": {bad}" if str(bad) else "")
-                    self._wrong((*where, key.name), problem, key.kind.accepted)
+                    self._wrong((*where, key.name, *bad.below), problem, key.kind.accepted)
             elif key.required:
                 self._wrong((*where, key.name), "is missing", key.kind.accepted)
         return said
 
-    def _sink(self, name: str, table: object) -> tuple[type[Any], Said]:
+    def _variant(self, of: str, name: str, table: object) -> tuple[Section, Said]:
+        """Read a sink or a source."""
+        sections = VARIANTS[of]
         kind = table.get("type") if isinstance(table, dict) else None
-        if not isinstance(kind, str) or kind not in SINKS:
-            problem = f"{kind!r} is no type of sink" if kind is not None else "is missing"
-            self._wrong(("sinks", name, "type"), problem, " or ".join(f'"{one}"' for one in SINKS))
-            return SinkConfig, {}
-        section = SINKS[kind]
-        said = self._table(section, ("sinks", name), table)
+        if not isinstance(kind, str) or kind not in sections:
+            problem = f"{kind!r} is no type of {of.removesuffix('s')}" if kind is not None else "is missing"
+            self._wrong((of, name, "type"), problem, " or ".join(f'"{one}"' for one in sections))
+            return next(iter(sections.values())), {}
+        section = sections[kind]
+        said = self._table(section, (of, name), table)
         said.pop("type", None)
         said["name"] = name
-        if kind == "mqtt":
+        if of == "sources":
+            said["connection"] = _connection(said, f"lockgate-source-{name}")
+        elif kind == "mqtt":
             said["connection"] = _connection(said, f"lockgate-{name}")
-        return section.model, said
+        return section, said
 
     def _rule(self, name: str, said: Said) -> RuleConfig:
         place = {"line": self._line("rules", name), "sql_line": self._text_line("rules", name, "sql")}
@@ -1135,6 +1114,8 @@ class _Reading:
                 self._wrong(("classes", one.name, "when_full"), "needs a limit", "drop-newest with a `limit`")
             if one.limit_bytes is not None and one.limit_bytes > config.buffer.limit_bytes:
                 self._wrong(("classes", one.name, "limit"), "is larger than buffer.limit", "a part of buffer.limit")
+        for where, problem, accepted in mistakes(config.sources):
+            self._wrong(where, problem, accepted)
         if config.buffer.segment_bytes > config.buffer.limit_bytes:
             self._wrong(("buffer", "segment"), "is larger than limit", "a small part of buffer.limit")
 
@@ -1170,6 +1151,15 @@ class _Reading:
 
     def _line(self, *where: str) -> int | None:
         return line_of(self.lines, where)
+
+
+def _built(section: Section, said: Said) -> Any:
+    """Make the model of a section and of the tables within it."""
+    inner: Said = {}
+    for one in section.inner:
+        tables: Any = said[one.key]
+        inner[one.key] = tuple(_built(one, table | {"name": name}) for name, table in tables)
+    return section.model(**(said | inner))
 
 
 def _processor(said: Said, **named: object) -> ProcessorConfig:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
+
+from lockgate.config.templates import PathTemplate, Template, parse
 
 
 class Place(NamedTuple):
@@ -363,6 +365,185 @@ class ConnectionConfig:
     client_id: str = ""
     version: Literal["3.1", "3.1.1", "5"] = "5"
     keep_alive_seconds: int = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceConfig:
+    """[sources.NAME]: what all sources have in common. Each is a service of its own, `source:NAME`."""
+
+    name: str
+    connection: ConnectionConfig
+    broker_cafile: Path | None = None  # mqtts and wss: authorities that are trusted, else the system's
+    broker_certfile: Path | None = None
+    broker_keyfile: Path | None = None
+    status_topic: str = "sources/{source}/status"  # empty: none
+    queue_messages: int = 10_000  # that wait in memory while the broker is away; the oldest go first, counted
+    queue_bytes: int = 16 * 1024 * 1024  # their topics and payloads
+
+    @property
+    def service(self) -> str:
+        return f"source:{self.name}"
+
+    @property
+    def status_name(self) -> str:
+        """The Topic Name of its status, empty where it has none."""
+        return self.status_topic.replace("{source}", self.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpRouteConfig:
+    """[sources.NAME.routes.NAME]: which requests it takes and the topic of what they bring."""
+
+    name: str
+    path: PathTemplate
+    topic: Template
+    methods: tuple[str, ...] = ("POST", "PUT")
+    retain: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpClientConfig:
+    """[sources.NAME.clients.NAME]: who may push. The secret is a bearer token, or the password of the user NAME."""
+
+    name: str
+    secret_file: Path  # its first line
+    routes: tuple[str, ...] = ()  # names of routes; none: all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSourceConfig(SourceConfig):
+    """type = "http": takes pushed messages, and answers when the broker has acknowledged them."""
+
+    listen: tuple[str, int] = ("127.0.0.1", 8080)
+    certfile: Path | None = None  # ours and its chain: the listener speaks TLS
+    keyfile: Path | None = None
+    cafile: Path | None = None  # clients must show a certificate of these authorities
+    allow_anonymous: bool = False
+    max_body_bytes: int = 1024 * 1024
+    max_messages: int = 1000  # of one request
+    max_connections: int = 200
+    max_requests: int = 50  # that wait for the broker at once
+    read_timeout_seconds: float = 10.0  # until a request is there, whole
+    timeout_seconds: float = 10.0  # until the broker has acknowledged it
+    idempotency_seconds: float = 600.0  # how long an Idempotency-Key is remembered
+    idempotency_keys: int = 10_000
+    routes: tuple[HttpRouteConfig, ...] = ()
+    clients: tuple[HttpClientConfig, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModbusDeviceConfig:
+    """[sources.NAME.devices.NAME]: one unit; those with the same address share a connection."""
+
+    name: str
+    address: tuple[str, int]
+    unit: int = 1
+    framing: Literal["tcp", "rtu"] = "tcp"
+    byte_order: Literal["big", "little"] = "big"  # within a register
+    word_order: Literal["big", "little"] = "big"  # of the registers of one value
+    timeout_seconds: float = 3.0
+    max_count: int = 125  # registers of one request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModbusValueConfig:
+    """[sources.NAME.groups.NAME.values]: one member of the JSON; one of the four tables has its address."""
+
+    name: str
+    holding: int | None = None
+    input: int | None = None
+    coil: int | None = None
+    discrete: int | None = None
+    type: str = ""  # empty: bool of a coil or discrete input, uint16 of a register
+    length: int = 0  # registers of a string
+    bit: int | None = None  # of a register; 0: the lowest
+    scale: float = 1.0
+    offset: float = 0.0
+
+    @property
+    def table(self) -> Literal["holding", "input", "coil", "discrete"]:
+        if self.holding is not None:
+            return "holding"
+        if self.input is not None:
+            return "input"
+        return "coil" if self.coil is not None else "discrete"
+
+    @property
+    def address(self) -> int:
+        return next(one for one in (self.holding, self.input, self.coil, self.discrete, 0) if one is not None)
+
+    @property
+    def kind(self) -> str:
+        """The type, also where none is said."""
+        is_bool = self.table in ("coil", "discrete") or self.bit is not None
+        return self.type or ("bool" if is_bool else "uint16")
+
+    @property
+    def count(self) -> int:
+        """How many registers or bits it takes."""
+        return self.length if self.kind == "string" else MODBUS_TYPES[self.kind]
+
+
+MODBUS_TYPES: Mapping[str, int] = {  # registers of each; a string says its own
+    "bool": 1, "int16": 1, "uint16": 1, "int32": 2, "uint32": 2, "int64": 4, "uint64": 4, "float32": 2, "float64": 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModbusGroupConfig:
+    """[sources.NAME.groups.NAME]: values that are read together and become one message."""
+
+    name: str
+    interval_seconds: float | None = None  # None: that of the source
+    devices: tuple[str, ...] = ()  # none: all
+    max_gap: int = 8  # registers or bits in between that are read along rather than asked for apart
+    values: tuple[ModbusValueConfig, ...] = ()
+
+
+_MODBUS_TOPIC: Final = parse("modbus/{device}/{group}")
+_OPCUA_TOPIC: Final = parse("opcua/{source}/{node}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModbusSourceConfig(SourceConfig):
+    """type = "modbus": reads registers of devices in intervals."""
+
+    topic: Template = _MODBUS_TOPIC
+    interval_seconds: float = 10.0
+    retry_min_seconds: float = 1.0
+    retry_max_seconds: float = 60.0
+    devices: tuple[ModbusDeviceConfig, ...] = ()
+    groups: tuple[ModbusGroupConfig, ...] = ()
+
+    def groups_of(self, device: str) -> tuple[ModbusGroupConfig, ...]:
+        return tuple(group for group in self.groups if device in group.devices or not group.devices)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpcuaSourceConfig(SourceConfig):
+    """type = "opcua": values of nodes, as they change or in intervals."""
+
+    endpoint: str
+    nodes: tuple[tuple[str, str], ...] = ()  # name and NodeId
+    topic: Template = _OPCUA_TOPIC
+    mode: Literal["subscribe", "poll"] = "subscribe"
+    interval_seconds: float = 1.0  # publishing interval, or pause between two reads
+    sampling_seconds: float | None = None  # None: the interval
+    queue_size: int = 10  # values of a node the server keeps between two publishes
+    security_policy: Literal["None", "Basic256Sha256", "Aes128Sha256RsaOaep", "Aes256Sha256RsaPss"] = "None"
+    security_mode: Literal["Sign", "SignAndEncrypt"] = "SignAndEncrypt"
+    certfile: Path | None = None  # ours
+    keyfile: Path | None = None
+    server_certfile: Path | None = None  # the only one that is accepted
+    application_uri: str = "urn:lockgate:source"
+    user: str | None = None
+    user_password_file: Path | None = None
+    timeout_seconds: float = 5.0
+    retry_min_seconds: float = 1.0
+    retry_max_seconds: float = 60.0
+
+
+AnySource = HttpSourceConfig | ModbusSourceConfig | OpcuaSourceConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -730,6 +911,7 @@ class Config:
     processor: ProcessorConfig
     buffer: BufferConfig
     forwarder: ForwarderConfig
+    sources: tuple[AnySource, ...] = ()
     deploy: DeployConfig = field(default_factory=DeployConfig)
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     edge: EdgeConfig = field(default_factory=EdgeConfig)

@@ -18,7 +18,14 @@ _SIZES = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1024, "MiB": 
 
 
 class BadValue(Exception):
-    """A value that cannot be used. The text says why where `accepted` of its kind does not say it all."""
+    """A value that cannot be used. The text says why where `accepted` of its kind does not say it all.
+
+    `below` names the member of it that is at fault.
+    """
+
+    def __init__(self, *arguments: object, below: tuple[str, ...] = ()) -> None:
+        super().__init__(*arguments)
+        self.below = below
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ import orjson
 
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
+from lockgate.config.libraries import first_line
 from lockgate.config.model import InfluxSinkConfig
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
 from lockgate.forwarder.sinks.http import PostSink
-from lockgate.forwarder.sinks.libraries import first_line
 
 _LONGEST_TEXT = 64 * 1024  # of a field
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
+from lockgate.config.libraries import first_line, library
 from lockgate.config.model import KafkaSinkConfig
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
-from lockgate.forwarder.sinks.libraries import first_line, library
 
 
 class KafkaSink:
@@ -24,8 +24,8 @@ class KafkaSink:
     """
 
     def __init__(self, config: KafkaSinkConfig, messages: Messages) -> None:
-        self._aiokafka = library("aiokafka", "kafka", config.name)
-        self._errors = library("aiokafka.errors", "kafka", config.name)
+        self._aiokafka = library("aiokafka", "kafka", f"sinks.{config.name}")
+        self._errors = library("aiokafka.errors", "kafka", f"sinks.{config.name}")
         self._config = config
         self._messages = messages
         self._producer: Any = None

@@ -18,10 +18,10 @@ from lockgate.client import (
 )
 from lockgate.client.endpoints import check_tls
 from lockgate.config.errors import ConfigError
+from lockgate.config.libraries import first_line
 from lockgate.config.model import MqttSinkConfig
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
-from lockgate.forwarder.sinks.libraries import first_line
 
 # Refusals that are about the message, not about the moment
 _POISON: Final = frozenset(

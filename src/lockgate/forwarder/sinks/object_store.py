@@ -9,11 +9,11 @@ from typing import Any
 
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
+from lockgate.config.libraries import first_line, library
 from lockgate.config.model import ObjectSinkConfig
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
 from lockgate.forwarder.sinks.compression import compressor
-from lockgate.forwarder.sinks.libraries import first_line, library
 
 _SUFFIX = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 
@@ -25,8 +25,8 @@ class ObjectSink:
     """
 
     def __init__(self, config: ObjectSinkConfig, messages: Messages) -> None:
-        self._obstore = library("obstore", "objects", config.name)
-        self._stores = library("obstore.store", "objects", config.name)
+        self._obstore = library("obstore", "objects", f"sinks.{config.name}")
+        self._stores = library("obstore.store", "objects", f"sinks.{config.name}")
         self._config = config
         self._messages = messages
         self._compress = compressor(config.compression)

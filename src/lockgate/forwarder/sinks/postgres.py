@@ -12,10 +12,10 @@ import orjson
 
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
+from lockgate.config.libraries import first_line, library
 from lockgate.config.model import PostgresSinkConfig
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent, halve
-from lockgate.forwarder.sinks.libraries import first_line, library
 
 _COLUMNS: Final = ("id", "class", "topic", "time", "clock_ok", "device_time", "payload", "payload_raw")
 _CREATE: Final = """
@@ -45,7 +45,7 @@ class PostgresSink:
     """
 
     def __init__(self, config: PostgresSinkConfig, messages: Messages) -> None:
-        self._asyncpg = library("asyncpg", "postgres", config.name)
+        self._asyncpg = library("asyncpg", "postgres", f"sinks.{config.name}")
         self._config = config
         self._messages = messages
         self._table = ".".join(_quoted(part) for part in config.table.split("."))
