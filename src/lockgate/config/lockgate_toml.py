@@ -98,6 +98,7 @@ _SINK = (
     ),
     Key("classes", values.NAMES, "classes it is addressed by", default="all of buffer.classes"),
     Key("batch", values.whole_number(1, 10_000), "messages sent together"),
+    Key("batch_bytes", values.size(1, 256 * 1024**2), "bytes of payload sent together, unless one message has more"),
     Key("timeout", values.duration(0.1, 3600), "longest wait for the sink's answer", field="timeout_seconds"),
     Key("retry_min", values.duration(0.01, 3600), "first pause before a retry", field="retry_min_seconds"),
     Key("retry_max", values.duration(0.01, 86400), "longest pause before a retry", field="retry_max_seconds"),

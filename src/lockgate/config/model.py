@@ -503,6 +503,7 @@ class SinkConfig:
     name: str
     classes: tuple[str, ...]  # the classes it is addressed by; default: all of [buffer] classes
     batch: int = 100  # messages sent together
+    batch_bytes: int = 1024 * 1024  # of their payloads; one message may be larger
     timeout_seconds: float = 10.0
     retry_min_seconds: float = 0.5
     retry_max_seconds: float = 60.0
@@ -590,6 +591,7 @@ class ObjectSinkConfig(SinkConfig):
     """type = "s3": one object of JSON lines for each batch."""
 
     batch: int = 10_000
+    batch_bytes: int = 4 * 1024 * 1024
     gather_seconds: float = 60.0
     bucket: str
     endpoint: str | None = None  # None: that of AWS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import orjson
@@ -52,6 +52,19 @@ class Messages:
         except orjson.JSONDecodeError:
             content["payload_base64"] = base64.b64encode(row.payload).decode()
         return orjson.dumps(content)
+
+    def documents(self, rows: Iterable[Row], before: bytes, between: bytes, after: bytes) -> bytes:
+        """Give the JSON objects of rows with something around and between them.
+
+        Written one after the other: orjson takes a KiB or more for each object, as long as that lives.
+        """
+        written = bytearray(before)
+        for place, row in enumerate(rows):
+            if place:
+                written += between
+            written += self.document(row)
+        written += after
+        return bytes(written)
 
     def wall_time(self, row: Row) -> tuple[int, bool]:
         """The wall time of a row, and whether it is right; corrected once the clock of its boot has been right."""

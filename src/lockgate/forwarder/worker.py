@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 from lockgate.buffer import CommitFailed, Cursor, LogReader, Row
 from lockgate.buffer.cursor import MOST_ISLANDS, Spent
 from lockgate.buffer.missing import NOTHING_MISSING, Missing
+from lockgate.buffer.reader import ENDLESS
 from lockgate.config.model import SinkConfig
 from lockgate.forwarder.allowance import Allowance
 from lockgate.forwarder.messages import Messages
@@ -185,7 +186,10 @@ class Worker:
         return missing
 
     def _rows_after(self, message_class: str) -> list[Row]:
-        return self._reader.read(message_class, self._cursor_of().position(message_class).live_seq, self._config.batch)
+        return self._read(message_class, self._cursor_of().position(message_class).live_seq)
+
+    def _read(self, message_class: str, after: int, until: int = ENDLESS) -> list[Row]:
+        return self._reader.read(message_class, after, self._config.batch, self._config.batch_bytes, until=until)
 
     def _live(self, message_class: str) -> tuple[list[Row], bool]:
         """What comes now; where the lane is behind, the newest rows, and the rest is history."""
@@ -193,7 +197,8 @@ class Worker:
         position = self._cursor_of().position(message_class)
         if not rows or len(position.islands) >= MOST_ISLANDS or self._is_recent(rows[0]):
             return rows, False
-        newest = self._reader.newest(message_class, position.live_seq, self._config.batch)
+        limit, limit_bytes = self._config.batch, self._config.batch_bytes
+        newest = self._reader.newest(message_class, position.live_seq, limit, limit_bytes)
         return (newest, True) if newest and newest[0].seq > rows[0].seq else (rows, False)
 
     def _gathers(self, rows: Sequence[Row]) -> bool:
@@ -202,7 +207,8 @@ class Worker:
         if not seconds or len(rows) >= self._config.batch or rows[0].message_class in self._config.always:
             return False
         moment = self._clock.now()
-        return rows[0].boot_id == moment.boot_id and moment.boottime_ns - rows[0].boottime_ns < seconds * 1e9
+        young = rows[0].boot_id == moment.boot_id and moment.boottime_ns - rows[0].boottime_ns < seconds * 1e9
+        return young and not self._reader.read(rows[-1].message_class, rows[-1].seq, 1)  # it is not full of bytes
 
     def _is_recent(self, row: Row) -> bool:
         moment = self._clock.now()
@@ -211,7 +217,7 @@ class Worker:
     async def _history(self, message_class: str) -> list[Row]:
         while (position := self._cursor_of().position(message_class)).islands:
             until = position.islands[0].first_seq - 1
-            rows = self._reader.read(message_class, position.seq, self._config.batch, until=until)
+            rows = self._read(message_class, position.seq, until)
             if rows:
                 return rows
             await self._cursor_of().join(message_class, self._reader.missing(message_class))
@@ -319,7 +325,7 @@ class Worker:
     async def _send_letters(self) -> None:
         """Send the dead letters that somebody asked for once more."""
         try:
-            rows = await self._cursor_of().letters_to_send(self._config.batch)
+            rows = await self._cursor_of().letters_to_send(self._config.batch, self._config.batch_bytes)
             if not rows or self._allowance is None or self._allowance.refusal(rows[0].message_class) is not None:
                 return
             by_class = [row for row in rows if row.message_class == rows[0].message_class]

@@ -313,3 +313,27 @@ async def test_two_poison_messages_in_a_row_do_not_vouch_for_each_other(tmp_path
         await settled(tmp_path, forwarder)
     book = book_of(tmp_path)
     assert (book.delivered, book.dead_lettered) == (2, 2)
+
+
+async def test_a_batch_ends_at_its_bytes_and_then_waits_for_no_more(tmp_path: Path, log: Log, cloud: Cloud) -> None:
+    await log.append(batch(*(b'"%s"' % (b"x" * 400) for _ in range(5)), b'"%s"' % (b"y" * 5000), b'"end"'))
+    sink = cloud.sink(batch_bytes=1000, gather_seconds=3600.0)
+    async with forwarding(tmp_path, sink):
+        await cloud.until(lambda: len(cloud.batches) == 4)
+    assert [len(messages) for messages in cloud.batches] == [2, 2, 1, 1]  # the last one gathers
+
+
+async def test_dead_letters_are_sent_again_in_batches_of_bytes_too(tmp_path: Path, log: Log, cloud: Cloud) -> None:
+    async def refuse(messages: list[dict[str, object]]) -> web.Response:
+        return web.Response(status=400)
+
+    cloud.answer, take = refuse, cloud.answer
+    await log.append(batch(*(b'"%s"' % (b"x" * 400) for _ in range(5)), b'"%s"' % (b"y" * 5000)))
+    async with forwarding(tmp_path, cloud.sink(batch_bytes=1000)) as forwarder:
+        await until(lambda: '"dead_lettered": 6' in json.dumps(forwarder.status()))
+    cloud.answer = take
+    send_again(tmp_path / "buffer", "cloud", ())
+    async with forwarding(tmp_path, cloud.sink(batch_bytes=1000)) as forwarder:
+        await until(lambda: '"delivered": 6' in json.dumps(forwarder.status()))
+    assert [len(messages) for messages in cloud.batches] == [3, 3]  # up to the one that goes beyond
+    assert book_of(tmp_path).delivered == 6

@@ -35,7 +35,7 @@ class FileSink:
 
     async def send(self, rows: Sequence[Row]) -> Sent:
         if self._running is None or self._running.done():
-            data = b"".join(self._messages.document(row) + b"\n" for row in rows)
+            data = self._messages.documents(rows, b"", b"\n", b"\n")
             self._running = asyncio.get_running_loop().run_in_executor(self._thread, self._append, data)
             await asyncio.wait([self._running], timeout=self._timeout)
             if self._running.done():

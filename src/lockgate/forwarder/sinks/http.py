@@ -88,7 +88,7 @@ class HttpSink(PostSink):
         self._own_headers = dict(config.headers)
 
     def body(self, rows: Sequence[Row]) -> bytes:
-        return b"[" + b",".join(map(self.messages.document, rows)) + b"]"
+        return self.messages.documents(rows, b"[", b",", b"]")
 
     def headers(self, rows: Sequence[Row]) -> dict[str, str]:
         key = f"{self.messages.gateway_id}/{rows[0].seq}-{rows[-1].seq}"

@@ -37,7 +37,7 @@ class ObjectSink:
         try:
             if self._store is None:
                 self._store = self._open()
-            data = b"".join(self._messages.document(row) + b"\n" for row in rows)
+            data = self._messages.documents(rows, b"", b"\n", b"\n")
             if self._compress is not None:
                 data = await asyncio.to_thread(self._compress, data)
             async with asyncio.timeout(timeout):
