@@ -19,9 +19,9 @@ from lockgate.client import (
 from lockgate.client.endpoints import check_tls
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import MqttSinkConfig
+from lockgate.config.secrets import first_line
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
-from lockgate.forwarder.sinks.libraries import first_line
 
 # Refusals that are about the message, not about the moment
 _POISON: Final = frozenset(
@@ -113,5 +113,5 @@ def endpoint_of(config: MqttSinkConfig) -> tuple[Endpoint, str | None, bytes | N
         raise ConfigError(str(error), key=f"sinks.{config.name}") from None
     password = address.password
     if config.connection.password_file is not None:
-        password = first_line(config.connection.password_file).encode()
+        password = first_line(config.connection.password_file)
     return endpoint, address.username, password

@@ -10,10 +10,11 @@ from typing import Any
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import ObjectSinkConfig
+from lockgate.config.secrets import first_line_text
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
 from lockgate.forwarder.sinks.compression import compressor
-from lockgate.forwarder.sinks.libraries import first_line, library
+from lockgate.forwarder.sinks.libraries import library
 
 _SUFFIX = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 
@@ -60,7 +61,7 @@ class ObjectSink:
         if config.access_key_id is not None:
             options["access_key_id"] = config.access_key_id
         if config.secret_key_file is not None:
-            options["secret_access_key"] = first_line(config.secret_key_file)
+            options["secret_access_key"] = first_line_text(config.secret_key_file)
         seconds = datetime.timedelta(seconds=config.timeout_seconds)
         return self._stores.S3Store(
             config.bucket,

@@ -13,9 +13,10 @@ import orjson
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import PostgresSinkConfig
+from lockgate.config.secrets import first_line_text
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent, halve
-from lockgate.forwarder.sinks.libraries import first_line, library
+from lockgate.forwarder.sinks.libraries import library
 
 _COLUMNS: Final = ("id", "class", "topic", "time", "clock_ok", "device_time", "payload", "payload_raw")
 _CREATE: Final = """
@@ -78,7 +79,7 @@ class PostgresSink:
 
     async def _connected(self) -> Any:
         if self._connection is None or self._connection.is_closed():
-            password = first_line(self._config.password_file) if self._config.password_file is not None else None
+            password = first_line_text(self._config.password_file) if self._config.password_file is not None else None
             options = {} if password is None else {"password": password}
             connection = await self._asyncpg.connect(
                 self._config.url, timeout=self._config.timeout_seconds, **options,
