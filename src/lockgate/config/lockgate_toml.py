@@ -518,7 +518,23 @@ SECTIONS: tuple[Section, ...] = (
         (
             *_SINK,
             Key("url", values.url("http", "https"), "where to POST", required=True),
+            Key("method", values.one_of("POST", "PUT", "PATCH"), "of the request"),
             Key("headers", values.HEADERS, "headers sent with each request", default="none"),
+            Key(
+                "header_files",
+                values.HEADER_FILES,
+                "headers with a secret: the first line of a file, behind what `headers` says under the same name",
+                default="none",
+            ),
+            Key(
+                "json",
+                values.JSON_BODY,
+                "a body of your own in JSON, and a request for each message. A placeholder that is a whole text keeps "
+                "its type. A message that lacks what is asked for becomes a dead letter",
+                default="an array of messages",
+                field="json_body",
+            ),
+            Key("form", values.FORM_BODY, "the same as application/x-www-form-urlencoded", default="none"),
             Key(
                 "in_flight",
                 values.whole_number(1, 64),
@@ -944,6 +960,11 @@ class _Reading:
         said["name"] = name
         if kind == "mqtt":
             said["connection"] = _connection(said, f"lockgate-{name}")
+        if kind == "http":
+            json_body, form = said.pop("json_body", None), said.pop("form", None)
+            if json_body is not None and form is not None:
+                self._wrong(("sinks", name, "form"), "is a second body beside json", "one of them")
+            said["body"] = json_body or form
         return section.model, said
 
     def _rule(self, name: str, said: Said) -> RuleConfig:
@@ -983,6 +1004,8 @@ class _Reading:
     def _from_here(self, value: object) -> object:
         if isinstance(value, Path) and self.path is not None:
             return self.path.parent / value
+        if type(value) is tuple:
+            return tuple(map(self._from_here, value))
         return value
 
     # --- what belongs together ----------------------------------------------------------------------------------

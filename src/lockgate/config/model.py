@@ -520,12 +520,23 @@ class SinkConfig:
     always: tuple[str, ...] = ()  # classes that no hours, budget or metered link holds back
 
 
+@dataclass(frozen=True, slots=True)
+class HttpBodyConfig:
+    """A body of one's own, for one message; in its texts stand placeholders."""
+
+    encoding: Literal["json", "form"]
+    content: object  # what TOML said; of a form, text by name
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpSinkConfig(SinkConfig):
     """type = "http": POST of one JSON array for each batch, `Idempotency-Key: gateway-id/first-last`."""
 
     url: str
+    method: Literal["POST", "PUT", "PATCH"] = "POST"
     headers: tuple[tuple[str, str], ...] = ()
+    header_files: tuple[tuple[str, Path], ...] = ()  # the first line goes behind what `headers` says
+    body: HttpBodyConfig | None = None  # a request for each message
     in_flight: int = 1  # requests at once; messages of one topic are never in two of them
     compression: Literal["none", "gzip", "zstd"] = "none"
 

@@ -24,8 +24,11 @@ def first_line(path: Path) -> bytes:
 
 
 def first_line_text(path: Path) -> str:
-    """The same as text. Raises ConfigError where it is not UTF-8."""
+    """The same as text. Raises ConfigError where it is not UTF-8, or holds what is no text."""
     try:
-        return first_line(path).decode()
+        line = first_line(path).decode()
     except UnicodeDecodeError:
         raise ConfigError("is not valid UTF-8", path=path, accepted=_ACCEPTED) from None
+    if not line.isprintable():
+        raise ConfigError("has control characters in its first line", path=path, accepted=_ACCEPTED)
+    return line
