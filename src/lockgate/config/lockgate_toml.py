@@ -132,6 +132,12 @@ _SINK = (
     Key("always", values.NAMES, "classes that hours, budgets and a metered link do not hold back", default="none"),
 )
 
+_FORMAT = Key(
+    "format",
+    values.one_of("jsonl", "parquet"),
+    "JSON lines, or Parquet, which needs lockgate[parquet] and about 100 MB of memory",
+)
+
 SECTIONS: tuple[Section, ...] = (
     Section(
         "gateway",
@@ -588,8 +594,13 @@ SECTIONS: tuple[Section, ...] = (
     ),
     Section(
         "sinks",
-        "JSON lines, synced to disk before they count as delivered.",
-        (*_SINK, Key("path", values.PATH, "the file", required=True)),
+        "JSON lines or files of Parquet, synced to disk before they count as delivered.",
+        (
+            *_SINK,
+            Key("path", values.PATH, "the file; of Parquet the folder, with a file for each batch", required=True),
+            _FORMAT,
+            Key("compression", values.one_of("none", "gzip", "zstd"), "within Parquet; JSON lines are not compressed"),
+        ),
         FileSinkConfig,
         named=True,
         variant="file",
@@ -656,7 +667,7 @@ SECTIONS: tuple[Section, ...] = (
     ),
     Section(
         "sinks",
-        "Objects of JSON lines in an S3-compatible store, one for each batch. Needs lockgate[objects].",
+        "Objects of JSON lines or Parquet in an S3-compatible store, one for each batch. Needs lockgate[objects].",
         (
             *_SINK,
             Key("bucket", values.TEXT, "the bucket", required=True),
@@ -670,7 +681,12 @@ SECTIONS: tuple[Section, ...] = (
                 default="AWS_ACCESS_KEY_ID and the like, or the machine's role",
             ),
             Key("secret_key_file", values.PATH, "file whose first line is the secret key", default="as access_key_id"),
-            Key("compression", values.one_of("none", "gzip", "zstd"), "of the objects; zstd needs lockgate[zstd]"),
+            _FORMAT,
+            Key(
+                "compression",
+                values.one_of("none", "gzip", "zstd"),
+                "of the objects, or within Parquet; zstd of JSON lines needs lockgate[zstd]",
+            ),
         ),
         ObjectSinkConfig,
         named=True,

@@ -558,9 +558,11 @@ class MqttSinkConfig(SinkConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSinkConfig(SinkConfig):
-    """type = "file": JSON lines, synced to disk before they count as delivered."""
+    """type = "file": JSON lines, or a file of Parquet a batch, synced to disk before they count as delivered."""
 
     path: Path
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    compression: Literal["none", "gzip", "zstd"] = "zstd"  # within Parquet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -599,7 +601,7 @@ class InfluxSinkConfig(SinkConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectSinkConfig(SinkConfig):
-    """type = "s3": one object of JSON lines for each batch."""
+    """type = "s3": one object of JSON lines or Parquet for each batch."""
 
     batch: int = 10_000
     batch_bytes: int = 4 * 1024 * 1024
@@ -610,6 +612,7 @@ class ObjectSinkConfig(SinkConfig):
     prefix: str = ""
     access_key_id: str | None = None  # None: the environment's, or the machine's own role
     secret_key_file: Path | None = None
+    format: Literal["jsonl", "parquet"] = "jsonl"
     compression: Literal["none", "gzip", "zstd"] = "zstd"
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import orjson
@@ -52,6 +53,12 @@ class Messages:
         except orjson.JSONDecodeError:
             content["payload_base64"] = base64.b64encode(row.payload).decode()
         return orjson.dumps(content)
+
+    def name_of(self, rows: Sequence[Row]) -> str:
+        """`class/YYYY/MM/DD/GATEWAY-FIRST-LAST` of a batch; the date is that of its first message."""
+        day = datetime.datetime.fromtimestamp(self.wall_time(rows[0])[0] / 1e9, datetime.UTC)
+        gateway = self.gateway_id.replace("/", "_")
+        return f"{rows[0].message_class}/{day:%Y/%m/%d}/{gateway}-{rows[0].seq:012}-{rows[-1].seq:012}"
 
     def documents(self, rows: Iterable[Row], before: bytes, between: bytes, after: bytes) -> bytes:
         """Give the JSON objects of rows with something around and between them.

@@ -81,9 +81,9 @@ def build(config: AnySink, messages: Messages) -> Sink:
 
         return KafkaSink(config, messages)
     if isinstance(config, FileSinkConfig):
-        from lockgate.forwarder.sinks.file import FileSink
+        from lockgate.forwarder.sinks.file import FileSink, ParquetFileSink
 
-        return FileSink(config, messages)
+        return (ParquetFileSink if config.format == "parquet" else FileSink)(config, messages)
     from lockgate.forwarder.sinks.mqtt import MqttSink
 
     return MqttSink(config, messages)
