@@ -49,7 +49,7 @@ class Worker:
         self,
         config: SinkConfig,
         order: tuple[str, ...],
-        sink: Sink,
+        make_sink: Callable[[], Sink],
         messages: Messages,
         folder: Path,
         reader: LogReader,
@@ -61,7 +61,8 @@ class Worker:
         self._config = config
         self._classes = tuple(name for name in order if name in config.classes)
         self._latest_first = frozenset(latest_first)
-        self._sink = sink
+        self._make_sink = make_sink
+        self._made: Sink | None = None
         self._messages = messages
         self._folder = folder
         self._reader = reader
@@ -80,6 +81,7 @@ class Worker:
         """Work until cancelled, which settles what is already sent and closes the cursor."""
         try:
             self._cursor = await self._until_done(self._open, "opening its cursor")
+            self._made = await self._until_done(self._make, "it cannot be used")
             spent = await self._until_done(self._cursor.spent, "reading its cursor")
             self._allowance = Allowance(self._config, spent, self._clock)
             looked = 0.0
@@ -96,7 +98,8 @@ class Worker:
                         await asyncio.wait_for(self.news.wait(), _LETTERS_SECONDS)
         finally:
             try:
-                await self._sink.close()
+                if self._made is not None:
+                    await self._made.close()
             except Exception:  # the cursor is closed all the same
                 log.exception("sink %s: closing failed", self.name)
             if self._cursor is not None:
@@ -157,6 +160,10 @@ class Worker:
                 cursor.damage.path,
             )
         return cursor
+
+    async def _make(self) -> Sink:
+        """A library that is missing is this sink's fault alone: its backlog is kept, the others go on."""
+        return self._make_sink()
 
     async def _next_work(self) -> tuple[Sequence[Row], bool] | None:
         """The next batch, and whether it begins a live lane anew: of the first class that has one and may send."""
@@ -275,7 +282,8 @@ class Worker:
 
     async def _try(self, rows: Sequence[Row]) -> Sent:
         try:
-            return await self._sink.send(rows)
+            assert self._made is not None
+            return await self._made.send(rows)
         except Exception:
             if self._fault != _OUR_ERROR:
                 log.exception("sink %s: sending failed for a reason of our own", self.name)
