@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import urllib.parse
 import urllib.request
@@ -245,6 +246,33 @@ async def test_objects_hold_every_message_and_a_bucket_that_is_missing_is_waited
             text = zstandard.ZstdDecompressor().decompressobj().decompress(body)
             found += [json.loads(line)["payload"] for line in text.splitlines()]
         assert found == [*range(250)]
+
+
+async def test_objects_of_parquet_have_every_message(tmp_path: Path, log: Log) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "secret").write_text("secret\n")
+    with servers.s3(tmp_path) as url:
+        sink = ObjectSinkConfig(
+            name="cloud", bucket="gateway", endpoint=url, access_key_id="me", secret_key_file=tmp_path / "secret",
+            batch=100, gather_seconds=0.5, format="parquet", **QUICK,  # type: ignore[arg-type]
+        )  # fmt: skip
+        store = boto3.client(
+            "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="me", aws_secret_access_key="secret"
+        )
+        await asyncio.to_thread(lambda: store.create_bucket(Bucket="gateway"))
+        await log.append(batch(*numbers(*range(150))))
+        async with forwarding(tmp_path, sink) as forwarder:
+            await settled(tmp_path, forwarder)
+        listed = await asyncio.to_thread(lambda: store.list_objects_v2(Bucket="gateway"))
+        names = [one["Key"] for one in listed["Contents"]]
+        assert [name.rpartition("/")[2] for name in names] == [
+            "gw-000000000001-000000000100.parquet", "gw-000000000101-000000000150.parquet"
+        ]  # fmt: skip
+        found: list[str] = []
+        for name in names:
+            body = await asyncio.to_thread(lambda key: store.get_object(Bucket="gateway", Key=key)["Body"].read(), name)
+            found += parquet.read_table(io.BytesIO(body))["payload"].to_pylist()
+        assert found == [str(n) for n in range(150)]
 
 
 # --- Kafka ------------------------------------------------------------------------------------------------------------

@@ -168,7 +168,8 @@ class Receiver:
         else:
             if request.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
-            taken = json.loads(body)
+            read = json.loads(body)
+            taken = read if isinstance(read, list) else [read]
             self.requests.put((request.path, {key.lower(): text for key, text in request.headers.items()}, len(taken)))
             for message in taken:
                 self.messages.put(message)

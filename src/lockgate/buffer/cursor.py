@@ -56,6 +56,11 @@ _LETTER_COLUMNS: Final = (
     "seq, id, class, topic, reason, wall_ns, payload,"
     " boot_id, boottime_ns, appended_wall_ns, clock_ok, device_ts, schema"
 )
+_LETTERS: Final = f"""
+    SELECT {_LETTER_COLUMNS} FROM dead_letters JOIN (
+        SELECT seq, sum(length(payload)) OVER (ORDER BY seq) - length(payload) AS before FROM dead_letters WHERE again
+    ) USING (seq) WHERE before < ? ORDER BY seq LIMIT ?
+"""
 MOST_ISLANDS: Final = 64  # then the live lane goes on in order until the history lane has caught up
 _NAME: Final = re.compile(r"cursor-(.+)\.sqlite")
 
@@ -246,10 +251,10 @@ class Cursor:
         await self._writer.write(lambda connection: _store(connection, message_class, after))
         self._positions[message_class] = after
 
-    async def letters_to_send(self, limit: int) -> list[Row]:
-        """Dead letters that somebody asked to send again, oldest first."""
-        query = f"SELECT {_LETTER_COLUMNS} FROM dead_letters WHERE again ORDER BY seq LIMIT ?"
-        found = await self._writer.write(lambda connection: connection.execute(query, (limit,)).fetchall())
+    async def letters_to_send(self, limit: int, limit_bytes: int) -> list[Row]:
+        """Dead letters that somebody asked to send again, oldest first; one at least, however large."""
+        values = limit_bytes, limit
+        found = await self._writer.write(lambda connection: connection.execute(_LETTERS, values).fetchall())
         return [
             Row(seq, 0, boot_id, boottime, wall, bool(clock_ok), device_ts, topic, name, schema, payload)
             for seq, _, name, topic, _, _, payload, boot_id, boottime, wall, clock_ok, device_ts, schema in found

@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 _PASSING: Final = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR})  # primary codes
 _RETRIES = 5
+_CACHE_KIB: Final = 128  # for each open segment; rows are read once, in order, and the kernel keeps the pages anyway
 ENDLESS: Final = (1 << 63) - 1  # after every seq
 
 
@@ -41,6 +42,7 @@ class SegmentFile:
         self.immutable = sealed and is_checkpointed(self.path)
         self.inode = self.path.stat().st_ino
         self.connection = open_readonly(self.path, immutable=self.immutable)
+        self.connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._last_seq: int | None = None
         self._counts: dict[str, int] = {}
 
@@ -95,6 +97,26 @@ class SegmentFile:
 
     def close(self) -> None:
         self.connection.close()
+
+
+class _Rows:
+    """Rows as they are read, up to a number and to bytes of payload; one at least."""
+
+    def __init__(self, limit: int, limit_bytes: int) -> None:
+        self.taken: list[Row] = []
+        self.left = limit
+        self._bytes_left = limit_bytes
+
+    def take(self, found: sqlite3.Cursor) -> bool:
+        """Take what there is room for; whether that is all there is room for. What is beyond it is not even read."""
+        with contextlib.closing(found):
+            for row in found:
+                self._bytes_left -= len(row[10])
+                if self.taken and self._bytes_left < 0:
+                    return True
+                self.taken.append(Row._make(row)._replace(clock_ok=bool(row[5])))
+                self.left -= 1
+        return self.left <= 0
 
 
 class LogReader:
@@ -207,35 +229,22 @@ class LogReader:
         self._open.clear()
 
     def _read(self, message_class: str, after: int, limit: int, limit_bytes: int, until: int) -> list[Row]:
-        rows: list[Row] = []
-        size = 0
+        rows = _Rows(limit, limit_bytes)
         for segment in self.segments():
             if self.of(segment, SegmentFile.last_seq) <= after:
                 continue
-            for row in self.of(segment, lambda s: s.rows(message_class, after, limit - len(rows), until).fetchall()):
-                size += len(row[10])
-                if rows and size > limit_bytes:
-                    return rows
-                rows.append(Row._make(row)._replace(clock_ok=bool(row[5])))
-            if len(rows) >= limit:
+            if self.of(segment, lambda s: rows.take(s.rows(message_class, after, rows.left, until))):
                 break
-        return rows
+        return rows.taken
 
     def _newest(self, message_class: str, after: int, limit: int, limit_bytes: int) -> list[Row]:
-        rows: list[Row] = []
-        size = 0
+        rows = _Rows(limit, limit_bytes)
         for segment in reversed(self.segments()):
             if self.of(segment, SegmentFile.last_seq) <= after:
                 break
-            found = self.of(segment, lambda s: s.newest_rows(message_class, after, limit - len(rows)).fetchall())
-            for row in found:
-                size += len(row[10])
-                if rows and size > limit_bytes:
-                    return rows[::-1]
-                rows.append(Row._make(row)._replace(clock_ok=bool(row[5])))
-            if len(rows) >= limit:
+            if self.of(segment, lambda s: rows.take(s.newest_rows(message_class, after, rows.left))):
                 break
-        return rows[::-1]
+        return rows.taken[::-1]
 
     def _missing(self) -> dict[str, Missing]:
         segments = self.segments()

@@ -122,12 +122,14 @@ def unreadable(config: Config) -> Iterator[str]:
     ]
     for section, model in (*connections, *sinks, *sources, *clients):
         for field in dataclasses.fields(model):
-            path = getattr(model, field.name)
-            if isinstance(path, Path) and field.name not in ("path", "metered_while"):
-                try:
-                    path.open("rb").close()
-                except OSError as error:
-                    yield f"{section}.{field.name}: {path}: cannot be read: {error.strerror}"
+            value = getattr(model, field.name)
+            paths = [path for _, path in value] if field.name == "header_files" else [value]
+            for path in paths:
+                if isinstance(path, Path) and field.name not in ("path", "metered_while"):
+                    try:
+                        path.open("rb").close()
+                    except OSError as error:
+                        yield f"{section}.{field.name}: {path}: cannot be read: {error.strerror}"
 
 
 def check_certificates(config: Config) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lockgate.cli.common import add_config_argument, load_config, table
 from lockgate.config.model import Config
+from lockgate.config.secrets import first_line
 
 if TYPE_CHECKING:
     from lockgate.deploy.agent import Agent
@@ -92,7 +93,7 @@ def _do(arguments: argparse.Namespace, agent: Agent) -> int:
     elif action == "rollback":
         print(f"{agent.rollback()} serves again")
     elif action == "sign":
-        password = arguments.password_file.read_bytes().split(b"\n")[0] if arguments.password_file else None
+        password = first_line(arguments.password_file) if arguments.password_file else None
         print(f"signed: {agent.sign(arguments.image, arguments.key, password)}")
     elif action == "export":
         print(f"{arguments.file} holds {agent.export(arguments.image, arguments.file).reference}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from lockgate.cli.common import load_config
 from lockgate.cli.doctor import add_place
 from lockgate.config.errors import ConfigError
+from lockgate.config.secrets import first_line
 from lockgate.doctor.case import find_configuration
 from lockgate.doctor.doors import Shown, doors
 from lockgate.doctor.visit import VERSIONS, Door, Login, Visit, Visited
@@ -118,12 +119,7 @@ def _login(arguments: argparse.Namespace) -> Login:
     username = arguments.username or os.environ.get(_USERNAME) or None
     password: bytes | None = None
     if arguments.password_file is not None:
-        try:
-            password = arguments.password_file.read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
-        except OSError as error:
-            raise ConfigError(
-                f"cannot be read: {error.strerror}", path=arguments.password_file, accepted="a file with the password"
-            ) from None
+        password = first_line(arguments.password_file)
     elif arguments.password is not None or _PASSWORD in os.environ:
         password = os.fsencode(arguments.password if arguments.password is not None else os.environ[_PASSWORD])
     if password is not None and username is None:

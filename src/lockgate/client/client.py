@@ -7,7 +7,6 @@ import logging
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -21,8 +20,8 @@ from lockgate.client.errors import (
 from lockgate.client.message import Message
 from lockgate.client.session import Session
 from lockgate.client.url import parse_url
-from lockgate.config.errors import ConfigError
 from lockgate.config.model import ConnectionConfig
+from lockgate.config.secrets import first_line
 from lockgate.mqtt.errors import MqttError
 from lockgate.mqtt.packets import V3_1, V3_1_1, V5, ConnAck, Connect, SubscriptionRequest, Will
 from lockgate.mqtt.properties import Properties
@@ -90,7 +89,7 @@ class Client:
             if username is None and password is None:
                 username, password = address.username, address.password
                 if connection.password_file is not None:
-                    password = _first_line(connection.password_file)
+                    password = first_line(connection.password_file)
         self.endpoint = endpoint
         version = _VERSIONS[connection.version]
         if version != V5 and not connection.client_id and (version == V3_1 or not clean_start):
@@ -436,17 +435,6 @@ class Client:
             properties,
             self._bridge,
         )
-
-
-def _first_line(path: Path) -> bytes:
-    """Give the password in a file. Raises ConfigError, which does not repeat it."""
-    try:
-        line = path.read_bytes().partition(b"\n")[0].rstrip(b"\r")
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", path=path, accepted="a file with the password") from None
-    if not line:
-        raise ConfigError("has no first line", path=path, accepted="a file with the password")
-    return line
 
 
 def _settle(result: asyncio.Future[list[int]]) -> Callable[[list[int] | ClientError], None]:

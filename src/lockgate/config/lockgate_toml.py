@@ -62,6 +62,7 @@ _SINK = (
     ),
     Key("classes", values.NAMES, "classes it is addressed by", default="all of buffer.classes"),
     Key("batch", values.whole_number(1, 10_000), "messages sent together"),
+    Key("batch_bytes", values.size(1, 256 * 1024**2), "bytes of payload sent together, unless one message has more"),
     Key("timeout", values.duration(0.1, 3600), "longest wait for the sink's answer", field="timeout_seconds"),
     Key("retry_min", values.duration(0.01, 3600), "first pause before a retry", field="retry_min_seconds"),
     Key("retry_max", values.duration(0.01, 86400), "longest pause before a retry", field="retry_max_seconds"),
@@ -93,6 +94,12 @@ _SINK = (
         default="none",
     ),
     Key("always", values.NAMES, "classes that hours, budgets and a metered link do not hold back", default="none"),
+)
+
+_FORMAT = Key(
+    "format",
+    values.one_of("jsonl", "parquet"),
+    "JSON lines, or Parquet, which needs lockgate[parquet] and about 100 MB of memory",
 )
 
 SECTIONS: tuple[Section, ...] = (
@@ -482,7 +489,23 @@ SECTIONS: tuple[Section, ...] = (
         (
             *_SINK,
             Key("url", values.url("http", "https"), "where to POST", required=True),
+            Key("method", values.one_of("POST", "PUT", "PATCH"), "of the request"),
             Key("headers", values.HEADERS, "headers sent with each request", default="none"),
+            Key(
+                "header_files",
+                values.HEADER_FILES,
+                "headers with a secret: the first line of a file, behind what `headers` says under the same name",
+                default="none",
+            ),
+            Key(
+                "json",
+                values.JSON_BODY,
+                "a body of your own in JSON, and a request for each message. A placeholder that is a whole text keeps "
+                "its type. A message that lacks what is asked for becomes a dead letter",
+                default="an array of messages",
+                field="json_body",
+            ),
+            Key("form", values.FORM_BODY, "the same as application/x-www-form-urlencoded", default="none"),
             Key(
                 "in_flight",
                 values.whole_number(1, 64),
@@ -536,8 +559,13 @@ SECTIONS: tuple[Section, ...] = (
     ),
     Section(
         "sinks",
-        "JSON lines, synced to disk before they count as delivered.",
-        (*_SINK, Key("path", values.PATH, "the file", required=True)),
+        "JSON lines or files of Parquet, synced to disk before they count as delivered.",
+        (
+            *_SINK,
+            Key("path", values.PATH, "the file; of Parquet the folder, with a file for each batch", required=True),
+            _FORMAT,
+            Key("compression", values.one_of("none", "gzip", "zstd"), "within Parquet; JSON lines are not compressed"),
+        ),
         FileSinkConfig,
         named=True,
         variant="file",
@@ -604,7 +632,7 @@ SECTIONS: tuple[Section, ...] = (
     ),
     Section(
         "sinks",
-        "Objects of JSON lines in an S3-compatible store, one for each batch. Needs lockgate[objects].",
+        "Objects of JSON lines or Parquet in an S3-compatible store, one for each batch. Needs lockgate[objects].",
         (
             *_SINK,
             Key("bucket", values.TEXT, "the bucket", required=True),
@@ -618,7 +646,12 @@ SECTIONS: tuple[Section, ...] = (
                 default="AWS_ACCESS_KEY_ID and the like, or the machine's role",
             ),
             Key("secret_key_file", values.PATH, "file whose first line is the secret key", default="as access_key_id"),
-            Key("compression", values.one_of("none", "gzip", "zstd"), "of the objects; zstd needs lockgate[zstd]"),
+            _FORMAT,
+            Key(
+                "compression",
+                values.one_of("none", "gzip", "zstd"),
+                "of the objects, or within Parquet; zstd of JSON lines needs lockgate[zstd]",
+            ),
         ),
         ObjectSinkConfig,
         named=True,
@@ -1030,6 +1063,11 @@ class _Reading:
             said["connection"] = _connection(said, f"lockgate-source-{name}")
         elif kind == "mqtt":
             said["connection"] = _connection(said, f"lockgate-{name}")
+        if kind == "http":
+            json_body, form = said.pop("json_body", None), said.pop("form", None)
+            if json_body is not None and form is not None:
+                self._wrong(("sinks", name, "form"), "is a second body beside json", "one of them")
+            said["body"] = json_body or form
         return section, said
 
     def _rule(self, name: str, said: Said) -> RuleConfig:
@@ -1073,6 +1111,8 @@ class _Reading:
     def _from_here(self, value: object) -> object:
         if isinstance(value, Path) and self.path is not None:
             return self.path.parent / value
+        if type(value) is tuple:
+            return tuple(map(self._from_here, value))
         return value
 
     # --- what belongs together ----------------------------------------------------------------------------------

@@ -684,6 +684,7 @@ class SinkConfig:
     name: str
     classes: tuple[str, ...]  # the classes it is addressed by; default: all of [buffer] classes
     batch: int = 100  # messages sent together
+    batch_bytes: int = 1024 * 1024  # of their payloads; one message may be larger
     timeout_seconds: float = 10.0
     retry_min_seconds: float = 0.5
     retry_max_seconds: float = 60.0
@@ -700,12 +701,23 @@ class SinkConfig:
     always: tuple[str, ...] = ()  # classes that no hours, budget or metered link holds back
 
 
+@dataclass(frozen=True, slots=True)
+class HttpBodyConfig:
+    """A body of one's own, for one message; in its texts stand placeholders."""
+
+    encoding: Literal["json", "form"]
+    content: object  # what TOML said; of a form, text by name
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpSinkConfig(SinkConfig):
     """type = "http": POST of one JSON array for each batch, `Idempotency-Key: gateway-id/first-last`."""
 
     url: str
+    method: Literal["POST", "PUT", "PATCH"] = "POST"
     headers: tuple[tuple[str, str], ...] = ()
+    header_files: tuple[tuple[str, Path], ...] = ()  # the first line goes behind what `headers` says
+    body: HttpBodyConfig | None = None  # a request for each message
     in_flight: int = 1  # requests at once; messages of one topic are never in two of them
     compression: Literal["none", "gzip", "zstd"] = "none"
 
@@ -727,9 +739,11 @@ class MqttSinkConfig(SinkConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSinkConfig(SinkConfig):
-    """type = "file": JSON lines, synced to disk before they count as delivered."""
+    """type = "file": JSON lines, or a file of Parquet a batch, synced to disk before they count as delivered."""
 
     path: Path
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    compression: Literal["none", "gzip", "zstd"] = "zstd"  # within Parquet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -768,9 +782,10 @@ class InfluxSinkConfig(SinkConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectSinkConfig(SinkConfig):
-    """type = "s3": one object of JSON lines for each batch."""
+    """type = "s3": one object of JSON lines or Parquet for each batch."""
 
     batch: int = 10_000
+    batch_bytes: int = 4 * 1024 * 1024
     gather_seconds: float = 60.0
     bucket: str
     endpoint: str | None = None  # None: that of AWS
@@ -778,6 +793,7 @@ class ObjectSinkConfig(SinkConfig):
     prefix: str = ""
     access_key_id: str | None = None  # None: the environment's, or the machine's own role
     secret_key_file: Path | None = None
+    format: Literal["jsonl", "parquet"] = "jsonl"
     compression: Literal["none", "gzip", "zstd"] = "zstd"
 
 

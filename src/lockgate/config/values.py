@@ -7,11 +7,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from math import isfinite
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lockgate.config.model import ExpectedMessage, GivenMessage, RuleTest, Window
+from lockgate.config import placeholders
+from lockgate.config.model import ExpectedMessage, GivenMessage, HttpBodyConfig, RuleTest, Window
 
 _DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
@@ -160,6 +162,40 @@ def _tables(value: object) -> tuple[dict[str, object], ...]:
     if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
         raise BadValue
     return tuple(value)
+
+
+def _header_files(value: object) -> tuple[tuple[str, Path], ...]:
+    return tuple((name, _path(path)) for name, path in _headers(value))
+
+
+def _json_body(value: object) -> HttpBodyConfig:
+    _check_texts(value)
+    return HttpBodyConfig("json", value)
+
+
+def _form_body(value: object) -> HttpBodyConfig:
+    if not isinstance(value, dict) or not value or not all(isinstance(one, str) for one in value.values()):
+        raise BadValue
+    _check_texts(value)
+    return HttpBodyConfig("form", value)
+
+
+def _check_texts(value: object) -> None:
+    """Raise BadValue for a placeholder that means nothing, and for what JSON cannot say."""
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            _check_texts(one)
+    elif isinstance(value, str):
+        try:
+            placeholders.parse(value)
+        except ValueError as error:
+            raise BadValue(str(error)) from None
+    elif isinstance(value, float) and not isfinite(value):
+        raise BadValue(f"JSON has no {value}")
+    elif not isinstance(value, bool | int | float):
+        raise BadValue("JSON has no dates; write text")
+    elif abs(value) >= 1 << 63:
+        raise BadValue(f"{value} is too large")
 
 
 def url(*schemes: str) -> Kind:
@@ -380,4 +416,9 @@ TOPIC_NAME = Kind("a Topic Name, without + and #", _topic_name, text=True)
 FIELDS = Kind('columns and their types, as { value = "real", unit = "text", count = "integer" }', _fields)
 WINDOWS = Kind('a list of windows, as ["22:00-06:00", "sat,sun 12:00-14:00"]', _windows)
 TIME_ZONE = Kind("a time zone, as Europe/Vienna", _time_zone, text=True)
+HEADER_FILES = Kind('paths by name, as { Authorization = "/run/secrets/api" }', _header_files)
+JSON_BODY = Kind(
+    f'what the JSON is to be, as {{ to = "+49…", text = "{{payload.text}}" }}: {placeholders.ACCEPTED}', _json_body
+)
+FORM_BODY = Kind(f'text by name, as {{ to = "+49…", text = "{{payload.text}}" }}: {placeholders.ACCEPTED}', _form_body)
 HEADERS = Kind('text by name, as { Authorization = "Bearer …" }', _headers, secret=True)

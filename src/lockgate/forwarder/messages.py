@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import orjson
@@ -52,6 +53,25 @@ class Messages:
         except orjson.JSONDecodeError:
             content["payload_base64"] = base64.b64encode(row.payload).decode()
         return orjson.dumps(content)
+
+    def name_of(self, rows: Sequence[Row]) -> str:
+        """`class/YYYY/MM/DD/GATEWAY-FIRST-LAST` of a batch; the date is that of its first message."""
+        day = datetime.datetime.fromtimestamp(self.wall_time(rows[0])[0] / 1e9, datetime.UTC)
+        gateway = self.gateway_id.replace("/", "_")
+        return f"{rows[0].message_class}/{day:%Y/%m/%d}/{gateway}-{rows[0].seq:012}-{rows[-1].seq:012}"
+
+    def documents(self, rows: Iterable[Row], before: bytes, between: bytes, after: bytes) -> bytes:
+        """Give the JSON objects of rows with something around and between them.
+
+        Written one after the other: orjson takes a KiB or more for each object, as long as that lives.
+        """
+        written = bytearray(before)
+        for place, row in enumerate(rows):
+            if place:
+                written += between
+            written += self.document(row)
+        written += after
+        return bytes(written)
 
     def wall_time(self, row: Row) -> tuple[int, bool]:
         """The wall time of a row, and whether it is right; corrected once the clock of its boot has been right."""

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from lockgate.buffer import LogReader
@@ -42,8 +43,8 @@ class Forwarder:
         messages = Messages(self._gateway_id)
         reader = LogReader(self._folder)
         self._workers = [
-            Worker(sink, self._order, build(sink, messages), messages, self._folder, reader, self._latest_first)
-            for sink in self._config.sinks
+            Worker(one, self._order, partial(build, one, messages), messages, self._folder, reader, self._latest_first)
+            for one in self._config.sinks
         ]
         self._downlinks = list(self._make_downlinks())
         try:

@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 from lockgate.buffer import CommitFailed, Cursor, LogReader, Row
 from lockgate.buffer.cursor import MOST_ISLANDS, Spent
 from lockgate.buffer.missing import NOTHING_MISSING, Missing
+from lockgate.buffer.reader import ENDLESS
 from lockgate.config.model import SinkConfig
 from lockgate.forwarder.allowance import Allowance
 from lockgate.forwarder.messages import Messages
@@ -48,7 +49,7 @@ class Worker:
         self,
         config: SinkConfig,
         order: tuple[str, ...],
-        sink: Sink,
+        make_sink: Callable[[], Sink],
         messages: Messages,
         folder: Path,
         reader: LogReader,
@@ -60,7 +61,8 @@ class Worker:
         self._config = config
         self._classes = tuple(name for name in order if name in config.classes)
         self._latest_first = frozenset(latest_first)
-        self._sink = sink
+        self._make_sink = make_sink
+        self._made: Sink | None = None
         self._messages = messages
         self._folder = folder
         self._reader = reader
@@ -79,6 +81,7 @@ class Worker:
         """Work until cancelled, which settles what is already sent and closes the cursor."""
         try:
             self._cursor = await self._until_done(self._open, "opening its cursor")
+            self._made = await self._until_done(self._make, "it cannot be used")
             spent = await self._until_done(self._cursor.spent, "reading its cursor")
             self._allowance = Allowance(self._config, spent, self._clock)
             looked = 0.0
@@ -95,7 +98,8 @@ class Worker:
                         await asyncio.wait_for(self.news.wait(), _LETTERS_SECONDS)
         finally:
             try:
-                await self._sink.close()
+                if self._made is not None:
+                    await self._made.close()
             except Exception:  # the cursor is closed all the same
                 log.exception("sink %s: closing failed", self.name)
             if self._cursor is not None:
@@ -157,6 +161,10 @@ class Worker:
             )
         return cursor
 
+    async def _make(self) -> Sink:
+        """A library that is missing is this sink's fault alone: its backlog is kept, the others go on."""
+        return self._make_sink()
+
     async def _next_work(self) -> tuple[Sequence[Row], bool] | None:
         """The next batch, and whether it begins a live lane anew: of the first class that has one and may send."""
         assert self._allowance is not None
@@ -185,7 +193,10 @@ class Worker:
         return missing
 
     def _rows_after(self, message_class: str) -> list[Row]:
-        return self._reader.read(message_class, self._cursor_of().position(message_class).live_seq, self._config.batch)
+        return self._read(message_class, self._cursor_of().position(message_class).live_seq)
+
+    def _read(self, message_class: str, after: int, until: int = ENDLESS) -> list[Row]:
+        return self._reader.read(message_class, after, self._config.batch, self._config.batch_bytes, until=until)
 
     def _live(self, message_class: str) -> tuple[list[Row], bool]:
         """What comes now; where the lane is behind, the newest rows, and the rest is history."""
@@ -193,7 +204,8 @@ class Worker:
         position = self._cursor_of().position(message_class)
         if not rows or len(position.islands) >= MOST_ISLANDS or self._is_recent(rows[0]):
             return rows, False
-        newest = self._reader.newest(message_class, position.live_seq, self._config.batch)
+        limit, limit_bytes = self._config.batch, self._config.batch_bytes
+        newest = self._reader.newest(message_class, position.live_seq, limit, limit_bytes)
         return (newest, True) if newest and newest[0].seq > rows[0].seq else (rows, False)
 
     def _gathers(self, rows: Sequence[Row]) -> bool:
@@ -202,7 +214,8 @@ class Worker:
         if not seconds or len(rows) >= self._config.batch or rows[0].message_class in self._config.always:
             return False
         moment = self._clock.now()
-        return rows[0].boot_id == moment.boot_id and moment.boottime_ns - rows[0].boottime_ns < seconds * 1e9
+        young = rows[0].boot_id == moment.boot_id and moment.boottime_ns - rows[0].boottime_ns < seconds * 1e9
+        return young and not self._reader.read(rows[-1].message_class, rows[-1].seq, 1)  # it is not full of bytes
 
     def _is_recent(self, row: Row) -> bool:
         moment = self._clock.now()
@@ -211,7 +224,7 @@ class Worker:
     async def _history(self, message_class: str) -> list[Row]:
         while (position := self._cursor_of().position(message_class)).islands:
             until = position.islands[0].first_seq - 1
-            rows = self._reader.read(message_class, position.seq, self._config.batch, until=until)
+            rows = self._read(message_class, position.seq, until)
             if rows:
                 return rows
             await self._cursor_of().join(message_class, self._reader.missing(message_class))
@@ -269,7 +282,8 @@ class Worker:
 
     async def _try(self, rows: Sequence[Row]) -> Sent:
         try:
-            return await self._sink.send(rows)
+            assert self._made is not None
+            return await self._made.send(rows)
         except Exception:
             if self._fault != _OUR_ERROR:
                 log.exception("sink %s: sending failed for a reason of our own", self.name)
@@ -319,7 +333,7 @@ class Worker:
     async def _send_letters(self) -> None:
         """Send the dead letters that somebody asked for once more."""
         try:
-            rows = await self._cursor_of().letters_to_send(self._config.batch)
+            rows = await self._cursor_of().letters_to_send(self._config.batch, self._config.batch_bytes)
             if not rows or self._allowance is None or self._allowance.refusal(rows[0].message_class) is not None:
                 return
             by_class = [row for row in rows if row.message_class == rows[0].message_class]

@@ -9,8 +9,8 @@ import hmac
 from collections.abc import Sequence
 
 from lockgate.config.errors import ConfigError
-from lockgate.config.libraries import first_line
 from lockgate.config.model import HttpClientConfig
+from lockgate.config.secrets import first_line
 
 
 class Clients:
@@ -18,7 +18,7 @@ class Clients:
 
     def __init__(self, configs: Sequence[HttpClientConfig]) -> None:
         """Read the secrets. Raises ConfigError, which does not repeat them."""
-        self._clients = [(config, _digest(first_line(config.secret_file).encode())) for config in configs]
+        self._clients = [(config, _digest(first_line(config.secret_file))) for config in configs]
         known: dict[bytes, HttpClientConfig] = {}
         for config, digest in self._clients:
             if digest in known:

@@ -13,8 +13,9 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from lockgate.config.errors import ConfigError
-from lockgate.config.libraries import first_line, library
+from lockgate.config.libraries import library
 from lockgate.config.model import OpcuaSourceConfig
+from lockgate.config.secrets import first_line_text
 from lockgate.sources.opcua_values import message
 from lockgate.sources.publisher import Publisher, endpoint_of
 
@@ -48,7 +49,7 @@ class OpcuaSource:
         self.faults: tuple[type[Exception], ...] = (self._ua.UaError, OSError, TimeoutError)
         logging.getLogger("asyncua").setLevel(logging.CRITICAL)  # we say what is wrong, once
         self._config = config
-        self._password = first_line(config.user_password_file) if config.user_password_file is not None else None
+        self._password = first_line_text(config.user_password_file) if config.user_password_file is not None else None
         for key in ("certfile", "keyfile", "server_certfile"):
             path = getattr(config, key)
             if path is not None:

@@ -22,8 +22,8 @@ from lockgate.client import (
 )
 from lockgate.client.endpoints import check_tls
 from lockgate.config.errors import ConfigError
-from lockgate.config.libraries import first_line
 from lockgate.config.model import AnySource
+from lockgate.config.secrets import first_line
 
 log = logging.getLogger(__name__)
 
@@ -295,7 +295,7 @@ def endpoint_of(config: AnySource) -> tuple[Endpoint, str | None, bytes | None]:
         raise ConfigError(str(error), key=key) from None
     password = address.password
     if config.connection.password_file is not None:
-        password = first_line(config.connection.password_file).encode()
+        password = first_line(config.connection.password_file)
     return endpoint, address.username, password
 
 

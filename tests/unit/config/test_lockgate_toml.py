@@ -19,6 +19,7 @@ from lockgate.config.model import (
     FileSinkConfig,
     ForwarderConfig,
     GatewayConfig,
+    HttpBodyConfig,
     HttpSinkConfig,
     ListenerConfig,
     MqttSinkConfig,
@@ -332,6 +333,14 @@ SINK = '[sinks.c]\ntype = "http"\nurl = "http://h/"\n'
         (SINK + "retry_min = '2h'", "sinks.c.retry_min: '2h' cannot be used (accepted: 10ms to 1h"),
         (SINK + "retry_min = 9\nretry_max = 3", "sinks.c.retry_min: is longer than retry_max (accepted: up to 3s)"),
         (SINK + "headers = { 'a b' = 'x' }", "'a b' is no name of a header"),
+        (SINK + "json = { to = '{payload.to' }", "lockgate.toml:4: sinks.c.json: "),
+        (SINK + "json = { to = '{payload.to' }", "{ stands alone in '{payload.to'; a brace itself is written twice"),
+        (SINK + "json = { to = [ { x = '{paylod}' } ] }", "{paylod} in '{paylod}' is no placeholder. Did you mean"),
+        (SINK + "json = { at = 2026-01-01 }", "JSON has no dates"),
+        (SINK + "json = { at = nan }", "JSON has no nan"),
+        (SINK + "form = { to = 1 }", "sinks.c.form: {'to': 1} cannot be used (accepted: text by name"),
+        (SINK + "json = {}\nform = { a = 'b' }", "lockgate.toml:5: sinks.c.form: is a second body beside json"),
+        (SINK + "method = 'GET'", '\'GET\' cannot be used (accepted: "POST" or "PUT" or "PATCH")'),
         ("[broker]\nlimits = 3", "lockgate.toml:2: broker.limits: must be a table: [broker.limits]"),
         (
             "[broker.limits]\npublish_rat = 3",
@@ -443,3 +452,12 @@ def test_an_absolute_link_stands_for_the_file_it_names(tmp_path: Path, monkeypat
         assert lockgate_toml.find() == found
     monkeypatch.setattr(lockgate_toml, "PLACES", (tmp_path / "nowhere",))
     assert lockgate_toml.find() is None
+
+
+def test_a_body_of_ones_own_and_files_with_secrets_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "lockgate.toml"
+    path.write_text(SINK + "header_files = { A = 'secret' }\njson = { to = ['{payload.to}'], n = 1 }\n")
+    (sink,) = lockgate_toml.load(path, {}).forwarder.sinks
+    assert isinstance(sink, HttpSinkConfig)
+    assert sink.header_files == (("A", tmp_path / "secret"),)
+    assert sink.body == HttpBodyConfig("json", {"to": ["{payload.to}"], "n": 1})

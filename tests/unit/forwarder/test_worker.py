@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +29,12 @@ from lockgate.config.model import (
     GatewayConfig,
     HttpSinkConfig,
     MqttSinkConfig,
+    NatsSinkConfig,
 )
 from lockgate.forwarder.service import Forwarder
 from lockgate.telemetry.clock import Clock
 from tests.support.buffers import SINKS, batch, config
+from tests.support.peers import free_port
 from tests.unit.forwarder.test_forwarder import CLASSES, Cloud, cloud, forwarding, log, numbers, settled, until
 
 __all__ = ["cloud", "log"]
@@ -313,3 +316,49 @@ async def test_two_poison_messages_in_a_row_do_not_vouch_for_each_other(tmp_path
         await settled(tmp_path, forwarder)
     book = book_of(tmp_path)
     assert (book.delivered, book.dead_lettered) == (2, 2)
+
+
+async def test_a_batch_ends_at_its_bytes_and_then_waits_for_no_more(tmp_path: Path, log: Log, cloud: Cloud) -> None:
+    await log.append(batch(*(b'"%s"' % (b"x" * 400) for _ in range(5)), b'"%s"' % (b"y" * 5000), b'"end"'))
+    sink = cloud.sink(batch_bytes=1000, gather_seconds=3600.0)
+    async with forwarding(tmp_path, sink):
+        await cloud.until(lambda: len(cloud.batches) == 4)
+    assert [len(messages) for messages in cloud.batches] == [2, 2, 1, 1]  # the last one gathers
+
+
+async def test_dead_letters_are_sent_again_in_batches_of_bytes_too(tmp_path: Path, log: Log, cloud: Cloud) -> None:
+    async def refuse(messages: list[dict[str, object]]) -> web.Response:
+        return web.Response(status=400)
+
+    cloud.answer, take = refuse, cloud.answer
+    await log.append(batch(*(b'"%s"' % (b"x" * 400) for _ in range(5)), b'"%s"' % (b"y" * 5000)))
+    async with forwarding(tmp_path, cloud.sink(batch_bytes=1000)) as forwarder:
+        await until(lambda: '"dead_lettered": 6' in json.dumps(forwarder.status()))
+    cloud.answer = take
+    send_again(tmp_path / "buffer", "cloud", ())
+    async with forwarding(tmp_path, cloud.sink(batch_bytes=1000)) as forwarder:
+        await until(lambda: '"delivered": 6' in json.dumps(forwarder.status()))
+    assert [len(messages) for messages in cloud.batches] == [3, 3]  # up to the one that goes beyond
+    assert book_of(tmp_path).delivered == 6
+
+
+async def test_a_sink_whose_library_is_missing_fails_alone_and_keeps_its_backlog(
+    tmp_path: Path, log: Log, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "nats", None)
+    url = f"nats://127.0.0.1:{free_port()}"
+    nats = NatsSinkConfig(name="stream", classes=CLASSES, url=url, retry_min_seconds=0.01, retry_max_seconds=0.05)
+    await log.append(batch(*numbers(*range(5))))
+    async with forwarding(tmp_path, nats, cloud.sink()) as forwarder:
+        await settled(tmp_path, forwarder)
+        said = forwarder.status()["sinks"]
+        assert isinstance(said, dict)
+        assert said["stream"]["state"] == "retrying"
+        assert "needs the library nats" in said["stream"]["error"]
+        assert "pip install 'lockgate[nats]'" in said["stream"]["error"]
+        assert said["stream"]["pending"] == {"telemetry": 5}
+        monkeypatch.delitem(sys.modules, "nats")  # installed meanwhile
+        await until(lambda: "it cannot be used" not in str(forwarder.status()))
+    assert cloud.payloads == [*range(5)]
+    assert len([one for one in caplog.messages if "needs the library nats" in one]) == 1
+    assert book_of(tmp_path, "stream").pending == 5

@@ -57,9 +57,9 @@ async def halve(send: Callable[[Sequence[Row]], Awaitable[Sent]], rows: Sequence
 def build(config: AnySink, messages: Messages) -> Sink:
     """Make the sink; its libraries are imported only here, where one is configured."""
     if isinstance(config, HttpSinkConfig):
-        from lockgate.forwarder.sinks.http import HttpSink
+        from lockgate.forwarder.sinks.http import HttpSink, OwnBodySink
 
-        return HttpSink(config, messages)
+        return OwnBodySink(config, config.body, messages) if config.body is not None else HttpSink(config, messages)
     if isinstance(config, PostgresSinkConfig):
         from lockgate.forwarder.sinks.postgres import PostgresSink
 
@@ -81,9 +81,9 @@ def build(config: AnySink, messages: Messages) -> Sink:
 
         return KafkaSink(config, messages)
     if isinstance(config, FileSinkConfig):
-        from lockgate.forwarder.sinks.file import FileSink
+        from lockgate.forwarder.sinks.file import FileSink, ParquetFileSink
 
-        return FileSink(config, messages)
+        return (ParquetFileSink if config.format == "parquet" else FileSink)(config, messages)
     from lockgate.forwarder.sinks.mqtt import MqttSink
 
     return MqttSink(config, messages)

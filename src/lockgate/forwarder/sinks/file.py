@@ -1,4 +1,4 @@
-"""JSON lines in a file."""
+"""JSON lines in a file, or a file of Parquet for each batch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import contextlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Final
 
 from lockgate.buffer import Row
 from lockgate.config.model import FileSinkConfig
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
+from lockgate.forwarder.sinks.parquet import Parquet
 
 _BLOCK: Final = 64 * 1024
 
@@ -35,8 +37,7 @@ class FileSink:
 
     async def send(self, rows: Sequence[Row]) -> Sent:
         if self._running is None or self._running.done():
-            data = b"".join(self._messages.document(row) + b"\n" for row in rows)
-            self._running = asyncio.get_running_loop().run_in_executor(self._thread, self._append, data)
+            self._running = asyncio.get_running_loop().run_in_executor(self._thread, self._write, rows)
             await asyncio.wait([self._running], timeout=self._timeout)
             if self._running.done():
                 error = self._running.exception()
@@ -55,7 +56,8 @@ class FileSink:
     async def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _append(self, data: bytes) -> None:
+    def _write(self, rows: Sequence[Row]) -> None:
+        data = self._messages.documents(rows, b"", b"\n", b"\n")
         new = not self._path.exists()
         if new:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,11 +78,41 @@ class FileSink:
         finally:
             os.close(file)
         if new:
-            folder = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            _sync_folder(self._path.parent)
+
+
+class ParquetFileSink(FileSink):
+    """A file of Parquet for each batch, `class/YYYY/MM/DD/GATEWAY-FIRST-LAST.parquet` in a folder.
+
+    It is there whole or not at all, and written again it is the same file.
+    """
+
+    def __init__(self, config: FileSinkConfig, messages: Messages) -> None:
+        self._parquet = Parquet(config.name, config.compression, messages)
+        super().__init__(config, messages)
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        path = self._path / f"{self._messages.name_of(rows)}.parquet"
+        data = self._parquet.write(rows)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.new")
+        with fresh.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(fresh, path)
+        folder = path.parent
+        while folder != self._path.parent:  # each may be new
+            _sync_folder(folder)
+            folder = folder.parent
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _end_of_last_line(file: int) -> int:

@@ -9,8 +9,8 @@ import orjson
 
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
-from lockgate.config.libraries import first_line
 from lockgate.config.model import InfluxSinkConfig
+from lockgate.config.secrets import first_line_text
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
 from lockgate.forwarder.sinks.http import PostSink
@@ -33,7 +33,7 @@ class InfluxSink(PostSink):
     async def send(self, rows: Sequence[Row]) -> Sent:
         if self._influx.token_file is not None:
             try:
-                self._token = first_line(self._influx.token_file)
+                self._token = first_line_text(self._influx.token_file)
             except ConfigError as error:
                 return Sent(0, fault=str(error))
         poison = {row.seq: "nothing of its payload can be a field" for row in rows if not self._fields(row)}

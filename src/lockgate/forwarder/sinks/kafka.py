@@ -10,8 +10,9 @@ from typing import Any
 
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
-from lockgate.config.libraries import first_line, library
+from lockgate.config.libraries import library
 from lockgate.config.model import KafkaSinkConfig
+from lockgate.config.secrets import first_line_text
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
 
@@ -86,7 +87,7 @@ class KafkaSink:
                 cafile = str(config.cafile) if config.cafile is not None else None
                 options["ssl_context"] = ssl.create_default_context(cafile=cafile)
             if config.username is not None:
-                password = first_line(config.password_file) if config.password_file is not None else ""
+                password = first_line_text(config.password_file) if config.password_file is not None else ""
                 options |= {"sasl_mechanism": config.mechanism, "sasl_plain_username": config.username,
                             "sasl_plain_password": password}  # fmt: skip
             producer = self._aiokafka.AIOKafkaProducer(

@@ -13,8 +13,9 @@ import orjson
 
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
-from lockgate.config.libraries import first_line, library
+from lockgate.config.libraries import library
 from lockgate.config.model import NatsSinkConfig
+from lockgate.config.secrets import first_line_text
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
 
@@ -115,7 +116,7 @@ class NatsSink:
             if config.credentials is not None:
                 options["user_credentials"] = str(config.credentials)
             if config.token_file is not None:
-                options["token"] = first_line(config.token_file)
+                options["token"] = first_line_text(config.token_file)
 
             async def ignore(_: Exception) -> None:
                 """What goes wrong is told by the publish it goes wrong for."""

@@ -1,4 +1,4 @@
-"""Objects of an S3-compatible store: JSON lines, one object for each batch."""
+"""Objects of an S3-compatible store: JSON lines or Parquet, one object for each batch."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
-from lockgate.config.libraries import first_line, library
+from lockgate.config.libraries import library
 from lockgate.config.model import ObjectSinkConfig
+from lockgate.config.secrets import first_line_text
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
 from lockgate.forwarder.sinks.compression import compressor
+from lockgate.forwarder.sinks.parquet import Parquet
 
 _SUFFIX = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 
 
 class ObjectSink:
-    """`PREFIX/class/YYYY/MM/DD/GATEWAY-FIRST-LAST.jsonl.zst`; the same batch sent again is the same object.
-
-    The date is that of the first message.
-    """
+    """`PREFIX/class/YYYY/MM/DD/GATEWAY-FIRST-LAST.jsonl.zst`; the same batch sent again is the same object."""
 
     def __init__(self, config: ObjectSinkConfig, messages: Messages) -> None:
         self._obstore = library("obstore", "objects", f"sinks.{config.name}")
         self._stores = library("obstore.store", "objects", f"sinks.{config.name}")
         self._config = config
         self._messages = messages
-        self._compress = compressor(config.compression)
+        self._parquet = Parquet(config.name, config.compression, messages) if config.format == "parquet" else None
+        self._compress = compressor(config.compression) if self._parquet is None else None
         self._store: Any = None
 
     async def send(self, rows: Sequence[Row]) -> Sent:
@@ -37,9 +37,12 @@ class ObjectSink:
         try:
             if self._store is None:
                 self._store = self._open()
-            data = b"".join(self._messages.document(row) + b"\n" for row in rows)
-            if self._compress is not None:
-                data = await asyncio.to_thread(self._compress, data)
+            if self._parquet is not None:
+                data = await asyncio.to_thread(self._parquet.write, rows)
+            else:
+                data = self._messages.documents(rows, b"", b"\n", b"\n")
+                if self._compress is not None:
+                    data = await asyncio.to_thread(self._compress, data)
             async with asyncio.timeout(timeout):
                 await self._obstore.put_async(self._store, self._path(rows), data)
             return Sent(len(rows))
@@ -60,7 +63,7 @@ class ObjectSink:
         if config.access_key_id is not None:
             options["access_key_id"] = config.access_key_id
         if config.secret_key_file is not None:
-            options["secret_access_key"] = first_line(config.secret_key_file)
+            options["secret_access_key"] = first_line_text(config.secret_key_file)
         seconds = datetime.timedelta(seconds=config.timeout_seconds)
         return self._stores.S3Store(
             config.bucket,
@@ -70,9 +73,6 @@ class ObjectSink:
         )
 
     def _path(self, rows: Sequence[Row]) -> str:
-        wall_ns = self._messages.wall_time(rows[0])[0]
-        day = datetime.datetime.fromtimestamp(wall_ns / 1e9, datetime.UTC)
         prefix = f"{self._config.prefix.strip('/')}/" if self._config.prefix.strip("/") else ""
-        gateway = self._messages.gateway_id.replace("/", "_")
-        name = f"{gateway}-{rows[0].seq:012}-{rows[-1].seq:012}.jsonl{_SUFFIX[self._config.compression]}"
-        return f"{prefix}{rows[0].message_class}/{day:%Y/%m/%d}/{name}"
+        suffix = "parquet" if self._parquet is not None else f"jsonl{_SUFFIX[self._config.compression]}"
+        return f"{prefix}{self._messages.name_of(rows)}.{suffix}"

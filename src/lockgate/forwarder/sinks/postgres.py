@@ -12,8 +12,9 @@ import orjson
 
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
-from lockgate.config.libraries import first_line, library
+from lockgate.config.libraries import library
 from lockgate.config.model import PostgresSinkConfig
+from lockgate.config.secrets import first_line_text
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent, halve
 
@@ -78,7 +79,7 @@ class PostgresSink:
 
     async def _connected(self) -> Any:
         if self._connection is None or self._connection.is_closed():
-            password = first_line(self._config.password_file) if self._config.password_file is not None else None
+            password = first_line_text(self._config.password_file) if self._config.password_file is not None else None
             options = {} if password is None else {"password": password}
             connection = await self._asyncpg.connect(
                 self._config.url, timeout=self._config.timeout_seconds, **options,
