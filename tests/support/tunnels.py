@@ -75,7 +75,7 @@ class Bench:
     async def start_connector(self, rules: Sequence[Mapping[str, Any]], **settings: Any) -> Connector:
         usual: dict[str, Any] = {"connections": 2, "metrics": f"127.0.0.1:{free_port()}", "grace_seconds": 5.0}
         config = ConnectorConfig(**(usual | settings))
-        connector = Connector(config, self.token, ingress(rules), trust("", str(self.authority.cafile)))
+        connector = Connector(config, self.token, ingress(rules), trust("", self.authority.cafile))
         await self._start(connector)
         return connector
 

@@ -45,6 +45,7 @@ COMMANDS = {
     "doctor": "what is wrong with this gateway, where, why it matters, and what to do",
     "deploy": "a new version for the containers of a Compose project, and back by itself where it is not well",
     "verify": "publish and receive a message through every listener, as a client would",
+    "connector": "carry devices and people in from an edge, with no port open",
     "edge": "who may come in through this edge, and who did: tunnels, tokens, host names",
     "scram": "add, change or remove a user of enhanced authentication (SCRAM-SHA-256)",
     "version": "print the version",

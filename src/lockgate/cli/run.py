@@ -10,6 +10,8 @@ from lockgate.cli.common import add_config_argument, load_config
 from lockgate.config.errors import ConfigError, did_you_mean
 from lockgate.telemetry import logs
 
+_KNOWN = (*app.SERVICES, *app.TUNNEL_SERVICES)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_argument(parser)
@@ -17,13 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "services",
         nargs="+",
         metavar="SERVICE",
-        help=f"one or more of {', '.join(app.SERVICES)}, and source:NAME for each [sources.NAME]",
+        help=f"one or more of {', '.join(_KNOWN)}, and source:NAME for each [sources.NAME]",
     )
 
 
 def main(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
-    services = app.services(config)
+    services = app.services(config) | app.TUNNEL_SERVICES
     for name in arguments.services:
         if name not in services | app.DEMO_SERVICES:
             problem = f"{name!r} is no service.{did_you_mean(name, services)}"

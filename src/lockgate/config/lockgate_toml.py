@@ -1063,7 +1063,7 @@ class _Reading:
             said["connection"] = _connection(said, f"lockgate-source-{name}")
         elif kind == "mqtt":
             said["connection"] = _connection(said, f"lockgate-{name}")
-        if kind == "http":
+        if of == "sinks" and kind == "http":
             json_body, form = said.pop("json_body", None), said.pop("form", None)
             if json_body is not None and form is not None:
                 self._wrong(("sinks", name, "form"), "is a second body beside json", "one of them")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import ipaddress
 import json
 import logging
@@ -15,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from lockgate import __version__
@@ -67,12 +69,12 @@ class Connector:
 
     name = "connector"
 
-    def __init__(self, config: ConnectorConfig, token: Token, ingress: Ingress, context: ssl.SSLContext) -> None:
-        """`context`: how edges are trusted."""
+    def __init__(self, config: ConnectorConfig, token: Token, ingress: Ingress, trust: Trust) -> None:
+        """`trust`: how edges are trusted."""
         self._config = config
         self._token = token
         self._edges = config.edges or token.edges
-        self._context = context
+        self._trust = trust
         self._local = ingress
         self.configurations = Configurations(ingress, AllowList.parse(config.allow))
         self.answers = Answers(
@@ -131,8 +133,8 @@ class Connector:
         return self._token
 
     @property
-    def context(self) -> ssl.SSLContext:
-        return self._context
+    def trust(self) -> Trust:
+        return self._trust
 
     def local_configuration(self) -> bytes:
         """What is served here, as the edge is told."""
@@ -273,12 +275,14 @@ class _Slot:
 
         def made(session: Session) -> None:
             self.session = session
+            if problem := connector.trust.problem(session.transport.get_extra_info("ssl_object")):
+                session.abort(problem)  # before it has heard anything
 
         session = Session(client=False, limits=SessionLimits(), opened=opened, made=made, lost=self._on_lost)
         try:
             async with asyncio.timeout(_DIAL_SECONDS):
                 await loop.create_connection(
-                    lambda: session, edge.address, edge.port, ssl=connector.context, server_hostname=edge.host
+                    lambda: session, edge.address, edge.port, ssl=connector.trust.context, server_hostname=edge.host
                 )
         except ssl.SSLCertVerificationError as error:
             raise OSError(f"its certificate is not trusted: {error.verify_message}") from None
@@ -405,8 +409,32 @@ def _leaf(group: BaseExceptionGroup[TokenRefused]) -> TokenRefused:
     return one
 
 
-def trust(pem: str, ca_file: str | None) -> ssl.SSLContext:
-    """How edges are trusted: by the file, else by the token's certificates, else as the system does."""
-    context = ssl.create_default_context(cafile=ca_file, cadata=pem if pem and not ca_file else None)
+class Trust:
+    """How edges are trusted: by certificates of authorities, or by the digest of their own certificate."""
+
+    def __init__(self, context: ssl.SSLContext, pin: str = "") -> None:
+        """`pin`: SHA-256 of the edge's certificate in hex, which is then all that counts."""
+        self.context = context
+        self._pin = pin
+
+    def problem(self, tls: ssl.SSLObject | None) -> str:
+        """Why an edge is not the one that is wanted, empty if it is."""
+        if self._pin:
+            certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+            if hashlib.sha256(certificate or b"").hexdigest() != self._pin:
+                return "its certificate is not the one that the token names"
+        return ""
+
+
+def trust(said: str, ca_file: Path | None) -> Trust:
+    """By the file, else by what the token says, else as the system does. Raises ConfigError."""
+    pin = said.removeprefix("sha256:") if said.startswith("sha256:") and ca_file is None else ""
+    try:
+        context = ssl.create_default_context(cafile=ca_file, cadata=said if said and not (pin or ca_file) else None)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be used: {error}", path=ca_file, accepted="certificates in PEM") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
+    if pin:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return Trust(context, pin)
