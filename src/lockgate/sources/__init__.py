@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
-
 from lockgate.client import parse_endpoint
 from lockgate.config.errors import ConfigError
 from lockgate.config.libraries import library
 from lockgate.config.model import AnySource, HttpSourceConfig, ModbusSourceConfig, OpcuaSourceConfig
+from lockgate.sources.service import Source, SourceService
 
 
-class Source(Protocol):
-    """A service named `source:NAME`."""
-
-    @property
-    def name(self) -> str: ...
-
-    async def run(self, ready: Callable[[], None]) -> None:
-        """Serve until cancelled. Raises ConfigError for what a person must correct."""
-
-    def status(self) -> Mapping[str, object]: ...
+def build(config: AnySource) -> SourceService:
+    """Make the service of a source; only here its library is imported. Raises ConfigError, also without that."""
+    return SourceService(config, _build)
 
 
-def build(config: AnySource) -> Source:
-    """Make the source; its library is imported only here. Raises ConfigError, also where that is missing."""
+def _build(config: AnySource) -> Source:
     if isinstance(config, HttpSourceConfig):
         from lockgate.sources.http import HttpSource
 

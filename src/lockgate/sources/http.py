@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 HEALTH: Final = "/health"
 _RETRY_AFTER_SECONDS: Final = 2
 _LINGER_SECONDS: Final = 1.0  # what is left of a body that was refused is read so long
-_STOP_SECONDS: Final = 1.0
+_STOP_SECONDS: Final = 0.5  # for requests that are under way
 _KEY_CHARACTERS: Final = 255  # of an Idempotency-Key
 
 Message = tuple[str, bytes, bool]  # topic, payload, retain
@@ -50,11 +50,10 @@ def _later(problem: str) -> Refused:
 
 
 class HttpSource:
-    """The service `source:NAME` of type http."""
+    """A source of type http."""
 
     def __init__(self, config: HttpSourceConfig) -> None:
         """Raises ConfigError for a secret or a certificate that cannot be used."""
-        self.name = config.service
         self._config = config
         self._clients = Clients(config.clients)
         self._context = _context(config)
@@ -76,6 +75,10 @@ class HttpSource:
         Raises OSError for a port that cannot be had, ConfigError where the broker refuses us for good.
         """
         await self._publisher.serve(lambda: self._listen(ready))
+
+    def reread(self) -> None:
+        """Read the secrets again. Raises ConfigError; then those before stay."""
+        self._clients = Clients(self._config.clients)
 
     def status(self) -> Mapping[str, object]:
         return {

@@ -23,11 +23,10 @@ _DOUBLINGS: Final = 30
 
 
 class ModbusSource:
-    """The service `source:NAME` of type modbus."""
+    """A source of type modbus."""
 
     def __init__(self, config: ModbusSourceConfig) -> None:
         """Raises ConfigError where pymodbus is missing, or the broker's connection is not well described."""
-        self.name = config.service
         self._config = config
         endpoint_of(config)
         self._publisher = Publisher(config)
@@ -50,6 +49,9 @@ class ModbusSource:
     def close(self) -> None:
         for link in self._links:
             link.close()
+
+    def reread(self) -> None:
+        """Nobody comes to us."""
 
     def status(self) -> Mapping[str, object]:
         return {**self._publisher.status(), "devices": {device.name: device.status() for device in self.devices}}

@@ -38,11 +38,10 @@ class Reading(NamedTuple):
 
 
 class OpcuaSource:
-    """The service `source:NAME` of type opcua."""
+    """A source of type opcua."""
 
     def __init__(self, config: OpcuaSourceConfig) -> None:
         """Raises ConfigError where asyncua is missing or a file of ours cannot be read."""
-        self.name = config.service
         section = f"sources.{config.name}"
         self._asyncua = library("asyncua", "opcua", section)
         self._ua = library("asyncua.ua", "opcua", section)
@@ -71,6 +70,9 @@ class OpcuaSource:
         Raises ConfigError where the broker refuses us for good, or a certificate of ours cannot be used.
         """
         await self._publisher.serve(lambda: self._work(ready))
+
+    def reread(self) -> None:
+        """Nobody comes to us."""
 
     def status(self) -> Mapping[str, object]:
         said = {**self._publisher.status(), "online": self._online, "values": self._values}

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 ONLINE, OFFLINE = b"online", b"offline"
 _WINDOW: Final = 100  # messages of the queue that wait for their PUBACK at once
 _RETRY_SECONDS: Final = (0.2, 10.0)  # after a refusal that passes, as of a broker that is full
-_LEAVE_SECONDS: Final = 1.0
+_LEAVE_SECONDS: Final = 0.7  # for what waits, and again for the end of the connection
 # Refusals that are about the message, not about the moment
 _FOR_GOOD: Final = frozenset(
     {
@@ -87,7 +87,7 @@ class Publisher:
     async def serve(self, *work: Work) -> None:
         """Do `work` beside a connection that is made again and again, until cancelled or one of them fails.
 
-        At the end the work ends first; what waits has a second to leave. Raises ConfigError where the broker refuses
+        At the end the work ends first; what waits has a moment to leave. Raises ConfigError where the broker refuses
         us for good, or the connection is not well described.
         """
         self._client = make_client(self._config, self._on_connected, self._on_disconnected)
@@ -103,8 +103,8 @@ class Publisher:
             await _end(others)
             await self._leave()
             await _end([*own, *self._in_flight])
-            with contextlib.suppress(ClientError, OSError):
-                await self._client.disconnect()
+            with contextlib.suppress(ClientError, OSError):  # TimeoutError among them
+                await asyncio.wait_for(self._client.disconnect(), _LEAVE_SECONDS)
 
     @property
     def connected(self) -> bool:

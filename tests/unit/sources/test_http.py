@@ -288,6 +288,20 @@ async def test_a_secret_lets_in_as_a_token_or_as_a_password_and_to_its_routes(
         assert (answered, headers["WWW-Authenticate"]) == (401, 'Bearer, Basic realm="lockgate"')
 
 
+async def test_secrets_are_read_again_and_stay_where_they_cannot_be(
+    broker: Gateway, clients: tuple[HttpClientConfig, ...]
+) -> None:
+    async with running(config(broker.url, allow_anonymous=False, clients=clients)) as pushing:
+        clients[0].secret_file.write_text("renewed\n")
+        pushing.source.reread()
+        assert (await pushing.push("/raw/a", b"1", Authorization="Bearer s3cret"))[0] == 401
+        assert (await pushing.push("/raw/a", b"1", Authorization="Bearer renewed"))[0] == 204
+        clients[0].secret_file.unlink()
+        with pytest.raises(ConfigError, match="cannot be read"):
+            pushing.source.reread()
+        assert (await pushing.push("/raw/a", b"1", Authorization="Bearer renewed"))[0] == 204
+
+
 def test_a_secret_that_cannot_be_used_is_told_without_it(tmp_path: Path, clients: tuple[HttpClientConfig, ...]) -> None:
     (tmp_path / "plant").write_text("\n")
     with pytest.raises(ConfigError, match="has no first line"):
