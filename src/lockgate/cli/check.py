@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -39,6 +40,7 @@ def main(arguments: argparse.Namespace) -> int:
     check_certificates(config)
     check_bridges(config)
     check_connector(config)
+    check_edge(config)
     for warning in (*config.broker.warnings, *unreadable(config), *twice(config)):
         print(f"Warning: {warning}")
     print(summary(config))
@@ -171,6 +173,15 @@ def check_connector(config: Config) -> None:
         except ConfigError as error:
             error.path = config.path
             raise
+
+
+def check_edge(config: Config) -> None:
+    """Read the tunnels of the edge, if there are any. Raises ConfigError, with file and key."""
+    path = config.edge.tunnels_file(config.gateway)
+    if os.access(path, os.R_OK):
+        from lockgate.tunnel import tunnels
+
+        tunnels.load(path)
 
 
 def summary(config: Config) -> str:

@@ -11,8 +11,11 @@ from lockgate.config.errors import ConfigError, did_you_mean
 from lockgate.config.values import BadValue, Kind
 
 
-def read(path: Path, text: str) -> Table:
-    """Give the object a file's text holds. Raises ConfigError where it is none."""
+def read(path: Path, text: str, shared: dict[str, Any] | None = None) -> Table:
+    """Give the object a file's text holds. Raises ConfigError where it is none.
+
+    `shared` is for what tables of this file have in common, by a name of their choice.
+    """
     try:
         said = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
@@ -23,20 +26,23 @@ def read(path: Path, text: str) -> Table:
         raise ConfigError("is not valid JSON", path=path, accepted="an object") from None
     if not isinstance(said, dict):
         raise ConfigError("holds no JSON object", path=path, accepted="{…}")
-    return Table(said, path, "", [])
+    return Table(said, path, "", [], shared if shared is not None else {})
 
 
 class Table:
     """One object. What is asked for is checked; `done` finds what nobody asked for.
 
-    All tables of a file share `errors`. `where` is the place of the object, as `tunnels[0].limits`.
+    All tables of a file have the same `errors` and `shared`. `where` is the place of the object, as `tunnels.x.limits`.
     """
 
-    def __init__(self, said: Mapping[str, object], path: Path, where: str, errors: list[ConfigError]) -> None:
+    def __init__(
+        self, said: Mapping[str, object], path: Path, where: str, errors: list[ConfigError], shared: dict[str, Any]
+    ) -> None:
         self.said = said
         self.path = path
         self.where = where
         self.errors = errors
+        self.shared = shared
         self._known: list[str] = ["note"]  # for people: JSON has no comments
 
     def get(self, name: str, kind: Kind, default: object, required: bool = False) -> Any:
@@ -106,7 +112,7 @@ class Table:
             self.wrong(name, f"{value!r:.200} is no object", "{…}")
             return None
         where = ".".join(part for part in (self.where, name) if part)
-        return Table(value, self.path, where, self.errors)
+        return Table(value, self.path, where, self.errors, self.shared)
 
 
 class _Twice(Exception):

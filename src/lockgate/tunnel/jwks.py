@@ -159,4 +159,4 @@ class KeyUrl:
 
 def urls(sources: Iterable[Keys]) -> list[KeyUrl]:
     """Give those that have to be kept fresh, each once."""
-    return list({source.url: source for source in sources if isinstance(source, KeyUrl)}.values())
+    return list(dict.fromkeys(source for source in sources if isinstance(source, KeyUrl)))

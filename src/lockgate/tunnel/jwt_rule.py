@@ -137,7 +137,10 @@ def read(table: Table) -> JwtRule | None:
     keys: Keys | None = None
     if said:
         try:
-            keys = KeyUrl(said) if "://" in said else KeyFile(table.path.parent / Path(said))
+            if "://" in said:  # who asks one address for all keeps one set fresh
+                keys = table.shared.get(said) or table.shared.setdefault(said, KeyUrl(said))
+            else:
+                keys = KeyFile(table.path.parent / Path(said))
         except (ConfigError, ValueError) as error:
             table.wrong("keys", str(error), "a file with a JWK Set, or its https:// address")
     if keys is None or len(table.errors) > before:

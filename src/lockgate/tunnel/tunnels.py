@@ -123,7 +123,7 @@ class Tunnels:
 
     def __init__(self, tunnels: Mapping[uuid.UUID, Tunnel] | None = None, keys: tuple[KeyUrl, ...] = ()) -> None:
         self.by_id = dict(tunnels or {})
-        self.keys = keys  # addresses of JWK Sets that somebody has to keep fresh
+        self.keys = keys  # JWK Sets at addresses: somebody has to run `keep` of each; the same ones after a change
         everything = self.by_id.values()
         self._hosts = {host.name: (tunnel, host) for tunnel in everything for host in tunnel.hosts}
         self._mqtts = {one.name: (tunnel, one) for tunnel in everything for one in tunnel.mqtts}
@@ -204,7 +204,7 @@ class TunnelsFile:
             if state == self._state:
                 return False
             self._state = state  # also when it cannot be used: that is told once
-            self.current = load(self.path)
+            self.current = load(self.path, self.current)
         except ConfigError as error:
             log.warning("the tunnels stay what they were: %s", error)
             return False
@@ -226,14 +226,14 @@ def _state(path: Path) -> tuple[int, ...] | None:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def load(path: Path) -> Tunnels:
-    """Read the file. Raises ConfigError with every mistake in it."""
-    return parse(secret_file.read_text(path), path) if path.exists() or path.is_symlink() else Tunnels()
+def load(path: Path, before: Tunnels | None = None) -> Tunnels:
+    """Read the file; keys that were fetched `before` stay known. Raises ConfigError with every mistake in it."""
+    return parse(secret_file.read_text(path), path, before) if path.exists() or path.is_symlink() else Tunnels()
 
 
-def parse(text: str, path: Path) -> Tunnels:
-    """Read the text of the file at `path`, whose folder names in it are relative to. Raises ConfigError."""
-    table = json_tables.read(path, text)
+def parse(text: str, path: Path, before: Tunnels | None = None) -> Tunnels:
+    """Read the text of the file at `path`, to whose folder names in it are relative. Raises ConfigError."""
+    table = json_tables.read(path, text, {one.url: one for one in before.keys} if before is not None else None)
     reading = _Reading(
         {name: policy.read(name, one) for name, one in table.named("policies").items()},
         {name: device_policy.read(name, one) for name, one in table.named("devices").items()},

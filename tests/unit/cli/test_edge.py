@@ -87,3 +87,13 @@ def test_a_service_token_comes_with_the_rule_that_accepts_it(toml: Path, capsys:
     assert list(found) == []
     assert first.startswith("lockgate-client-id: ")
     assert second.removeprefix("lockgate-client-secret: ") not in rule
+
+
+def test_check_reads_the_tunnels(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["edge", "tunnel", "create", "home"]) == 0
+    assert cli.main(["check", str(toml)]) == 0
+    path = toml.parent / "data" / "edge" / "tunnels.json"
+    path.write_text('{"tunnel": {}}')
+    capsys.readouterr()
+    assert cli.main(["check", str(toml)]) == 3
+    assert f"{path}: tunnel: is no key of it. Did you mean tunnels?" in capsys.readouterr().err

@@ -240,6 +240,27 @@ def test_the_file_is_read_again_when_it_changes(file: Path, caplog: pytest.LogCa
     assert authenticate(known.current, token) is Refusal.WRONG
 
 
+def test_one_address_of_keys_is_asked_once_and_stays_known(file: Path) -> None:
+    jwt = {"issuer": "https://login.example", "audience": ["x"], "keys": "https://login.example/keys"}
+    said = GOOD | {
+        "policies": {"a": {"jwt": jwt}, "staff": {"any": [{"jwt": jwt}]}},
+        "devices": {"sensors": {"jwt": jwt}},
+    }
+    file.parent.mkdir()
+    file.write_text(json.dumps(said))
+    known = TunnelsFile(file)
+    before = known.current.keys
+    assert [one.url for one in before] == ["https://login.example/keys"]
+    file.write_text(json.dumps(said | {"note": "changed"}))
+    assert known.refresh()
+    assert known.current.keys == before
+    host = known.current.host("home.example.org")
+    assert host is not None
+    assert host[1].devices is not None
+    assert host[1].devices.jwt is not None
+    assert host[1].devices.jwt.keys is before[0]
+
+
 def test_a_change_that_makes_no_sense_is_not_written(file: Path) -> None:
     made(file)
     before = file.read_bytes()
