@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lockgate import __version__
 from lockgate.config.errors import ConfigError
-from lockgate.config.model import BridgeConfig, BrokerConfig, Config, ConnectorConfig, HttpSinkConfig
+from lockgate.config.model import BridgeConfig, BrokerConfig, Config, ConnectorConfig, EdgeConfig, HttpSinkConfig
 from lockgate.telemetry import logs, service_manager
 from lockgate.telemetry.health import Answer, StatusServer
 
@@ -254,8 +254,9 @@ STAGES = (("broker",), ("processor", "forwarder"))
 
 
 def services(config: Config) -> dict[str, Build]:
-    """Give every service of a configuration by name, those of its sources too, and the connector where there is one."""
-    tunnel = {"connector": TUNNEL_SERVICES["connector"]} if config.connector != ConnectorConfig() else {}
+    """Give every service of a configuration by name, those of its sources and of the tunnel where it has them."""
+    said = {"connector": config.connector != ConnectorConfig(), "edge": config.edge != EdgeConfig()}
+    tunnel = {name: build for name, build in TUNNEL_SERVICES.items() if said[name]}
     return SERVICES | tunnel | {source.service: _source(source.name) for source in config.sources}
 
 

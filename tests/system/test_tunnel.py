@@ -123,7 +123,7 @@ async def test_a_page_is_asked_and_answered(tunnel: Bench) -> None:
             assert len(await answer.read()) == 20 * 1024 * 1024
         async with session.head("/") as answer:
             assert answer.status == 200
-        assert connector.answers.counts.errors == 0
+        assert connector.streams.counts.errors == 0
 
 
 async def test_what_goes_wrong_has_its_status_and_cause(tunnel: Bench) -> None:

@@ -77,7 +77,7 @@ class Connector:
         self._trust = trust
         self._local = ingress
         self.configurations = Configurations(ingress, AllowList.parse(config.allow))
-        self.answers = Answers(
+        self.streams = Answers(
             self.configurations,
             AllowList.parse(config.allow),
             AllowList.parse(config.proxy_protocol, "connector.proxy_protocol"),
@@ -107,12 +107,12 @@ class Connector:
             raise _leaf(refused) from None
         finally:
             await self._drain()
-            self.answers.close()
+            self.streams.close()
             figures.close()
 
     def status(self) -> dict[str, object]:
         """What `lockgate status` shows."""
-        counts = self.answers.counts
+        counts = self.streams.counts
         return {
             "connector": str(self.client_id),
             "connections": [slot.status() for slot in self.slots],
@@ -271,7 +271,7 @@ class _Slot:
             if kind_of(dict(headers)) is Kind.CONTROL and self._control is None:
                 self._control = _Control(stream, self._registration(stream), answer)
             else:
-                connector.answers.opened(stream, headers)
+                connector.streams.opened(stream, headers)
 
         def made(session: Session) -> None:
             self.session = session

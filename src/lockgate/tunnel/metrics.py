@@ -122,7 +122,7 @@ async def serve_figures(connector: Connector, address: str) -> FiguresServer:
 
 
 def _metrics(connector: Connector) -> Iterator[str]:
-    counts = connector.answers.counts
+    counts = connector.streams.counts
     yield "# TYPE build_info gauge"
     yield f'build_info{{goversion="",type="lockgate",revision="",version="{__version__}"}} 1'
     name = "cloudflared_tunnel_"

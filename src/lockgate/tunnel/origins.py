@@ -42,7 +42,7 @@ async def dial_tcp(host: str, port: int, factory: Callable[[], P], seconds: floa
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(seconds):
-            transport, protocol = await loop.create_connection(factory, host, port, happy_eyeballs_delay=0.25)
+            transport, protocol = await loop.create_connection(factory, host, port)
     except TimeoutError:
         raise OriginError(f"{host}:{port} does not answer within {seconds:g} s") from None
     except OSError as error:
