@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from lockgate.config.model import EdgeConfig, GatewayConfig
+from lockgate.tunnel.audit import AuditLog
 from lockgate.tunnel.certificates import Certificates, pairs_of
 from lockgate.tunnel.edge import Hub
 from lockgate.tunnel.public import Public
@@ -28,7 +29,9 @@ class Edge:
     def __init__(self, gateway: GatewayConfig, config: EdgeConfig) -> None:
         self._config = config
         self.hub = Hub(TunnelsFile(config.tunnels_file(gateway)), config.location)
-        self.public = Public(self.hub, config.max_connections)
+        folder = config.audit_folder(gateway)
+        self.audit = AuditLog(folder, file_bytes=config.audit_file_bytes, files=config.audit_files)
+        self.public = Public(self.hub, config.max_connections, self.audit)
         pairs = pairs_of(config.certificates_folder(gateway))
         self._https = Certificates(pairs, client_ca=config.client_ca_file, alpn=("http/1.1",))
         self._mqtts = Certificates(pairs, client_ca=config.client_ca_file, alpn=("mqtt", "x-amzn-mqtt-ca"))
@@ -53,6 +56,7 @@ class Edge:
                 server.close()
             self.public.close()
             await self.hub.close()
+            await asyncio.to_thread(self.audit.close)
 
     def ports(self) -> list[int]:
         """Where it listens, in the order of `listen_tunnel`, `listen_https`, `listen_mqtts`."""
@@ -76,6 +80,7 @@ class Edge:
             "refused": counts.refused,
             "connectors_refused": dict(hub.refused),
             "resumed": hub.resumed,
+            "audit_lines_lost": self.audit.lost,
         }
 
     async def _listen(

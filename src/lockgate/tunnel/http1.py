@@ -110,6 +110,7 @@ class Http1(Flow):
     def __init__(self, *, client: bool) -> None:
         """`client`: we ask; otherwise we answer."""
         super().__init__()
+        self.bytes_out = 0
         self.h11 = h11.Connection(h11.CLIENT if client else h11.SERVER, max_incomplete_event_size=_HEAD_BYTES)
 
     async def event(self) -> h11.Event | None:
@@ -131,6 +132,7 @@ class Http1(Flow):
         """Say one event, and wait for room."""
         data = self.h11.send(event)
         if data:
+            self.bytes_out += len(data)
             await self.write(data)
 
     def take_over(self) -> bytes:

@@ -37,7 +37,9 @@ class Route:
     tunnel: Tunnel
     headers: Headers  # of the stream
     frames: bool  # the stream carries WebSocket frames
+    host: str  # it was asked for
     policy: DevicePolicy | None
+    target: str = ""  # that is named to the connector
 
 
 class Device(PacedEnd):
@@ -72,6 +74,9 @@ class Device(PacedEnd):
             self.transport.write(said)
         if self.filter.state is State.CLOSED:
             log.info("A device at %s (%r) is closed: %s", self.filter.peer.address, self._name(), self.filter.problem)
+            if self.other is None:
+                facts = {"from": self.filter.peer.address, "who": self.filter.username or "", "client": self._name()}
+                self._public.audit.refused(self.filter.problem, **facts)
             self._timer.cancel()
             self.close()
             if self.other is not None:
@@ -118,6 +123,15 @@ class Device(PacedEnd):
         opened.on_gap = self._on_gap
         self.pace, back = self._public.paces(route.tunnel)
         origin = _Origin(back, self)
+        visit = self._public.audit.begin(
+            who=self.filter.username or "",
+            address=self.filter.peer.address,
+            tunnel=route.tunnel.name,
+            host=route.host,
+            origin=route.target,
+            kind=f"mqtt {self._name()}",
+        )
+        self._public.record(self, origin, visit)
         self._public.join(self, origin, opened, frames=route.frames)
         if passed:
             super().data_received(passed)
@@ -153,7 +167,7 @@ def to_target(tunnel: Tunnel, where: Mqtts, name: str, address: str) -> Route:
             (b":method", b"GET"), (b":scheme", b"https"), (b":authority", where.target.encode()), (b":path", b"/"),
             (SOURCE, address.encode()),
         ]  # fmt: skip
-        return Route(tunnel, headers, False, where.devices)
+        return Route(tunnel, headers, False, name, where.devices, where.target)
     return websocket_route(tunnel, name, "/mqtt", address, where.devices)
 
 
@@ -166,4 +180,4 @@ def websocket_route(tunnel: Tunnel, name: str, path: str, address: str, policy: 
         (b"sec-websocket-version", b"13"), (b"sec-websocket-protocol", b"mqtt"),
         (b"x-forwarded-for", host.encode()), (b"cf-connecting-ip", host.encode()),
     ]  # fmt: skip
-    return Route(tunnel, headers, True, policy)
+    return Route(tunnel, headers, True, name, policy)

@@ -18,6 +18,7 @@ import h11
 
 from lockgate.transport.websocket import SUBPROTOCOLS, WebSocket
 from lockgate.transport.websocket_client import WebSocketLayer
+from lockgate.tunnel.audit import AuditLog, Visit
 from lockgate.tunnel.device_policy import DevicePolicy, Peer
 from lockgate.tunnel.edge import Answering, Hub, NoConnector, Opened
 from lockgate.tunnel.framed import UP_FRAME_BYTES, WEBSOCKET_MAGIC, Framed
@@ -60,8 +61,9 @@ class VisitorGone(Exception):
 class Public:
     """What all public listeners share."""
 
-    def __init__(self, hub: Hub, most_connections: int) -> None:
+    def __init__(self, hub: Hub, most_connections: int, audit: AuditLog) -> None:
         self.hub = hub
+        self.audit = audit
         self.counts = PublicCounts()
         self._most_connections = most_connections
         self._tasks: set[asyncio.Task[None]] = set()
@@ -114,6 +116,18 @@ class Public:
             end.attach(Framed(end.transport, WebSocketLayer.accepted(), UP_FRAME_BYTES))
         device.join(end)
 
+    def record(self, device: End, end: End, visit: Visit) -> None:
+        """Have the audit log told how it ends and how much there was."""
+        leave = device.gone
+
+        def gone() -> None:
+            visit.up, visit.down = device.bytes_in, end.bytes_in
+            self.audit.end(visit, device.how)
+            if leave is not None:
+                leave()
+
+        device.gone = gone
+
 
 class _Doorman(StreamProtocol):
     """A connection of the MQTTS port, until it is known who serves it."""
@@ -157,6 +171,7 @@ class _Visitor(Http1):
         self._address = ""
         self._admitted = False
         self._task: asyncio.Task[None] | None = None
+        self._body_bytes = 0  # of the request
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -223,6 +238,9 @@ class _Visitor(Http1):
         decision = host.access.decide(asked, time.time())
         if not decision.allowed:
             log.info("%s is refused at %s: %s", self._address, host.name, decision.reason)
+            self._public.audit.refused(
+                decision.reason, **{"from": self._address, "tunnel": tunnel.name, "host": name, "kind": "http"}
+            )
             await self._say(decision.status, "this needs credentials" if decision.status == 401 else "not allowed")
             return False
         websocket = b"websocket" in said.get(b"upgrade", b"").lower() and request.method == b"GET"
@@ -245,8 +263,16 @@ class _Visitor(Http1):
                 target = request.target.decode("latin-1")
                 return await self._mqtt(tunnel, fields, target, host.devices)
             if websocket:
-                return await self._websocket(tunnel, headers)
+                return await self._websocket(tunnel, headers, name, decision.identity)
+            before = self.bytes_out
             await self._http(tunnel, headers, said)
+            self._public.audit.write(
+                "request",
+                **{"who": decision.identity, "from": self._address, "tunnel": tunnel.name, "host": name},
+                method=request.method.decode("latin-1"),
+                up=self._body_bytes,
+                down=self.bytes_out - before,
+            )
         except NoConnector as error:
             log.info("Tunnel %s: %s", tunnel.name, error)
             await self._say(503, str(error))
@@ -255,7 +281,7 @@ class _Visitor(Http1):
             await self._say(502, "the connector answered with no response")
         return False
 
-    async def _websocket(self, tunnel: Tunnel, headers: Headers) -> bool:
+    async def _websocket(self, tunnel: Tunnel, headers: Headers, host: str, who: str) -> bool:
         headers = [*headers, (UPGRADE, b"websocket")]
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
@@ -283,7 +309,12 @@ class _Visitor(Http1):
         device.attach(cast("asyncio.Transport", self.transport))
         if rest:
             device.data_received(rest)
-        self._public.join(device, PacedEnd(self._public.paces(tunnel)[1]), opened)
+        end = PacedEnd(self._public.paces(tunnel)[1])
+        visit = self._public.audit.begin(
+            who=who, address=peer_name(device.transport), tunnel=tunnel.name, host=host, kind="websocket"
+        )
+        self._public.record(device, end, visit)
+        self._public.join(device, end, opened)
         return True
 
     async def _mqtt(self, tunnel: Tunnel, fields: Headers, target: str, policy: DevicePolicy) -> bool:
@@ -346,7 +377,9 @@ class _Visitor(Http1):
             await asyncio.gather(sending, return_exceptions=True)
 
     async def _send_body(self, opened: Opened, has_body: bool) -> None:
+        self._body_bytes = 0
         while isinstance(event := await self.event(), h11.Data):
+            self._body_bytes += len(event.data)
             await opened.flow.write(bytes(event.data))
         if has_body:
             opened.stream.write_eof()
@@ -391,9 +424,9 @@ class _Visitor(Http1):
         await self.send(h11.EndOfMessage())
 
 
-def peer_name(transport: asyncio.BaseTransport) -> str:
+def peer_name(transport: asyncio.BaseTransport | None) -> str:
     """Where a peer is, as IP:PORT."""
-    peer = transport.get_extra_info("peername")
+    peer = transport.get_extra_info("peername") if transport is not None else None
     if not isinstance(peer, tuple):
         return ""
     return f"[{peer[0]}]:{peer[1]}" if ":" in str(peer[0]) else f"{peer[0]}:{peer[1]}"

@@ -17,6 +17,7 @@ class End(StreamProtocol):
         self.other: End | None = None
         self.bytes_in = 0  # heard at this end
         self.gone: Callable[[], None] | None = None  # called once, when this end is lost
+        self.how = ""  # it was lost, when it is
         self._waiting = bytearray()  # heard before there was another end
         self._eof = False
         self._lost = False
@@ -81,6 +82,7 @@ class End(StreamProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self.transport = None
+        self.how = str(exc) if exc is not None else "closed"
         if self.other is not None:
             self._leave(exc)
         if self.gone is not None:
