@@ -58,6 +58,10 @@ class Edge:
         ready.set()
         await self._stop.wait()
         server.close()
+        open_ones = asyncio.all_tasks() - {asyncio.current_task()}
+        for one in open_ones:
+            one.cancel()
+        await asyncio.gather(*open_ones, return_exceptions=True)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)

@@ -424,6 +424,8 @@ class DeviceFilter:
 
     def from_broker(self, data: bytes) -> bytes:
         """Take bytes of the broker; gives what is passed on to the device, the edge's own answers between packets."""
+        if self.state is State.CLOSED:
+            return b""
         try:
             if not (self._answers or self._wants_connack or self._subacks or self._collected is not None):
                 self._down.advance(data)

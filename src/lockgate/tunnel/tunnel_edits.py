@@ -29,7 +29,9 @@ def editing(path: Path) -> Iterator[Said]:
     OSError; then the file is what it was.
     """
     _make_folder(path.parent)
-    with open(path.with_name(f".{path.name}.lock"), "a") as lock:
+    lock_path = path.with_name(f".{path.name}.lock")
+    with open(lock_path, "a") as lock:
+        _give_to_owner_of(path.parent, lock_path)
         fcntl.flock(lock, fcntl.LOCK_EX)
         said: Said = {}
         if path.exists() or path.is_symlink():

@@ -301,6 +301,7 @@ def test_v5_what_connack_has_told_is_a_reason_to_disconnect() -> None:
     assert device.receive(encode(Publish("a", b"", 2, packet_id=2), V5)) == b""
     assert read(device.answer(), V5) == [Disconnect(rc.QOS_NOT_SUPPORTED)]
     assert device.state is State.CLOSED
+    assert device.from_broker(PINGRESP_FRAME) == b""  # nothing follows a DISCONNECT
     device = opened(policy)
     assert device.receive(encode(Publish("a", b"", 0, retain=True), V5)) == b""
     assert read(device.answer(), V5) == [Disconnect(rc.RETAIN_NOT_SUPPORTED)]
