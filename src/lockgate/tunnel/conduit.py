@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -58,7 +57,7 @@ class Conduit(asyncio.Transport):
         self._on_gap = gap
         self._on_gone = gone
         self._carrier: _Carrier | None = None
-        self._unconfirmed: deque[bytes] = deque()
+        self._unconfirmed: list[bytes] = []
         self._unconfirmed_bytes = 0
         self._confirmed = 0  # bytes the other end has
         self._said_received = 0  # of `received`, what the other end was told
@@ -213,12 +212,13 @@ class Conduit(asyncio.Transport):
     def _take_confirmation(self, count: int) -> None:
         self._confirmed += count
         self._unconfirmed_bytes -= count
-        while count:
-            chunk = self._unconfirmed.popleft()
-            if len(chunk) > count:
-                self._unconfirmed.appendleft(chunk[count:])
-                return
-            count -= len(chunk)
+        whole = 0  # chunks that have arrived
+        while count and count >= len(self._unconfirmed[whole]):
+            count -= len(self._unconfirmed[whole])
+            whole += 1
+        del self._unconfirmed[:whole]
+        if count:
+            self._unconfirmed[0] = self._unconfirmed[0][count:]
 
     def _look_at_room(self) -> None:
         full = self._unconfirmed_bytes >= _MOST_UNCONFIRMED or self._carrier_paused
