@@ -21,6 +21,7 @@ from lockgate.config.model import (
     ModbusSourceConfig,
     MqttSinkConfig,
     OpcuaSourceConfig,
+    is_local,
 )
 
 KINDS = {HttpSourceConfig: "http", ModbusSourceConfig: "modbus", OpcuaSourceConfig: "opcua"}
@@ -41,7 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
     check_bridges(config)
     check_connector(config)
     check_edge(config)
-    for warning in (*config.broker.warnings, *unreadable(config), *twice(config)):
+    for warning in (*config.broker.warnings, *unreadable(config), *in_the_clear(config), *twice(config)):
         print(f"Warning: {warning}")
     print(summary(config))
     return 0
@@ -132,6 +133,16 @@ def unreadable(config: Config) -> Iterator[str]:
                         path.open("rb").close()
                     except OSError as error:
                         yield f"{section}.{field.name}: {path}: cannot be read: {error.strerror}"
+
+
+def in_the_clear(config: Config) -> Iterator[str]:
+    """Warn of secrets that a source takes or gives over a network as they are."""
+    for source in config.sources:
+        if isinstance(source, HttpSourceConfig) and source.clients and source.certfile is None:
+            if not is_local(source.listen[0]):
+                yield f"sources.{source.name}: its clients send their secrets as they are: there is no certfile."
+        if isinstance(source, OpcuaSourceConfig) and source.user is not None and source.security_policy == "None":
+            yield f"sources.{source.name}: the user's password may be sent as it is: there is no security_policy."
 
 
 def check_certificates(config: Config) -> None:
