@@ -84,10 +84,13 @@ def twice(config: Config) -> Iterator[str]:
 
 
 def check_data_path(config: Config) -> None:
-    """Try the roll-ups of the buffer's classes, and the libraries of sinks. Raises ConfigError."""
+    """Try the roll-ups of the buffer's classes, and the libraries of compression and sinks. Raises ConfigError."""
     from lockgate.buffer.log import check_roll_ups
+    from lockgate.buffer.packed import check_library
 
     check_roll_ups(config.buffer)
+    if config.buffer.compression == "zstd":
+        check_library()
     if config.forwarder.sinks:
         from lockgate.forwarder.messages import Messages
         from lockgate.forwarder.sinks import build

@@ -308,6 +308,11 @@ SECTIONS: tuple[Section, ...] = (
                 "size of the payloads kept aside",
                 field="quarantine_bytes",
             ),
+            Key(
+                "compression",
+                values.one_of("none", "zstd"),
+                "of files of the log that are full and that nobody reads soon; needs lockgate[zstd]",
+            ),
         ),
         BufferConfig,
     ),

@@ -675,6 +675,7 @@ class BufferConfig:
     quarantine_messages: int = 1000  # kept aside with the reason; the oldest go first, counted
     quarantine_bytes: int = 4 * 1024 * 1024
     limits: tuple[ClassConfig, ...] = ()  # of some of the classes
+    compression: Literal["none", "zstd"] = "none"  # of segments that nobody needs soon
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

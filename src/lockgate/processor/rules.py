@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from lockgate.buffer import Batch, Entry, Quarantined, RuleCursor
-from lockgate.buffer.log import WINDOW_INPUT
+from lockgate.buffer.segments import WINDOW_INPUT
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import RuleConfig
 from lockgate.processor import sql_text

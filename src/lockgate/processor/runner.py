@@ -22,7 +22,8 @@ from lockgate.buffer import (
     Row,
     RuleCursor,
 )
-from lockgate.buffer.log import FULL_POLL_SECONDS, WINDOW_INPUT
+from lockgate.buffer.log import FULL_POLL_SECONDS
+from lockgate.buffer.segments import WINDOW_INPUT
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig, ProcessorConfig, RuleConfig
 from lockgate.processor.functions import find_functions
