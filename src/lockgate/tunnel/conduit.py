@@ -23,6 +23,7 @@ from lockgate.tunnel.h2_session import Stream, StreamClosed, StreamProtocol
 log = logging.getLogger(__name__)
 
 FEATURE: Final = "lockgate_ride_through_1"  # said by a connector when it registers
+PLACE: Final = "lockgate_place_"  # begins what says where a connector runs: one process at a time is there
 CONDUIT: Final = b"lockgate-conduit"  # of a request: the id, 32 hex digits
 RECEIVED: Final = b"lockgate-received"  # of a request and its response: bytes that end has; of a new conduit 0
 

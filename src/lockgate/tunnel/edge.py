@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from lockgate.tunnel.conduit import CONDUIT, FEATURE, RECEIVED, Conduit, ConduitError
+from lockgate.tunnel.conduit import CONDUIT, FEATURE, PLACE, RECEIVED, Conduit, ConduitError
 from lockgate.tunnel.h2_session import Headers, Session, SessionBusy, SessionLimits, Stream, StreamProtocol
 from lockgate.tunnel.headers import UPGRADE, HeaderError
 from lockgate.tunnel.http1 import Flow
@@ -67,6 +67,11 @@ class Connection:
     draining: bool = False
 
     @property
+    def place(self) -> str:
+        """Where its process runs, of which there is one at a time; empty if it does not say."""
+        return next((one for one in self.features if one.startswith(PLACE)), "")
+
+    @property
     def rides_through(self) -> bool:
         return FEATURE in self.features
 
@@ -105,6 +110,12 @@ class Registry:
             del connections[place]
             if not connections:
                 del self._by_tunnel[connection.tunnel.id]
+
+    def has_new_process(self, connection: Connection) -> bool:
+        """Whether the process of a connection has certainly ended: another one is in its place."""
+        place = connection.place
+        others = (one for one in self.of(connection.tunnel.id) if one.client_id != connection.client_id)
+        return bool(place) and any(one.place == place for one in others)
 
     def streams(self, tunnel_id: uuid.UUID) -> int:
         """How many streams of the tunnel are open."""
@@ -326,6 +337,9 @@ class Hub:
                 conduit.fail(str(error))
                 return
             except (NoConnector, ConnectionError, TimeoutError):
+                if self.registry.has_new_process(opened.connection):
+                    conduit.fail("its connector was started again")
+                    return
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), 0.2)
 
@@ -524,7 +538,8 @@ class _Control(StreamProtocol):
                     self._newcomer.register(call, self._server)
                 elif isinstance(call, Unregister):
                     self._server.done(call)
-                    self._newcomer.unregister()
+                    # behind the answer, for it may be closed at once
+                    asyncio.get_running_loop().call_soon(self._newcomer.unregister)
                 elif isinstance(call, LocalConfiguration):
                     self._server.done(call)
         except RegistrationError as error:
