@@ -121,7 +121,21 @@ def test_devices_of_the_world_reach_a_home_without_an_open_port(machines: Namesp
         assert said == "all came back in order\n"
 
         who = ("-h", "mqtt.example.org", "-p", "8883", "--cafile", str(authority.cafile), "-u", "phone", "-P", "secret")
-        listening = ("stdbuf", "-oL", program("mosquitto_sub"), *who, "-t", "home/mqtts", "-q", "1", "-C", "100", "-W", "40", "-d")
+        listening = (
+            "stdbuf",
+            "-oL",
+            program("mosquitto_sub"),
+            *who,
+            "-t",
+            "home/mqtts",
+            "-q",
+            "1",
+            "-C",
+            "100",
+            "-W",
+            "40",
+            "-d",
+        )
         listener = machines.start("world", "sub.log", *listening)
         machines.wait_for("sub.log", "Subscribed")
         lines = "\n".join(str(n) for n in range(100))
