@@ -17,6 +17,7 @@ from lockgate.transport import proxy_protocol
 from lockgate.transport.websocket import WebSocket
 from lockgate.tunnel.conduit import CONDUIT, RECEIVED, Conduit, ConduitError
 from lockgate.tunnel.framed import WEBSOCKET_MAGIC, Framed
+from lockgate.tunnel.guards import Guards
 from lockgate.tunnel.h2_session import Headers, Stream, StreamProtocol
 from lockgate.tunnel.headers import (
     FROM_CONNECTOR,
@@ -54,6 +55,10 @@ class Counts:
     hosts: dict[str, int] = field(default_factory=dict)
 
 
+class _Forbidden(Exception):
+    """The rule of a request asks for what it does not bring."""
+
+
 class _Wanted(StreamProtocol):
     """Sits on a stream while its origin is sought: nobody goes on for an edge that has gone."""
 
@@ -73,6 +78,7 @@ class Answers:
         self._allow = allow
         self._proxied = proxied
         self._origins = Origins()
+        self._guards = Guards()
         self._conduits: dict[str, Conduit] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts = Counts()
@@ -98,8 +104,13 @@ class Answers:
         else:
             self._spawn(stream, self._serve_http(stream, headers, fields))
 
+    def begin(self) -> None:
+        """Have ready what the rules ask for; on the loop."""
+        self._guards.follow(self._configurations.ingress)
+
     def close(self) -> None:
         """End everything that is open."""
+        self._guards.close()
         for task in list(self._tasks):
             task.cancel()
         for conduit in list(self._conduits.values()):
@@ -116,6 +127,9 @@ class Answers:
     async def _run(self, stream: Stream, work: Coroutine[None, None, None]) -> None:
         try:
             await work
+        except _Forbidden as error:
+            log.info("A request is refused: %s", error)
+            self._refuse(stream, 403, "not allowed")
         except OriginError as error:
             self.counts.errors += 1
             log.warning("A request cannot be answered: %s", error)
@@ -258,6 +272,8 @@ class Answers:
         name = host.decode("latin-1")
         if name in self.counts.hosts or len(self.counts.hosts) < 1000:
             self.counts.hosts[name] = self.counts.hosts.get(name, 0) + 1
+        if problem := self._guards.problem(rule, target.decode("latin-1"), headers):
+            raise _Forbidden(problem)
         kept = [one for one in end_to_end(headers) if one[0] not in _NOT_OF_THE_ORIGIN and not one[0].startswith(b":")]
         return rule, Request(fields.get(b":method", b"GET"), target, host, kept)
 
@@ -338,6 +354,7 @@ class Answers:
             if len(body) > _PUSH_BYTES:
                 break
         answer = self._configurations.push(bytes(body))
+        self._guards.follow(self._configurations.ingress)
         stream.send_headers([(b":status", b"200"), (b"content-type", b"application/json")])
         await flow.write(answer)
         stream.write_eof()

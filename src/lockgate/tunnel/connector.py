@@ -97,6 +97,7 @@ class Connector:
 
         figures = await serve_figures(self, self._config.metrics)
         first = asyncio.get_running_loop().create_future()
+        self.streams.begin()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._become_ready(first, ready))

@@ -21,6 +21,7 @@ from lockgate.tunnel.conduit import CONDUIT, FEATURE, PLACE, RECEIVED, Conduit, 
 from lockgate.tunnel.h2_session import Headers, Session, SessionBusy, SessionLimits, Stream, StreamProtocol
 from lockgate.tunnel.headers import UPGRADE, HeaderError
 from lockgate.tunnel.http1 import Flow
+from lockgate.tunnel.jwks import Keeping
 from lockgate.tunnel.registration import (
     LocalConfiguration,
     Refused,
@@ -158,6 +159,7 @@ class Hub:
         self._unregistered: dict[str, int] = defaultdict(int)
         self._attempts: dict[str, tuple[float, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._keys = Keeping()
         self.refused: dict[str, int] = defaultdict(int)
         self.resumed = 0
 
@@ -217,6 +219,7 @@ class Hub:
     async def keep(self) -> None:
         """Follow the file of tunnels: what is revoked is closed, what is configured anew is pushed."""
         while True:
+            self._keys.want(self.tunnels.keys)
             await asyncio.sleep(_LOOK_SECONDS)
             news = await asyncio.to_thread(self._file.refresh)
             for connection in self.registry:
@@ -351,6 +354,7 @@ class Hub:
 
     async def close(self) -> None:
         """Close every connection."""
+        self._keys.close()
         for task in list(self._tasks):
             task.cancel()
         for connection in self.registry:

@@ -49,8 +49,6 @@ class Edge:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.hub.keep())
                 tasks.create_task(self._keep_certificates())
-                for url in self.hub.tunnels.keys:
-                    tasks.create_task(url.keep())
         finally:
             for server in self._servers:
                 server.close()
