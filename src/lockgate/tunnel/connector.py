@@ -27,6 +27,7 @@ from lockgate.tunnel.conduit import FEATURE, PLACE
 from lockgate.tunnel.h2_session import Headers, Session, SessionLimits, Stream, StreamProtocol
 from lockgate.tunnel.headers import Kind, kind_of
 from lockgate.tunnel.ingress import Ingress
+from lockgate.tunnel.management import Management
 from lockgate.tunnel.pushes import Configurations
 from lockgate.tunnel.registration import (
     ALREADY_CONNECTED,
@@ -78,12 +79,13 @@ class Connector:
         self._trust = trust
         self._local = ingress
         self.configurations = Configurations(ingress, AllowList.parse(config.allow))
+        self.client_id = uuid.uuid4()
         self.streams = Answers(
             self.configurations,
             AllowList.parse(config.allow),
             AllowList.parse(config.proxy_protocol, "connector.proxy_protocol"),
+            Management(token.tunnel_id, {"connector_id": str(self.client_id), "hostname": platform.node()}),
         )
-        self.client_id = uuid.uuid4()
         self.slots = [_Slot(self, index) for index in range(config.connections)]
         self.register_success = 0
         self.register_fail: dict[str, int] = {}

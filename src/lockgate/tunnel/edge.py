@@ -6,6 +6,7 @@ Its public side, which devices and people reach, is `public`.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import logging
@@ -13,7 +14,7 @@ import secrets
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,6 +23,7 @@ from lockgate.tunnel.h2_session import Headers, Session, SessionBusy, SessionLim
 from lockgate.tunnel.headers import UPGRADE, HeaderError
 from lockgate.tunnel.http1 import Flow
 from lockgate.tunnel.jwks import Keeping
+from lockgate.tunnel.management import LogFollower, request
 from lockgate.tunnel.registration import (
     LocalConfiguration,
     Refused,
@@ -162,6 +164,8 @@ class Hub:
         self._keys = Keeping()
         self.refused: dict[str, int] = defaultdict(int)
         self.resumed = 0
+        self._followers: dict[bytes, LogFollower] = {}
+        self._beginning: set[bytes] = set()  # connectors whose log is about to be followed
 
     @property
     def tunnels(self) -> Tunnels:
@@ -235,7 +239,7 @@ class Hub:
     async def _push(self, connection: Connection) -> None:
         body = connection.tunnel.configuration or b""
         try:
-            answer = await self.request(
+            answer = await self.ask(
                 connection,
                 [
                     (b":method", b"PUT"), (b":scheme", b"https"), (b":authority", b"lockgate"), (b":path", b"/"),
@@ -248,7 +252,7 @@ class Hub:
             return
         log.info("Tunnel %s: configuration pushed: %s", connection.tunnel.name, answer[:200].decode("utf-8", "replace"))
 
-    async def request(self, connection: Connection, headers: Headers, body: bytes) -> bytes:
+    async def ask(self, connection: Connection, headers: Headers, body: bytes) -> bytes:
         """Ask something small of a connector, and give the body of its answer."""
         flow = Answering()
         stream = connection.session.open(headers, flow)
@@ -265,6 +269,48 @@ class Hub:
                 return bytes(answer)
         finally:
             stream.abort()
+
+    # --- their logs ----------------------------------------------------------------------------------------------
+
+    def log_lines(self, name: str, after: Mapping[str, int], level: str) -> dict[str, object]:
+        """What the connectors of a tunnel logged behind the lines named, by connector; asking begins to follow."""
+        tunnel = self.tunnels.named(name)
+        if tunnel is None:
+            return {"error": f"there is no tunnel {name!r}"}
+        said: dict[str, object] = {}
+        for client_id in {one.client_id for one in self.registry.of(tunnel.id)}:
+            connector = str(uuid.UUID(bytes=client_id))
+            follower = self._followers.get(client_id)
+            if follower is None or follower.is_over:
+                self._followers.pop(client_id, None)
+                if client_id not in self._beginning:
+                    self._beginning.add(client_id)
+                    self.spawn(self._follow(tunnel, client_id, level))
+                said[connector] = []
+            else:
+                said[connector] = follower.after(after.get(connector, 0))
+        return {"connectors": said}
+
+    async def _follow(self, tunnel: Tunnel, client_id: bytes, level: str) -> None:
+        headers = [
+            *request(tunnel.id, tunnel.account_tag, "/logs"), (UPGRADE, b"websocket"),
+            (b"sec-websocket-version", b"13"), (b"sec-websocket-key", base64.b64encode(secrets.token_bytes(16))),
+        ]  # fmt: skip
+        flow = Answering()
+        try:
+            stream = self.registry.choose(tunnel, client_id=client_id).session.open(headers, flow)
+            stream.pause_reading()
+            async with asyncio.timeout(10):
+                answer = await flow.response()
+            if answer.switches:
+                self._followers[client_id] = LogFollower(stream, level)
+            else:
+                log.warning("Tunnel %s: a connector does not show its log: %d", tunnel.name, answer.status)
+                stream.abort()
+        except (NoConnector, ConnectionError, TimeoutError, HeaderError) as error:
+            log.warning("Tunnel %s: the log of a connector cannot be followed: %s", tunnel.name, error)
+        finally:
+            self._beginning.discard(client_id)
 
     # --- streams -------------------------------------------------------------------------------------------------
 

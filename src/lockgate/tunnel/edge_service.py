@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from lockgate.config.model import EdgeConfig, GatewayConfig
@@ -80,6 +81,17 @@ class Edge:
             "resumed": hub.resumed,
             "audit_lines_lost": self.audit.lost,
         }
+
+    def answers(self) -> Mapping[str, Callable[[Mapping[str, object]], Mapping[str, object]]]:
+        """What `lockgate edge log` asks."""
+        return {"log": self._log}
+
+    def _log(self, question: Mapping[str, object]) -> Mapping[str, object]:
+        try:
+            after = json.loads(str(question.get("after") or "{}"))
+        except ValueError:
+            after = {}
+        return self.hub.log_lines(str(question.get("tunnel", "")), after, str(question.get("level", "info")))
 
     async def _listen(
         self,
