@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "buffer": LEAVES | {"sqlite"},
     "processor": LEAVES | {"client", "buffer", "sqlite"},
     "forwarder": LEAVES | {"client", "buffer"},
+    "sources": LEAVES | {"client", "mqtt.topics", "mqtt.errors"},
     "tunnel": LEAVES | {"mqtt", "access", "transport"},
     "console": LEAVES | {"client"},
     "deploy": LEAVES | {"client"},

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lockgate import __version__
 from lockgate.config.errors import ConfigError
-from lockgate.config.model import BridgeConfig, BrokerConfig, Config, HttpSinkConfig
+from lockgate.config.model import BridgeConfig, BrokerConfig, Config, ConnectorConfig, EdgeConfig, HttpSinkConfig
 from lockgate.telemetry import logs, service_manager
 from lockgate.telemetry.health import Answer, StatusServer
 
@@ -81,6 +81,14 @@ class Answers(Protocol):
 
     def answers(self) -> Mapping[str, Answer]:
         """Give what answers each question, for JSON. Called on the loop it runs on."""
+
+
+@runtime_checkable
+class Drains(Protocol):
+    """A service that lets what is open come to its end when it stops, and takes longer for it."""
+
+    @property
+    def stop_seconds(self) -> float: ...
 
 
 Build = Callable[[Config], Service]
@@ -205,12 +213,66 @@ def _demo_cloud(config: Config) -> Service:
     return Cloud(config.gateway.data_dir, urls[0])
 
 
+def connector(config: Config, token_text: str = "") -> Service:
+    """The connector, with the token that is given, or that its configuration or the environment names."""
+    from lockgate.tunnel import token
+    from lockgate.tunnel.connector import Connector, trust
+    from lockgate.tunnel.ingress import NOTHING
+    from lockgate.tunnel.ingress_files import configured
+
+    said = config.connector
+    found = token.find(token_text, said.token_file, os.environ)
+    if found is None:
+        accepted = (
+            f"--token, connector.token_file, or one of {', '.join((*token.TEXT_VARIABLES, *token.FILE_VARIABLES))}"
+        )
+        raise ConfigError("a connector needs the token of its tunnel", key="connector", accepted=accepted)
+    credentials, where = found
+    for variable in token.TEXT_VARIABLES:
+        if text := os.environ.pop(variable, "").strip():
+            token.hide(text)
+    log.info("The token is that of %s, for tunnel %s", where, credentials.tunnel_id)
+    if not (said.edges or credentials.edges):
+        raise ConfigError("nobody says where the edge is", key="connector.edges", accepted='["edge.example.org:7844"]')
+    return Connector(said, credentials, configured(said) or NOTHING, trust(credentials.ca, said.ca_file))
+
+
+def _edge(config: Config) -> Service:
+    from lockgate.tunnel.edge_service import Edge
+
+    return Edge(config.gateway, config.edge)
+
+
 # In the order of starting: each relies on those before it.
 SERVICES: dict[str, Build] = {"broker": _broker, "processor": _processor, "forwarder": _forwarder}
+# The two ends of the tunnel, which most gateways do without.
+TUNNEL_SERVICES: dict[str, Build] = {"connector": connector, "edge": _edge}
 DEMO_SERVICES: dict[str, Build] = {"demo-cloud": _demo_cloud, "demo-device": _demo_device}
 
 # As processes: those of a stage rely on the stages before, not on each other.
 STAGES = (("broker",), ("processor", "forwarder"))
+
+
+def services(config: Config) -> dict[str, Build]:
+    """Give every service of a configuration by name, those of its sources and of the tunnel where it has them."""
+    said = {"connector": config.connector != ConnectorConfig(), "edge": config.edge != EdgeConfig()}
+    tunnel = {name: build for name, build in TUNNEL_SERVICES.items() if said[name]}
+    return SERVICES | tunnel | {source.service: _source(source.name) for source in config.sources}
+
+
+def stages(config: Config) -> list[tuple[str, ...]]:
+    """Give `STAGES` and the rest behind them: what sources publish finds its subscribers, who comes in the broker."""
+    last = tuple(name for name in services(config) if name not in SERVICES)
+    return [*STAGES, *([last] if last else [])]
+
+
+def _source(name: str) -> Build:
+    def build(config: Config) -> Service:
+        from lockgate.sources import build as build_source
+
+        return build_source(next(source for source in config.sources if source.name == name))
+
+    return build
 
 
 Reread = Callable[[], Config]
@@ -316,6 +378,11 @@ class _Host:
         except Exception:
             log.exception("%s could not reload", self.name)
 
+    @property
+    def stop_seconds(self) -> float:
+        """How long a clean stop may take."""
+        return self._service.stop_seconds if isinstance(self._service, Drains) else STOP_SECONDS
+
     def _stop_by(self, deadline: float) -> None:
         self._deadline = deadline
         self._stop.set()
@@ -326,7 +393,7 @@ class _Host:
             return
         if on_signal:
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._loop.add_signal_handler(number, lambda: self._stop_by(time.monotonic() + STOP_SECONDS))
+                self._loop.add_signal_handler(number, lambda: self._stop_by(time.monotonic() + self.stop_seconds))
             for number in SIGNALS:
                 self._loop.add_signal_handler(number, self._heed, number)
         service = self._service = self._build(self._config)
@@ -405,7 +472,7 @@ def _run_many(hosts: Sequence[_Host]) -> int:
             events.get()
     finally:
         service_manager.tell(service_manager.STOPPING)
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + max(host.stop_seconds for host in hosts)
         for host, thread in reversed(list(zip(hosts, threads, strict=False))):
             host.request_stop(deadline)
             thread.join(max(0.1, deadline - time.monotonic()))

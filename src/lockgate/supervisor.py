@@ -128,13 +128,16 @@ class Supervisor:
         command: Callable[[str], Sequence[str]],
         sockets_dir: Path,
         write: Callable[[str, str], None],
+        stop_seconds: float = STOP_SECONDS,
     ) -> None:
+        """`stop_seconds`: what all of them together may take to end, before they are killed."""
+        self._stop_seconds = stop_seconds
         self._stages = [
             [Child(name, command(name), sockets_dir / f"{name}.sock", write) for name in stage] for stage in stages
         ]
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Keep all children running until `stop` is set; then end them, the last stage first, within 3 s."""
+        """Keep all children running until `stop` is set; then end them, the last stage first."""
         running: list[asyncio.Task[None]] = []
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -147,7 +150,7 @@ class Supervisor:
                     break
             await stopping
         finally:
-            deadline = time.monotonic() + STOP_SECONDS
+            deadline = time.monotonic() + self._stop_seconds
             stops: list[asyncio.Task[None]] = []
             for stage in reversed(self._stages):
                 # A head start for those that rely on the stages before, so that they do not see them vanish.

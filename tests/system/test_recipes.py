@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 import urllib.parse
 import urllib.request
@@ -21,7 +22,7 @@ import pytest
 from tests.support import recipes, servers
 from tests.support.certificates import Authority
 from tests.support.debian import publish
-from tests.support.peers import Mosquitto, free_port, program
+from tests.support.peers import Mosquitto, free_port, program, wait_for_port
 from tests.support.recipes import EXAMPLES, PAGES, WAIT, Receiver, Recipe, arrives, shown, until
 
 NAMES = sorted(folder.name for folder in EXAMPLES.iterdir())
@@ -38,7 +39,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def test_each_recipe_has_a_page_and_a_test() -> None:
-    assert len(NAMES) == 10
+    assert len(NAMES) == 11
     assert [page.stem for page in sorted(PAGES.glob("*.md")) if page.stem != "README"] == NAMES
     here, index = Path(__file__).read_text(), recipes.page("README")
     for name in NAMES:
@@ -370,6 +371,47 @@ def test_cloud_with_commands(tmp_path: Path) -> None:
             until(lambda: told() == (1, 1))
     finally:
         cloud.stop()
+
+
+@pytest.mark.peers
+def test_modbus_meter(tmp_path: Path) -> None:
+    cloud = Mosquitto(tmp_path)
+    recipe = Recipe("modbus-meter", tmp_path, SINKS_CLOUD_URL=cloud.url, SOURCES_METERS_INTERVAL="200ms")
+    recipe.environment["LOCKGATE_SOURCES_METERS_URL"] = f"mqtt://127.0.0.1:{recipe.port}"
+    port = free_port()
+    toml = recipe.folder / "lockgate.toml"
+    toml.write_text(toml.read_text().replace("192.0.2.10:502", f"127.0.0.1:{port}"))
+    online, power, offline = (f"{name} {json.dumps(said)}" for name, said in zip(
+        ("main/state", "main/power", "main/state"), arrives(recipe.name), strict=True
+    ))  # fmt: skip
+    log = tmp_path / "meter"
+    with log.open("ab") as said:
+        command = [sys.executable, "-m", "tests.support.modbus", str(port)]
+        meter = subprocess.Popen(command, stdout=said, stderr=said, cwd=recipes.ROOT)
+    try:
+        wait_for_port(port, meter, log)
+        shown = [line.split() for line in recipe.lockgate("sources", "test").splitlines()]
+        assert shown == [
+            line.split() for line in recipes.blocks(recipe.name, "text")[-1].replace("2s", "200ms").splitlines()
+        ]
+        there = subscriber(cloud.port, "site/#", 3)
+        with recipe.running():
+            until(lambda: recipe.status("source:meters").get("published", 0))
+            until(lambda: recipe.status("forwarder")["sinks"]["cloud"]["delivered"] == 2)
+            meter.kill()
+            came = [f"{topic.removeprefix('site/gateway-7/')} {payload}" for topic, payload in lines_of(there)]
+        assert sorted(map(normal, came[:2])) == sorted(map(normal, (online, power)))
+        assert normal(came[2]) == normal(offline)
+    finally:
+        meter.kill()
+        meter.wait()
+        cloud.stop()
+
+
+def normal(line: str) -> tuple[str, str]:
+    """Topic and JSON, however that is written."""
+    topic, _, payload = line.partition(" ")
+    return topic, json.dumps(json.loads(payload), sort_keys=True)
 
 
 def subscriber(port: int, topic_filter: str, count: int, *words: str) -> subprocess.Popen[str]:

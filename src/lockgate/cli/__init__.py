@@ -36,6 +36,7 @@ COMMANDS = {
     "status": "what the running services say about themselves",
     "healthcheck": "whether the services of this container are well, by its exit status",
     "rules": "try rules: their tests, what they read and cost, what they would have made of the log",
+    "sources": "try sources: read their devices once and show what they say, browse an OPC UA server",
     "ledger": "what became of every message, in two books that have to close",
     "buffer": "what lies in the buffer and waits for whom; look at it, export it, ask it in SQL",
     "store": "look at what the broker keeps on disk: is it whole, what is in it",
@@ -44,6 +45,8 @@ COMMANDS = {
     "doctor": "what is wrong with this gateway, where, why it matters, and what to do",
     "deploy": "a new version for the containers of a Compose project, and back by itself where it is not well",
     "verify": "publish and receive a message through every listener, as a client would",
+    "connector": "carry devices and people in from an edge, with no port open",
+    "edge": "who may come in through this edge, and who did: tunnels, tokens, host names",
     "scram": "add, change or remove a user of enhanced authentication (SCRAM-SHA-256)",
     "version": "print the version",
 }

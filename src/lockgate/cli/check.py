@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -11,7 +12,19 @@ from pathlib import Path
 from lockgate.app import scram_authenticator
 from lockgate.cli.common import load_config
 from lockgate.config.errors import ConfigError, MosquittoConfError
-from lockgate.config.model import BridgeConfig, Config, ListenerConfig, MqttSinkConfig
+from lockgate.config.model import (
+    BridgeConfig,
+    Config,
+    ConnectorConfig,
+    HttpSourceConfig,
+    ListenerConfig,
+    ModbusSourceConfig,
+    MqttSinkConfig,
+    OpcuaSourceConfig,
+    is_local,
+)
+
+KINDS = {HttpSourceConfig: "http", ModbusSourceConfig: "modbus", OpcuaSourceConfig: "opcua"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +37,12 @@ def main(arguments: argparse.Namespace) -> int:
     check_access(config)
     check_rules(config)
     check_data_path(config)
+    check_sources(config)
     check_certificates(config)
     check_bridges(config)
-    for warning in (*config.broker.warnings, *unreadable(config), *twice(config)):
+    check_connector(config)
+    check_edge(config)
+    for warning in (*config.broker.warnings, *unreadable(config), *in_the_clear(config), *twice(config)):
         print(f"Warning: {warning}")
     print(summary(config))
     return 0
@@ -83,8 +99,17 @@ def check_data_path(config: Config) -> None:
             build(sink, Messages(config.gateway.id))
 
 
+def check_sources(config: Config) -> None:
+    """Try the libraries of sources. Raises ConfigError."""
+    if config.sources:
+        from lockgate.sources import check
+
+        for source in config.sources:
+            check(source)
+
+
 def unreadable(config: Config) -> Iterator[str]:
-    """Secrets and certificates of processor and forwarder that cannot be read here, for people.
+    """Secrets and certificates of sources, processor and forwarder that cannot be read here, for people.
 
     No mistakes, only warnings: a service may have files that whoever asks has not.
     """
@@ -92,8 +117,16 @@ def unreadable(config: Config) -> Iterator[str]:
     connections += [
         (f"sinks.{sink.name}", sink.connection) for sink in config.forwarder.sinks if isinstance(sink, MqttSinkConfig)
     ]
+    connections += [(f"sources.{source.name}", source.connection) for source in config.sources]
     sinks = [(f"sinks.{sink.name}", sink) for sink in config.forwarder.sinks]
-    for section, model in (*connections, *sinks):
+    sources = [(f"sources.{source.name}", source) for source in config.sources]
+    clients = [
+        (f"sources.{source.name}.clients.{client.name}", client)
+        for source in config.sources
+        if isinstance(source, HttpSourceConfig)
+        for client in source.clients
+    ]
+    for section, model in (*connections, *sinks, *sources, *clients):
         for field in dataclasses.fields(model):
             value = getattr(model, field.name)
             paths = [path for _, path in value] if field.name == "header_files" else [value]
@@ -103,6 +136,16 @@ def unreadable(config: Config) -> Iterator[str]:
                         path.open("rb").close()
                     except OSError as error:
                         yield f"{section}.{field.name}: {path}: cannot be read: {error.strerror}"
+
+
+def in_the_clear(config: Config) -> Iterator[str]:
+    """Warn of secrets that a source takes or gives over a network as they are."""
+    for source in config.sources:
+        if isinstance(source, HttpSourceConfig) and source.clients and source.certfile is None:
+            if not is_local(source.listen[0]):
+                yield f"sources.{source.name}: its clients send their secrets as they are: there is no certfile."
+        if isinstance(source, OpcuaSourceConfig) and source.user is not None and source.security_policy == "None":
+            yield f"sources.{source.name}: the user's password may be sent as it is: there is no security_policy."
 
 
 def check_certificates(config: Config) -> None:
@@ -132,13 +175,38 @@ def check_bridges(config: Config) -> None:
                 raise MosquittoConfError(f"{option}: {file}{error}.", path=path, line=line, key=option) from None
 
 
+def check_connector(config: Config) -> None:
+    """Read the ingress rules and the allow-list of the connector. Raises ConfigError, with the number of the rule."""
+    if config.connector != ConnectorConfig():
+        from lockgate.tunnel.ingress_files import configured
+        from lockgate.tunnel.services import AllowList
+
+        configured(config.connector)
+        try:
+            AllowList.parse(config.connector.allow)
+        except ConfigError as error:
+            error.path = config.path
+            raise
+
+
+def check_edge(config: Config) -> None:
+    """Read the tunnels of the edge, if there are any. Raises ConfigError, with file and key."""
+    path = config.edge.tunnels_file(config.gateway)
+    if os.access(path, os.R_OK):
+        from lockgate.tunnel import tunnels
+
+        tunnels.load(path)
+
+
 def summary(config: Config) -> str:
     listeners = ", ".join(map(_listener, config.broker.listeners))
     anonymous = "everybody is let in" if config.broker.allow_anonymous else "nobody is let in without a user name"
+    sources = ", ".join(f"{source.name} ({KINDS[type(source)]})" for source in config.sources)
     lines = [
         f"{config.path or 'no lockgate.toml, defaults'}: good",
         f"broker     {config.broker.path or 'no mosquitto.conf, defaults'}: {listeners}; {anonymous}",
         *(f"bridge     {one.name}: {_addresses(one)}" for one in config.broker.bridges),
+        *([f"sources    {sources}"] if sources else []),
         f"processor  {len(config.processor.schemas)} schemas, {len(config.processor.rules)} rules",
         f"buffer     {config.gateway.buffer_dir}, classes {', '.join(config.buffer.classes)}",
         f"forwarder  {len(config.forwarder.sinks)} sinks: {', '.join(sink.name for sink in config.forwarder.sinks)}",

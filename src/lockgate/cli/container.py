@@ -20,6 +20,7 @@ from lockgate.cli import healthcheck, process
 
 DEFAULT: Final = ("mosquitto", "-c", "/mosquitto/config/mosquitto.conf")
 SERVICES: Final = ("broker", "processor", "forwarder")
+SOURCE: Final = "source:"
 WRITTEN: Final = ("data", "log")
 READ: Final = "config"
 _HOME: Final = Path("/mosquitto")
@@ -36,7 +37,7 @@ def main(words: Sequence[str]) -> int:
         program = words[0]
     if program in cli.PROGRAMS:
         words[0] = program
-    elif all(word in SERVICES for word in words):
+    elif all(_is_service(word) for word in words):
         words = ["run", *words]
     elif program not in cli.COMMANDS:
         return _become(words)
@@ -56,8 +57,12 @@ def main(words: Sequence[str]) -> int:
 
 def _services(words: list[str]) -> list[str]:
     if words[0] == "run":
-        return [word for word in words[1:] if word in SERVICES]
+        return [word for word in words[1:] if _is_service(word)]
     return list(SERVICES) if words[0] == "up" else ["broker"]
+
+
+def _is_service(word: str) -> bool:
+    return word in SERVICES or word.startswith(SOURCE)
 
 
 def expect(services: list[str], folder: str) -> None:

@@ -15,7 +15,7 @@ from lockgate.cli.common import add_config_argument, load_config
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import Config, LogConfig
 from lockgate.sqlite import FolderInUse, FolderLock
-from lockgate.supervisor import Supervisor, run_command
+from lockgate.supervisor import STOP_SECONDS, Supervisor, run_command
 from lockgate.telemetry import logs
 
 
@@ -39,10 +39,11 @@ def main(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
     logs.configure(LogConfig())
     supervisor = Supervisor(
-        app.STAGES,
+        app.stages(config),
         lambda name: run_command(config.path, name),
         config.gateway.sockets_dir,
         write_prefixed,
+        max(STOP_SECONDS, config.connector.grace_seconds if "connector" in app.services(config) else 0.0),
     )
     with alone(config):
         asyncio.run(run_until_signal(supervisor))

@@ -22,8 +22,10 @@ from lockgate.config.model import (
     ClassConfig,
     Config,
     ConnectionConfig,
+    ConnectorConfig,
     DeployConfig,
     DownlinkConfig,
+    EdgeConfig,
     FileSinkConfig,
     ForwarderConfig,
     GatewayConfig,
@@ -38,57 +40,19 @@ from lockgate.config.model import (
     ProcessorConfig,
     RuleConfig,
     SchemaConfig,
-    SinkConfig,
     StandingSessionConfig,
     TableConfig,
 )
 from lockgate.config.mosquitto_conf import read_mosquitto_conf
+from lockgate.config.sections import CONNECTION, Key, Section
+from lockgate.config.source_sections import SOURCE_SECTIONS, mistakes
 from lockgate.config.toml_lines import key_lines, line_of
-from lockgate.config.values import BadValue, Kind
+from lockgate.config.values import BadValue
 
 PLACES = (Path("lockgate.toml"), Path("/etc/lockgate/lockgate.toml"))
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key: its values, and the field of the model it fills, whose default counts where the file is silent."""
-
-    name: str
-    kind: Kind
-    help: str
-    field: str = ""
-    required: bool = False
-    default: str = ""  # for the reference, where the model's default does not tell
-
-    @property
-    def target(self) -> str:
-        return self.field or self.name
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """`[name]`, or `[name.NAME]` when `named`: there may be many of those."""
-
-    name: str
-    help: str
-    keys: tuple[Key, ...]
-    model: type
-    named: bool = False
-    variant: str = ""  # the value of `type` that selects this one of several sections with the same name
-
-
-_CONNECTION = (
-    Key(
-        "password_file",
-        values.PATH,
-        "file whose first line is the password, for a URL that has only the user",
-        default="none: the password is in the URL, if there is one",
-    ),
-    Key("client_id", values.TEXT, "Client Identifier; keep it unique at that server"),
-    Key("mqtt_version", values.one_of("3.1.1", "5"), "version of MQTT to speak", field="version"),
-    Key("keep_alive", values.whole_number(1, 65535), "Keep Alive in seconds", field="keep_alive_seconds"),
-)
 _SINK = (
     Key(
         "type",
@@ -291,12 +255,13 @@ SECTIONS: tuple[Section, ...] = (
         ),
         BrokerLimitsConfig,
     ),
+    *SOURCE_SECTIONS,
     Section(
         "processor",
         "The processor takes messages from the broker and runs the rules on them.",
         (
             Key("url", values.url("mqtt"), "the broker: mqtt://[USER[:PASSWORD]@]HOST[:PORT]"),
-            *_CONNECTION,
+            *CONNECTION,
             Key("receive_maximum", values.whole_number(1, 65535), "unacknowledged messages taken at once"),
             Key(
                 "session_expiry",
@@ -519,7 +484,7 @@ SECTIONS: tuple[Section, ...] = (
         (
             Key("topics", values.TOPIC_FILTERS, "where commands may be published", default="none: no command passes"),
             Key("url", values.url("mqtt"), "the broker: mqtt://[USER[:PASSWORD]@]HOST[:PORT]"),
-            *_CONNECTION,
+            *CONNECTION,
         ),
         DownlinkConfig,
     ),
@@ -572,7 +537,7 @@ SECTIONS: tuple[Section, ...] = (
                 "mqtts://[USER[:PASSWORD]@]HOST[:PORT], wss://…/PATH and the like",
                 required=True,
             ),
-            *_CONNECTION,
+            *CONNECTION,
             Key("topic_prefix", values.ANY_TEXT, "put before every topic"),
             Key(
                 "format",
@@ -776,12 +741,119 @@ SECTIONS: tuple[Section, ...] = (
         ),
         DeployConfig,
     ),
+    Section(
+        "connector",
+        "The end of a tunnel that dials out, so that no port is open here. Its token is best given in a file or in the "
+        "environment (`LOCKGATE_TUNNEL_TOKEN`, `CLOUDFLARE_TUNNEL_TOKEN`, `TUNNEL_TOKEN`).",
+        (
+            Key("token_file", values.PATH, "file with the token; options and variables go before it", default="none"),
+            Key("edges", values.ADDRESSES, "where to dial", default="those in the token"),
+            Key(
+                "ca_file",
+                values.PATH,
+                "authorities of the edge's certificate, in PEM",
+                default="what the token says, else the system's",
+            ),
+            Key("connections", values.whole_number(1, 16), "connections to edges, at once"),
+            Key(
+                "grace",
+                values.duration(0, 180),
+                "how long open requests may go on when it stops",
+                field="grace_seconds",
+            ),
+            Key("metrics", values.ADDRESS, "where it answers /metrics and /ready"),
+            Key(
+                "allow",
+                values.NAMES,
+                'what it may dial, as ["mosquitto:1883", "10.0.0.0/8:*", "[2001:db8::1]:22", "unix:/run/app.sock"]. '
+                "Raw TCP streams reach these and the targets of `tcp` rules, and nothing else; rules that an edge "
+                "pushes may lead nowhere else, either",
+                default="none: raw TCP only to targets of `tcp` rules, and pushed rules lead where they like",
+            ),
+            Key(
+                "proxy_protocol",
+                values.NAMES,
+                "which of the targets are told the device's address by the PROXY protocol, version 2; `HOST:PORT`, "
+                "`NETWORK:PORT` or `unix:/PATH` as in allow",
+                default="none",
+            ),
+            Key("cloudflared_config", values.PATH, "config.yml of cloudflared, whose rules are used", default="none"),
+            Key(
+                "ingress",
+                values.TABLES,
+                "rules for requests: `hostname`, `path` (an RE2 expression), `service`, and `origin_request` with "
+                "`connect_timeout`, `tls_timeout`, `tcp_keep_alive`, `keep_alive_timeout`, `keep_alive_connections`, "
+                "`no_happy_eyeballs`, `http_host_header`, `origin_server_name`, `match_sni_to_host`, `ca_pool`, "
+                "`no_tls_verify`, `disable_chunked_encoding`, `http2_origin`, `access`. The first that matches counts; "
+                "the last matches everything",
+                default="none: those of cloudflared_config, or what the edge pushes",
+            ),
+        ),
+        ConnectorConfig,
+    ),
+    Section(
+        "edge",
+        "The public side of a tunnel, for those who host their own.",
+        (
+            Key("listen_tunnel", values.ADDRESSES, "where connectors dial in"),
+            Key("listen_https", values.ADDRESSES, "where people and WebSockets come in"),
+            Key("listen_mqtts", values.ADDRESSES, "where MQTT over TLS comes in"),
+            Key(
+                "certificates_dir",
+                values.PATH,
+                "certificates of the public side: NAME.pem (with its chain) and NAME.key, chosen by the names in them; "
+                "read again when they change",
+                default="data_dir/edge/certificates",
+            ),
+            Key(
+                "tunnel_certfile",
+                values.PATH,
+                "certificate that connectors see, in PEM; cloudflared wants the name h2.cftunnel.com in it",
+                default="data_dir/edge/tunnel.pem",
+            ),
+            Key("tunnel_keyfile", values.PATH, "its key", default="data_dir/edge/tunnel.key"),
+            Key(
+                "client_ca_file",
+                values.PATH,
+                "authorities of devices' certificates, in PEM; devices are asked for one then",
+                default="none",
+            ),
+            Key("location", values.TEXT, "how connectors call this edge in their log and figures"),
+            Key("max_connections", values.whole_number(1, 1_000_000), "connections of the public side at a time"),
+            Key(
+                "tunnels",
+                values.PATH,
+                "tunnels, their tokens, host names and policies, in JSON; changed by `lockgate edge tunnel` or by "
+                "hand, and read again when it changes",
+                default="data_dir/edge/tunnels.json",
+            ),
+            Key("audit_dir", values.PATH, "the audit log", default="data_dir/edge/audit"),
+            Key(
+                "audit_file",
+                values.size(64 * 1024, 1024**3),
+                "size of one file of it",
+                field="audit_file_bytes",
+            ),
+            Key("audit_files", values.whole_number(2, 1_000_000), "files of it that are kept"),
+            Key("public", values.ADDRESSES, "addresses that new tokens tell connectors to dial", default="none"),
+            Key(
+                "ca_file",
+                values.PATH,
+                "authority that new tokens tell connectors to check this edge against, in PEM",
+                default="none: the system's",
+            ),
+        ),
+        EdgeConfig,
+    ),
 )
 
 PLAIN = {section.name: section for section in SECTIONS if not section.named}
 NAMED = {section.name: section for section in SECTIONS if section.named and not section.variant}
-SINKS = {section.variant: section for section in SECTIONS if section.variant}
-TOP_LEVEL = (*(name for name in PLAIN if "." not in name), *NAMED, "sinks")
+# Those of which `type` selects one
+VARIANTS = {
+    name: {one.variant: one for one in SECTIONS if one.variant and one.name == name} for name in ("sources", "sinks")
+}
+TOP_LEVEL = (*(name for name in PLAIN if "." not in name), *NAMED, *VARIANTS)
 
 
 def find() -> Path | None:
@@ -827,7 +899,8 @@ class _Reading:
             name: [(one, self._table(section, (name, one), table)) for one, table in self._tables(document, name)]
             for name, section in NAMED.items()
         }
-        sinks = [self._sink(name, table) for name, table in self._tables(document, "sinks")]
+        sinks = [self._variant("sinks", name, table) for name, table in self._tables(document, "sinks")]
+        sources = [self._variant("sources", name, table) for name, table in self._tables(document, "sources")]
         broker_limits = BrokerLimitsConfig(**plain["broker.limits"])  # type: ignore[arg-type]
         broker = self._broker(plain["broker"] | {"limits": broker_limits})
         broker = self._with_certificates(broker, named["certificates"])
@@ -860,10 +933,13 @@ class _Reading:
             processor=_processor(plain["processor"], schemas=schemas, tables=tables, rules=rules),
             buffer=buffer,
             forwarder=ForwarderConfig(
-                sinks=tuple(model(**({"classes": buffer.classes} | said)) for model, said in sinks),
+                sinks=tuple(section.model(**({"classes": buffer.classes} | said)) for section, said in sinks),
                 downlink=_downlink(plain["downlink"]),
             ),
+            sources=tuple(_built(section, said) for section, said in sources),
             deploy=DeployConfig(**plain["deploy"]),  # type: ignore[arg-type]
+            connector=self._connector(plain["connector"]),
+            edge=EdgeConfig(**plain["edge"]),  # type: ignore[arg-type]
         )
         self._cross_check(config)
         raise_all(self.errors)
@@ -911,7 +987,7 @@ class _Reading:
                     if rest.startswith(f"{_shout(name)}_") and isinstance(table[name], dict):
                         rest, table = rest.removeprefix(f"{_shout(name)}_"), table[name]
                         where = (section, name)
-                        variants = SINKS.values() if section == "sinks" else (NAMED[section],)
+                        variants = VARIANTS[section].values() if section in VARIANTS else (NAMED[section],)
                         keys = tuple(key for one in variants for key in one.keys)
                         break
             key = next((key for key in keys if _shout(key.name) == rest), None)
@@ -923,14 +999,14 @@ class _Reading:
             self.variables[*where, key.name] = variable
             table[key.name] = text if key.kind.text else _toml_value(text)
 
-    def _tables(self, document: dict[str, Any], section: str) -> list[tuple[str, object]]:
-        tables = document.get(section, {})
+    def _tables(self, document: dict[str, Any], *where: str) -> list[tuple[str, object]]:
+        tables = document.get(where[-1], {})
         if not isinstance(tables, dict):
-            self._wrong((section,), f"must be tables: [{section}.NAME]")
+            self._wrong(where, f"must be tables: [{'.'.join(where)}.NAME]")
             return []
         for name in tables:
             if not NAME.fullmatch(name):
-                self._wrong((section, name), "cannot be a name", "1 to 64 letters, digits, - and _")
+                self._wrong((*where, name), "cannot be a name", "1 to 64 letters, digits, - and _")
         return list(tables.items())
 
     def _unknown_sections(self, document: dict[str, Any]) -> None:
@@ -954,9 +1030,16 @@ class _Reading:
             self._wrong(where, f"must be a table: [{'.'.join(where)}]")
             return {}
         keys = {key.name: key for key in section.keys}
-        for name in table.keys() - keys.keys():
-            self._wrong((*where, name), f"is no key of it.{did_you_mean(name, keys)}", ", ".join(keys))
-        said: Said = {}
+        known = [*keys, *(inner.key for inner in section.inner)]
+        for name in table.keys() - set(known):
+            self._wrong((*where, name), f"is no key of it.{did_you_mean(name, known)}", ", ".join(known))
+        said: Said = {
+            inner.key: [
+                (name, self._table(inner, (*where, inner.key, name), one))
+                for name, one in self._tables(table, *where, inner.key)
+            ]
+            for inner in section.inner
+        }
         for key in section.keys:
             if key.name in table:
                 try:
@@ -964,29 +1047,33 @@ class _Reading:
                 except BadValue as bad:
                     value = "its value" if key.kind.secret else repr(table[key.name])
                     problem = f"{value} cannot be used" + (f": {bad}" if str(bad) else "")
-                    self._wrong((*where, key.name), problem, key.kind.accepted)
+                    self._wrong((*where, key.name, *bad.below), problem, key.kind.accepted)
             elif key.required:
                 self._wrong((*where, key.name), "is missing", key.kind.accepted)
         return said
 
-    def _sink(self, name: str, table: object) -> tuple[type[Any], Said]:
+    def _variant(self, of: str, name: str, table: object) -> tuple[Section, Said]:
+        """Read a sink or a source."""
+        sections = VARIANTS[of]
         kind = table.get("type") if isinstance(table, dict) else None
-        if not isinstance(kind, str) or kind not in SINKS:
-            problem = f"{kind!r} is no type of sink" if kind is not None else "is missing"
-            self._wrong(("sinks", name, "type"), problem, " or ".join(f'"{one}"' for one in SINKS))
-            return SinkConfig, {}
-        section = SINKS[kind]
-        said = self._table(section, ("sinks", name), table)
+        if not isinstance(kind, str) or kind not in sections:
+            problem = f"{kind!r} is no type of {of.removesuffix('s')}" if kind is not None else "is missing"
+            self._wrong((of, name, "type"), problem, " or ".join(f'"{one}"' for one in sections))
+            return next(iter(sections.values())), {}
+        section = sections[kind]
+        said = self._table(section, (of, name), table)
         said.pop("type", None)
         said["name"] = name
-        if kind == "mqtt":
+        if of == "sources":
+            said["connection"] = _connection(said, f"lockgate-source-{name}")
+        elif kind == "mqtt":
             said["connection"] = _connection(said, f"lockgate-{name}")
-        if kind == "http":
+        if of == "sinks" and kind == "http":
             json_body, form = said.pop("json_body", None), said.pop("form", None)
             if json_body is not None and form is not None:
                 self._wrong(("sinks", name, "form"), "is a second body beside json", "one of them")
             said["body"] = json_body or form
-        return section.model, said
+        return section, said
 
     def _rule(self, name: str, said: Said) -> RuleConfig:
         place = {"line": self._line("rules", name), "sql_line": self._text_line("rules", name, "sql")}
@@ -1022,6 +1109,10 @@ class _Reading:
                 self._wrong(("certificates", name, "listener"), problem, ", ".join(ports) or "first a certfile")
         return dataclasses.replace(broker, listeners=tuple(listeners))
 
+    def _connector(self, said: Said) -> ConnectorConfig:
+        place = Place(self.path, self._line("connector", "ingress")) if self.path is not None else None
+        return ConnectorConfig(place=place, **said)  # type: ignore[arg-type]
+
     def _from_here(self, value: object) -> object:
         if isinstance(value, Path) and self.path is not None:
             return self.path.parent / value
@@ -1055,6 +1146,9 @@ class _Reading:
                 problem = "is longer than retry_max"
                 limit = f"up to {values.spell_duration(sink.retry_max_seconds)}"
                 self._wrong(("sinks", sink.name, "retry_min"), problem, limit)
+        if config.connector.ingress and config.connector.cloudflared_config is not None:
+            problem = "stands beside cloudflared_config, and only one of them can say the rules"
+            self._wrong(("connector", "ingress"), problem, "one of them")
         for one in config.buffer.limits:
             self._known_class(("classes", one.name), one.name, classes)
             if one.when_full == "roll-up":
@@ -1065,6 +1159,8 @@ class _Reading:
                 self._wrong(("classes", one.name, "when_full"), "needs a limit", "drop-newest with a `limit`")
             if one.limit_bytes is not None and one.limit_bytes > config.buffer.limit_bytes:
                 self._wrong(("classes", one.name, "limit"), "is larger than buffer.limit", "a part of buffer.limit")
+        for where, problem, accepted in mistakes(config.sources):
+            self._wrong(where, problem, accepted)
         if config.buffer.segment_bytes > config.buffer.limit_bytes:
             self._wrong(("buffer", "segment"), "is larger than limit", "a small part of buffer.limit")
 
@@ -1100,6 +1196,15 @@ class _Reading:
 
     def _line(self, *where: str) -> int | None:
         return line_of(self.lines, where)
+
+
+def _built(section: Section, said: Said) -> Any:
+    """Make the model of a section and of the tables within it."""
+    inner: Said = {}
+    for one in section.inner:
+        tables: Any = said[one.key]
+        inner[one.key] = tuple(_built(one, table | {"name": name}) for name, table in tables)
+    return section.model(**(said | inner))
 
 
 def _processor(said: Said, **named: object) -> ProcessorConfig:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
+
+from lockgate.config.templates import PathTemplate, Template, parse
 
 
 class Place(NamedTuple):
@@ -366,6 +368,185 @@ class ConnectionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceConfig:
+    """[sources.NAME]: what all sources have in common. Each is a service of its own, `source:NAME`."""
+
+    name: str
+    connection: ConnectionConfig
+    broker_cafile: Path | None = None  # mqtts and wss: authorities that are trusted, else the system's
+    broker_certfile: Path | None = None
+    broker_keyfile: Path | None = None
+    status_topic: str = "sources/{source}/status"  # empty: none
+    queue_messages: int = 10_000  # that wait in memory while the broker is away; the oldest go first, counted
+    queue_bytes: int = 16 * 1024 * 1024  # their topics and payloads
+
+    @property
+    def service(self) -> str:
+        return f"source:{self.name}"
+
+    @property
+    def status_name(self) -> str:
+        """The Topic Name of its status, empty where it has none."""
+        return self.status_topic.replace("{source}", self.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpRouteConfig:
+    """[sources.NAME.routes.NAME]: which requests it takes and the topic of what they bring."""
+
+    name: str
+    path: PathTemplate
+    topic: Template
+    methods: tuple[str, ...] = ("POST", "PUT")
+    retain: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpClientConfig:
+    """[sources.NAME.clients.NAME]: who may push. The secret is a bearer token, or the password of the user NAME."""
+
+    name: str
+    secret_file: Path  # its first line
+    routes: tuple[str, ...] = ()  # names of routes; none: all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSourceConfig(SourceConfig):
+    """type = "http": takes pushed messages, and answers when the broker has acknowledged them."""
+
+    listen: tuple[str, int] = ("127.0.0.1", 8080)
+    certfile: Path | None = None  # ours and its chain: the listener speaks TLS
+    keyfile: Path | None = None
+    cafile: Path | None = None  # clients must show a certificate of these authorities
+    allow_anonymous: bool = False
+    max_body_bytes: int = 1024 * 1024
+    max_messages: int = 1000  # of one request
+    max_connections: int = 200
+    max_requests: int = 50  # that wait for the broker at once
+    read_timeout_seconds: float = 10.0  # until a request is there, whole
+    timeout_seconds: float = 10.0  # until the broker has acknowledged it
+    idempotency_seconds: float = 600.0  # how long an Idempotency-Key is remembered
+    idempotency_keys: int = 10_000
+    routes: tuple[HttpRouteConfig, ...] = ()
+    clients: tuple[HttpClientConfig, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModbusDeviceConfig:
+    """[sources.NAME.devices.NAME]: one unit; those with the same address share a connection."""
+
+    name: str
+    address: tuple[str, int]
+    unit: int = 1
+    framing: Literal["tcp", "rtu"] = "tcp"
+    byte_order: Literal["big", "little"] = "big"  # within a register
+    word_order: Literal["big", "little"] = "big"  # of the registers of one value
+    timeout_seconds: float = 3.0
+    max_count: int = 125  # registers of one request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModbusValueConfig:
+    """[sources.NAME.groups.NAME.values]: one member of the JSON; one of the four tables has its address."""
+
+    name: str
+    holding: int | None = None
+    input: int | None = None
+    coil: int | None = None
+    discrete: int | None = None
+    type: str = ""  # empty: bool of a coil or discrete input, uint16 of a register
+    length: int = 0  # registers of a string
+    bit: int | None = None  # of a register; 0: the lowest
+    scale: float = 1.0
+    offset: float = 0.0
+
+    @property
+    def table(self) -> Literal["holding", "input", "coil", "discrete"]:
+        if self.holding is not None:
+            return "holding"
+        if self.input is not None:
+            return "input"
+        return "coil" if self.coil is not None else "discrete"
+
+    @property
+    def address(self) -> int:
+        return next(one for one in (self.holding, self.input, self.coil, self.discrete, 0) if one is not None)
+
+    @property
+    def kind(self) -> str:
+        """The type, also where none is said."""
+        is_bool = self.table in ("coil", "discrete") or self.bit is not None
+        return self.type or ("bool" if is_bool else "uint16")
+
+    @property
+    def count(self) -> int:
+        """How many registers or bits it takes."""
+        return self.length if self.kind == "string" else MODBUS_TYPES[self.kind]
+
+
+MODBUS_TYPES: Mapping[str, int] = {  # registers of each; a string says its own
+    "bool": 1, "int16": 1, "uint16": 1, "int32": 2, "uint32": 2, "int64": 4, "uint64": 4, "float32": 2, "float64": 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModbusGroupConfig:
+    """[sources.NAME.groups.NAME]: values that are read together and become one message."""
+
+    name: str
+    interval_seconds: float | None = None  # None: that of the source
+    devices: tuple[str, ...] = ()  # none: all
+    max_gap: int = 8  # registers or bits in between that are read along rather than asked for apart
+    values: tuple[ModbusValueConfig, ...] = ()
+
+
+_MODBUS_TOPIC: Final = parse("modbus/{device}/{group}")
+_OPCUA_TOPIC: Final = parse("opcua/{source}/{node}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModbusSourceConfig(SourceConfig):
+    """type = "modbus": reads registers of devices in intervals."""
+
+    topic: Template = _MODBUS_TOPIC
+    interval_seconds: float = 10.0
+    retry_min_seconds: float = 1.0
+    retry_max_seconds: float = 60.0
+    devices: tuple[ModbusDeviceConfig, ...] = ()
+    groups: tuple[ModbusGroupConfig, ...] = ()
+
+    def groups_of(self, device: str) -> tuple[ModbusGroupConfig, ...]:
+        return tuple(group for group in self.groups if device in group.devices or not group.devices)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpcuaSourceConfig(SourceConfig):
+    """type = "opcua": values of nodes, as they change or in intervals."""
+
+    endpoint: str
+    nodes: tuple[tuple[str, str], ...] = ()  # name and NodeId
+    topic: Template = _OPCUA_TOPIC
+    mode: Literal["subscribe", "poll"] = "subscribe"
+    interval_seconds: float = 1.0  # publishing interval, or pause between two reads
+    sampling_seconds: float | None = None  # None: the interval
+    queue_size: int = 10  # values of a node the server keeps between two publishes
+    security_policy: Literal["None", "Basic256Sha256", "Aes128Sha256RsaOaep", "Aes256Sha256RsaPss"] = "None"
+    security_mode: Literal["Sign", "SignAndEncrypt"] = "SignAndEncrypt"
+    certfile: Path | None = None  # ours
+    keyfile: Path | None = None
+    server_certfile: Path | None = None  # the only one that is accepted
+    application_uri: str = "urn:lockgate:source"
+    user: str | None = None
+    user_password_file: Path | None = None
+    timeout_seconds: float = 5.0
+    retry_min_seconds: float = 1.0
+    retry_max_seconds: float = 60.0
+
+
+AnySource = HttpSourceConfig | ModbusSourceConfig | OpcuaSourceConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaConfig:
     """[schemas.NAME]: which messages it describes and the typed columns that are read from their payload.
 
@@ -686,6 +867,58 @@ class DeployConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectorConfig:
+    """[connector] and [[connector.ingress]]: the end of the tunnel that dials out."""
+
+    token_file: Path | None = None
+    edges: tuple[str, ...] = ()  # HOST:PORT; none: those in the token
+    ca_file: Path | None = None  # none: what the token says, else the system's
+    connections: int = 4
+    grace_seconds: float = 30.0  # for what is open when it stops
+    metrics: str = "127.0.0.1:20241"
+    allow: tuple[str, ...] = ()  # what it may dial: HOST:PORT, NETWORK:PORT, unix:/PATH
+    proxy_protocol: tuple[str, ...] = ()  # which of them are told the device's address by PROXY protocol, version 2
+    cloudflared_config: Path | None = None  # whose rules are used
+    ingress: tuple[Mapping[str, object], ...] = ()  # rules as they stand there; `tunnel.ingress_files` reads them
+    place: Place | None = field(default=None, compare=False, repr=False)  # of the first of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeConfig:
+    """[edge]: the public side of the tunnel."""
+
+    listen_tunnel: tuple[str, ...] = ("0.0.0.0:7844",)
+    listen_https: tuple[str, ...] = ("0.0.0.0:443",)
+    listen_mqtts: tuple[str, ...] = ("0.0.0.0:8883",)
+    certificates_dir: Path | None = None  # None: data_dir/edge/certificates
+    tunnel_certfile: Path | None = None  # None: data_dir/edge/tunnel.pem
+    tunnel_keyfile: Path | None = None  # None: data_dir/edge/tunnel.key
+    client_ca_file: Path | None = None  # of devices' certificates
+    location: str = "EDGE"  # as connectors show it
+    max_connections: int = 20_000  # at the public side
+    tunnels: Path | None = None  # None: data_dir/edge/tunnels.json
+    audit_dir: Path | None = None  # None: data_dir/edge/audit
+    audit_file_bytes: int = 16 * 1024 * 1024
+    audit_files: int = 64  # that are kept
+    public: tuple[str, ...] = ()  # HOST:PORT that tokens tell connectors
+    ca_file: Path | None = None  # that tokens tell connectors
+
+    def certificates_folder(self, gateway: GatewayConfig) -> Path:
+        return self.certificates_dir or gateway.data_dir / "edge" / "certificates"
+
+    def tunnel_pair(self, gateway: GatewayConfig) -> tuple[Path, Path]:
+        """The certificate that connectors see, and its key."""
+        folder = gateway.data_dir / "edge"
+        return self.tunnel_certfile or folder / "tunnel.pem", self.tunnel_keyfile or folder / "tunnel.key"
+
+    def tunnels_file(self, gateway: GatewayConfig) -> Path:
+        return self.tunnels if self.tunnels is not None else gateway.data_dir / "edge" / "tunnels.json"
+
+    def audit_folder(self, gateway: GatewayConfig) -> Path:
+        return self.audit_dir if self.audit_dir is not None else gateway.data_dir / "edge" / "audit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything a gateway was told."""
 
@@ -695,4 +928,7 @@ class Config:
     processor: ProcessorConfig
     buffer: BufferConfig
     forwarder: ForwarderConfig
+    sources: tuple[AnySource, ...] = ()
     deploy: DeployConfig = field(default_factory=DeployConfig)
+    connector: ConnectorConfig = field(default_factory=ConnectorConfig)
+    edge: EdgeConfig = field(default_factory=EdgeConfig)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lockgate.config import bridge_options
-from lockgate.config.lockgate_toml import SECTIONS, Key, Section
+from lockgate.config.lockgate_toml import SECTIONS
 from lockgate.config.model import ConnectionConfig
 from lockgate.config.mosquitto_conf import NOT_YET, OPTIONS
+from lockgate.config.sections import Key, Section
+from lockgate.config.templates import Template
 from lockgate.config.values import spell_duration, spell_size
 
 _TOML = """\
@@ -61,7 +63,7 @@ def page() -> str:
 
 def _page() -> Iterator[str]:
     yield _TOML
-    for section in SECTIONS:
+    for section in _with_inner(SECTIONS):
         name = f"[{section.name}.NAME]" if section.named else f"[{section.name}]"
         kind = f' with `type = "{section.variant}"`' if section.variant else ""
         yield f"\n### `{name}`{kind}\n\n{section.help}\n\n| key | values | default | meaning |\n|---|---|---|---|\n"
@@ -76,6 +78,12 @@ def _page() -> Iterator[str]:
     yield _NOT_YET + "\n" + ", ".join(f"`{name}`" for name in sorted(NOT_YET)) + ".\n"
 
 
+def _with_inner(sections: Iterable[Section]) -> Iterator[Section]:
+    for section in sections:
+        yield section
+        yield from _with_inner(section.inner)
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
@@ -85,8 +93,8 @@ def _default(section: Section, key: Key) -> str:
         return "required"
     if key.default:
         return key.default
-    if section.variant == "mqtt" and key.target == "client_id":
-        return "`lockgate-NAME`"
+    if section.variant and key.target == "client_id":
+        return "`lockgate-source-NAME`" if section.name == "sources" else "`lockgate-NAME`"
     for model in (section.model, ConnectionConfig):
         for one in dataclasses.fields(model):
             if one.name == key.target and one.default is not dataclasses.MISSING:
@@ -105,7 +113,7 @@ def _spell(value: object, key: Key) -> str:
         return spell_duration(value) if key.target.endswith("_seconds") else f"{value:g}"
     if isinstance(value, tuple):
         return "[" + ", ".join(f'"{one}"' for one in value) + "]"
-    return f'"{value}"' if isinstance(value, str | Path) else str(value)
+    return f'"{value}"' if isinstance(value, str | Path | Template) else str(value)
 
 
 if __name__ == "__main__":

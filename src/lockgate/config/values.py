@@ -20,7 +20,14 @@ _SIZES = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1024, "MiB": 
 
 
 class BadValue(Exception):
-    """A value that cannot be used. The text says why where `accepted` of its kind does not say it all."""
+    """A value that cannot be used. The text says why where `accepted` of its kind does not say it all.
+
+    `below` names the member of it that is at fault.
+    """
+
+    def __init__(self, *arguments: object, below: tuple[str, ...] = ()) -> None:
+        super().__init__(*arguments)
+        self.below = below
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +145,23 @@ def _headers(value: object) -> tuple[tuple[str, str], ...]:
         if not isinstance(content, str) or set(content) & set("\r\n\0"):
             raise BadValue(f"{name} must be text in one line")
     return tuple(value.items())
+
+
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+
+
+def _address(value: object) -> str:
+    text = _text(value)
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not 1 <= int(match[1]) <= 65535:
+        raise BadValue(f"{text!r} is no address")
+    return text
+
+
+def _tables(value: object) -> tuple[dict[str, object], ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
+        raise BadValue
+    return tuple(value)
 
 
 def _header_files(value: object) -> tuple[tuple[str, Path], ...]:
@@ -376,6 +400,12 @@ RATE = Kind("0 or more, fractions too", rate)
 YES_OR_NO = Kind("true or false", _yes_or_no)
 SIZE_OR_NONE = Kind('0, or a size as "64MiB" or bytes', size(0, 1024**5).read)
 NETWORKS = Kind('addresses or networks, as ["192.0.2.1", "10.0.0.0/8"]', _networks)
+ADDRESS = Kind("HOST:PORT or [IPV6]:PORT", _address, text=True)
+ADDRESSES = Kind(
+    'a list of addresses, as ["edge.example:7844", "[2001:db8::1]:7844"]',
+    lambda value: tuple(_address(one) for one in _some_names(value)),
+)
+TABLES = Kind("tables, as [[connector.ingress]]", _tables)
 ANY_TEXT = Kind("text", _any_text, text=True)
 PATH = Kind("a path, from the folder of lockgate.toml if it is relative", _path, text=True)
 NAMES = Kind("a list of names, each once", _some_names)

@@ -154,6 +154,26 @@ def parse_v1(line: bytes) -> ProxyHeader:
     return ProxyHeader(f"{addresses[0]}:{port}")
 
 
+def header_v2(source: str, destination: tuple[object, ...] | str | None) -> bytes:
+    """Give the block of version 2 that names a client, `IP:PORT` or `IP`, of which `destination` is a socket's name.
+
+    A client that is no address is left unknown (§2.2, LOCAL).
+    """
+    host, _, port = source.rpartition(":") if source.count(":") == 1 or source.startswith("[") else (source, "", "0")
+    try:
+        client = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        client_port = int(port)
+        served = ipaddress.ip_address(str(destination[0])) if isinstance(destination, tuple) else None
+    except ValueError:
+        return SIGNATURE_V2 + bytes((0x20, _UNSPECIFIED << 4, 0, 0))
+    family = _INET if client.version == 4 else _INET6
+    if served is None or served.version != client.version:
+        served = ipaddress.ip_address(0) if family == _INET else ipaddress.IPv6Address(0)
+    served_port = int(str(destination[1])) if isinstance(destination, tuple) else 0
+    body = client.packed + served.packed + client_port.to_bytes(2, "big") + served_port.to_bytes(2, "big")
+    return SIGNATURE_V2 + bytes((0x21, family << 4 | 1)) + len(body).to_bytes(2, "big") + body
+
+
 def parse_v2(block: bytes) -> ProxyHeader:
     """Read the whole block of version 2; raises TransportError."""
     if block[12] >> 4 != 2:

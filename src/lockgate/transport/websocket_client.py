@@ -39,6 +39,18 @@ class WebSocketLayer:
         self.is_open = False
         self.ended = False
 
+    @classmethod
+    def accepted(cls) -> WebSocketLayer:
+        """A connection whose handshake somebody else has seen to."""
+        frames = cls("")
+        frames._begun = frames.is_open = True
+        return frames
+
+    @property
+    def has_output(self) -> bool:
+        """Whether a Pong waits to be sent."""
+        return bool(self._pong)
+
     def receive(self, data: bytes) -> bytes:
         """Give the payload of binary frames; raises TransportError for a refusal or a broken frame."""
         if self.ended:

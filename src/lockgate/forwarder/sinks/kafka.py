@@ -10,11 +10,11 @@ from typing import Any
 
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
+from lockgate.config.libraries import library
 from lockgate.config.model import KafkaSinkConfig
 from lockgate.config.secrets import first_line_text
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
-from lockgate.forwarder.sinks.libraries import library
 
 
 class KafkaSink:
@@ -25,8 +25,8 @@ class KafkaSink:
     """
 
     def __init__(self, config: KafkaSinkConfig, messages: Messages) -> None:
-        self._aiokafka = library("aiokafka", "kafka", config.name)
-        self._errors = library("aiokafka.errors", "kafka", config.name)
+        self._aiokafka = library("aiokafka", "kafka", f"sinks.{config.name}")
+        self._errors = library("aiokafka.errors", "kafka", f"sinks.{config.name}")
         self._config = config
         self._messages = messages
         self._producer: Any = None

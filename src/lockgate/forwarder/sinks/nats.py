@@ -13,11 +13,11 @@ import orjson
 
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
+from lockgate.config.libraries import library
 from lockgate.config.model import NatsSinkConfig
 from lockgate.config.secrets import first_line_text
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
-from lockgate.forwarder.sinks.libraries import library
 
 _NO_SUBJECT: Final = re.compile(r"[^!-~]|[.*>%]")
 _NO_RESPONDERS: Final = "503"
@@ -36,7 +36,7 @@ class NatsSink:
     """
 
     def __init__(self, config: NatsSinkConfig, messages: Messages) -> None:
-        self._nats = library("nats", "nats", config.name)
+        self._nats = library("nats", "nats", f"sinks.{config.name}")
         self._config = config
         self._messages = messages
         self._client: Any = None

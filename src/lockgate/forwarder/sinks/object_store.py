@@ -9,12 +9,12 @@ from typing import Any
 
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
+from lockgate.config.libraries import library
 from lockgate.config.model import ObjectSinkConfig
 from lockgate.config.secrets import first_line_text
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
 from lockgate.forwarder.sinks.compression import compressor
-from lockgate.forwarder.sinks.libraries import library
 from lockgate.forwarder.sinks.parquet import Parquet
 
 _SUFFIX = {"none": "", "gzip": ".gz", "zstd": ".zst"}
@@ -24,8 +24,8 @@ class ObjectSink:
     """`PREFIX/class/YYYY/MM/DD/GATEWAY-FIRST-LAST.jsonl.zst`; the same batch sent again is the same object."""
 
     def __init__(self, config: ObjectSinkConfig, messages: Messages) -> None:
-        self._obstore = library("obstore", "objects", config.name)
-        self._stores = library("obstore.store", "objects", config.name)
+        self._obstore = library("obstore", "objects", f"sinks.{config.name}")
+        self._stores = library("obstore.store", "objects", f"sinks.{config.name}")
         self._config = config
         self._messages = messages
         self._parquet = Parquet(config.name, config.compression, messages) if config.format == "parquet" else None

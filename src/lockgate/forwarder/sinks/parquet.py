@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 
 from lockgate.buffer import Row
+from lockgate.config.libraries import library
 from lockgate.forwarder.messages import Messages
-from lockgate.forwarder.sinks.libraries import library
 
 _CODECS = {"none": "none", "gzip": "gzip", "zstd": "zstd"}
 

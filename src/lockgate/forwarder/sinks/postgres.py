@@ -12,11 +12,11 @@ import orjson
 
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
+from lockgate.config.libraries import library
 from lockgate.config.model import PostgresSinkConfig
 from lockgate.config.secrets import first_line_text
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent, halve
-from lockgate.forwarder.sinks.libraries import library
 
 _COLUMNS: Final = ("id", "class", "topic", "time", "clock_ok", "device_time", "payload", "payload_raw")
 _CREATE: Final = """
@@ -46,7 +46,7 @@ class PostgresSink:
     """
 
     def __init__(self, config: PostgresSinkConfig, messages: Messages) -> None:
-        self._asyncpg = library("asyncpg", "postgres", config.name)
+        self._asyncpg = library("asyncpg", "postgres", f"sinks.{config.name}")
         self._config = config
         self._messages = messages
         self._table = ".".join(_quoted(part) for part in config.table.split("."))

@@ -1,0 +1,112 @@
+"""The edge as a service: its ports, its certificates and its file of tunnels."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from lockgate.config.model import EdgeConfig, GatewayConfig
+from lockgate.tunnel.audit import AuditLog
+from lockgate.tunnel.certificates import Certificates, pairs_of
+from lockgate.tunnel.edge import Hub
+from lockgate.tunnel.public import Public
+from lockgate.tunnel.tunnels import TunnelsFile
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS: Final = 5.0  # how often certificates are looked at
+_HANDSHAKE_SECONDS: Final = 15.0
+_BACKLOG: Final = 1024
+
+
+class Edge:
+    """Connectors on one side, devices and people on the other."""
+
+    name = "edge"
+
+    def __init__(self, gateway: GatewayConfig, config: EdgeConfig) -> None:
+        self._config = config
+        self.hub = Hub(TunnelsFile(config.tunnels_file(gateway)), config.location)
+        folder = config.audit_folder(gateway)
+        self.audit = AuditLog(folder, file_bytes=config.audit_file_bytes, files=config.audit_files)
+        self.public = Public(self.hub, config.max_connections, self.audit)
+        pairs = pairs_of(config.certificates_folder(gateway))
+        self._https = Certificates(pairs, client_ca=config.client_ca_file, alpn=("http/1.1",))
+        self._mqtts = Certificates(pairs, client_ca=config.client_ca_file, alpn=("mqtt", "x-amzn-mqtt-ca"))
+        self._tunnel = Certificates([config.tunnel_pair(gateway)], client_ca=None, alpn=())
+        self._servers: list[asyncio.Server] = []
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serve until cancelled."""
+        config = self._config
+        try:
+            await self._listen("connectors", config.listen_tunnel, self.hub.accept, self._tunnel)
+            await self._listen("HTTPS", config.listen_https, self.public.accept_https, self._https)
+            await self._listen("MQTT over TLS", config.listen_mqtts, self.public.accept_mqtts, self._mqtts)
+            ready()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.hub.keep())
+                tasks.create_task(self._keep_certificates())
+                for url in self.hub.tunnels.keys:
+                    tasks.create_task(url.keep())
+        finally:
+            for server in self._servers:
+                server.close()
+            self.public.close()
+            await self.hub.close()
+            await asyncio.to_thread(self.audit.close)
+
+    def ports(self) -> list[int]:
+        """Where it listens, in the order of `listen_tunnel`, `listen_https`, `listen_mqtts`."""
+        return [sock.getsockname()[1] for server in self._servers for sock in server.sockets]
+
+    def status(self) -> dict[str, object]:
+        """What `lockgate status` shows."""
+        hub, counts = self.hub, self.public.counts
+        return {
+            "tunnels": {
+                tunnel.name: {
+                    "connections": len(hub.registry.of(tunnel.id)),
+                    "connectors": len({one.client_id for one in hub.registry.of(tunnel.id)}),
+                    "streams": hub.registry.streams(tunnel.id),
+                }
+                for tunnel in hub.tunnels
+            },
+            "open": counts.open,
+            "connections": counts.connections,
+            "requests": counts.requests,
+            "refused": counts.refused,
+            "connectors_refused": dict(hub.refused),
+            "resumed": hub.resumed,
+            "audit_lines_lost": self.audit.lost,
+        }
+
+    async def _listen(
+        self,
+        what: str,
+        addresses: Sequence[str],
+        factory: Callable[[], asyncio.BaseProtocol],
+        certificates: Certificates,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        for address in addresses:
+            host, _, port = address.rpartition(":")
+            host = host.removeprefix("[").removesuffix("]")
+            server = await loop.create_server(
+                factory,
+                host or None,
+                int(port),
+                ssl=certificates.context,
+                backlog=_BACKLOG,
+                ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+            )
+            self._servers.append(server)
+            log.info("Listening for %s at %s", what, address)
+
+    async def _keep_certificates(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            for one in (self._https, self._mqtts, self._tunnel):
+                await asyncio.to_thread(one.refresh)
