@@ -455,7 +455,9 @@ class Opened:
 
     def begin(self, protocol: StreamProtocol) -> asyncio.Transport:
         """Put a protocol on it, and give its transport; reading begins with `resume_reading`."""
-        if not self._identifier or RECEIVED not in dict(self.flow.headers or ()):
+        said = dict(self.flow.headers or ())
+        del self.flow  # its part is over, and a device may be idle for years
+        if not self._identifier or RECEIVED not in said:
             self.stream.set_protocol(protocol)
             protocol.connection_made(self.stream)
             return self.stream
