@@ -747,7 +747,18 @@ SECTIONS: tuple[Section, ...] = (
         "environment (`LOCKGATE_TUNNEL_TOKEN`, `CLOUDFLARE_TUNNEL_TOKEN`, `TUNNEL_TOKEN`).",
         (
             Key("token_file", values.PATH, "file with the token; options and variables go before it", default="none"),
-            Key("edges", values.ADDRESSES, "where to dial", default="those in the token"),
+            Key(
+                "edges",
+                values.ADDRESSES,
+                "where to dial",
+                default="those in the token; of the vendor's token, the vendor's",
+            ),
+            Key(
+                "server_name",
+                values.TEXT,
+                "name that the edge's certificate has to be good for",
+                default="the name that is dialled; where that is the vendor's, h2.cftunnel.com",
+            ),
             Key(
                 "ca_file",
                 values.PATH,

@@ -872,6 +872,7 @@ class ConnectorConfig:
 
     token_file: Path | None = None
     edges: tuple[str, ...] = ()  # HOST:PORT; none: those in the token
+    server_name: str = ""  # empty: the name that is dialled
     ca_file: Path | None = None  # none: what the token says, else the system's
     connections: int = 4
     grace_seconds: float = 30.0  # for what is open when it stops

@@ -138,6 +138,10 @@ class Connector:
         return self._token
 
     @property
+    def server_name(self) -> str:
+        return self._config.server_name
+
+    @property
     def trust(self) -> Trust:
         return self._trust
 
@@ -287,8 +291,9 @@ class _Slot:
         try:
             async with asyncio.timeout(_DIAL_SECONDS):
                 await loop.create_connection(
-                    lambda: session, edge.address, edge.port, ssl=connector.trust.context, server_hostname=edge.host
-                )
+                    lambda: session, edge.address, edge.port, ssl=connector.trust.context,
+                    server_hostname=connector.server_name or edge.host,
+                )  # fmt: skip
         except ssl.SSLCertVerificationError as error:
             raise OSError(f"its certificate is not trusted: {error.verify_message}") from None
         async with asyncio.timeout(_REGISTER_SECONDS + _DIAL_SECONDS):
