@@ -46,6 +46,7 @@ class SessionLimits:
     stream_buffer: int = 64 * 1024  # bytes a stream keeps before its writer is paused
     control_frames: int = 200  # PING, SETTINGS, RST_STREAM and empty DATA of the peer per second, beyond a burst
     control_burst: int = 20_000
+    linger: float = 60.0  # seconds for the peer to end a stream that we have closed
     ping_interval: float = 4.0  # seconds
     ping_deadline: float = 10.0  # seconds without a byte after which the peer is taken for dead
 
@@ -527,6 +528,7 @@ class Session(asyncio.Protocol):
         """Nobody reads the stream any more: when the last is said, it is reset (RFC 9113 §8.1)."""
         stream.set_protocol(_Forgone(stream))
         stream.resume_reading()
+        self._loop.call_later(self.limits.linger, stream.abort)
 
     def forget(self, stream: Stream) -> None:
         self._streams.pop(stream.id, None)
