@@ -25,6 +25,7 @@ from lockgate.tunnel.framed import UP_FRAME_BYTES, WEBSOCKET_MAGIC, Framed
 from lockgate.tunnel.h2_session import Headers, HeadersTooLarge, StreamProtocol
 from lockgate.tunnel.headers import UPGRADE, HeaderError, end_to_end
 from lockgate.tunnel.http1 import Http1
+from lockgate.tunnel.logins import Logins
 from lockgate.tunnel.mqtt_door import Device, Route, to_target, websocket_route
 from lockgate.tunnel.paced import Pace, PacedEnd
 from lockgate.tunnel.policy import Request
@@ -70,6 +71,7 @@ class Public:
         self.counts = PublicCounts()
         self._most_connections = most_connections
         self._tasks: set[asyncio.Task[None]] = set()
+        self.logins = Logins()
         self._paces: dict[str, tuple[Pace, Pace]] = {}
 
     def accept_https(self) -> Http1:
@@ -108,6 +110,7 @@ class Public:
 
     def close(self) -> None:
         """End what is being asked or answered."""
+        self.logins.close()
         for task in list(self._tasks):
             task.cancel()
 
