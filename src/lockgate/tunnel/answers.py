@@ -18,7 +18,7 @@ from lockgate.transport.websocket import WebSocket
 from lockgate.tunnel.conduit import CONDUIT, RECEIVED, Conduit, ConduitError
 from lockgate.tunnel.framed import WEBSOCKET_MAGIC, Framed
 from lockgate.tunnel.guards import Guards
-from lockgate.tunnel.h2_session import Headers, Stream, StreamProtocol
+from lockgate.tunnel.h2_session import Headers, HeadersTooLarge, Stream, StreamProtocol
 from lockgate.tunnel.headers import (
     FROM_CONNECTOR,
     SOURCE,
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 MANAGEMENT_HOST: Final = HOST.encode()
 _PUSH_BYTES: Final = 1 << 20
+_SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))  # may be asked twice
 _NOT_OF_THE_ORIGIN: Final = frozenset((UPGRADE, SOURCE, CONDUIT, RECEIVED, b"host"))
 
 
@@ -141,7 +142,7 @@ class Answers:
         except _Forbidden as error:
             log.info("A request is refused: %s", error)
             self._refuse(stream, 403, "not allowed")
-        except OriginError as error:
+        except (OriginError, HeadersTooLarge) as error:
             self.counts.errors += 1
             log.warning("A request cannot be answered: %s", error)
             self._refuse(stream, 502, str(error))
@@ -300,24 +301,36 @@ class Answers:
             return
         if rule.service.kind == "tcp":
             raise OriginError(f"{rule.service.text} is reached by WebSocket, not by plain HTTP")
-        async with self._origins.connection(rule, request.host.decode("latin-1")) as http:
-            head = request_head(rule, request, has_body=not stream.has_ended)
-            flow = Flow()
+        host, has_body = request.host.decode("latin-1"), not stream.has_ended
+        head = request_head(rule, request, has_body=has_body)
+        flow = Flow()
+        async with self._origins.connection(rule, host) as http:
             flow.attach(stream)
             stream.resume_reading()
-            sending = asyncio.create_task(_send_request(http, flow, head))
-            leaving = asyncio.create_task(flow.until_gone())
-            answering = asyncio.create_task(self._hear_response(stream, flow, http))
             try:
-                # A request that cannot be sent to its end may have its answer all the same.
-                await asyncio.wait((leaving, answering), return_when=asyncio.FIRST_COMPLETED)
-                if not answering.done():
-                    raise ConnectionError("the edge gave the request up")
-                answering.result()
-            finally:
-                for task in (sending, leaving, answering):
-                    task.cancel()
-                await asyncio.gather(sending, leaving, answering, return_exceptions=True)
+                await self._exchange(stream, flow, http, head)
+                return
+            except (ConnectionError, OriginError, h11.RemoteProtocolError):
+                # The origin closed a kept connection while we asked: it has not looked at the request.
+                if has_body or http.has_heard or not http.was_kept or request.method not in _SAFE or flow.is_gone:
+                    raise
+        async with self._origins.connection(rule, host, fresh=True) as http:
+            await self._exchange(stream, flow, http, head)
+
+    async def _exchange(self, stream: Stream, flow: Flow, http: Http1, head: h11.Request) -> None:
+        sending = asyncio.create_task(_send_request(http, flow, head))
+        leaving = asyncio.create_task(flow.until_gone())
+        answering = asyncio.create_task(self._hear_response(stream, flow, http))
+        try:
+            # A request that cannot be sent to its end may have its answer all the same.
+            await asyncio.wait((leaving, answering), return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                raise ConnectionError("the edge gave the request up")
+            answering.result()
+        finally:
+            for task in (sending, leaving, answering):
+                task.cancel()
+            await asyncio.gather(sending, leaving, answering, return_exceptions=True)
 
     async def _hear_response(self, stream: Stream, flow: Flow, http: Http1) -> None:
         while True:
@@ -348,7 +361,7 @@ class Answers:
             if isinstance(event, h11.Data):
                 await flow.write(bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
-                stream.write_eof(trailers=[(name.lower(), value) for name, value in event.headers] or None)
+                stream.write_eof(trailers=end_to_end(event.headers.raw_items()) or None)
                 return
             else:
                 raise ConnectionError("the origin broke off")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from lockgate.tunnel.conduit import CONDUIT, FEATURE, PLACE, RECEIVED, Conduit, ConduitError
+from lockgate.tunnel.conduit import CONDUIT, FEATURE, GAP_SECONDS, PLACE, RECEIVED, Conduit, ConduitError
 from lockgate.tunnel.h2_session import Headers, Session, SessionBusy, SessionLimits, Stream, StreamProtocol
 from lockgate.tunnel.headers import UPGRADE, HeaderError
 from lockgate.tunnel.http1 import Flow
@@ -366,11 +366,15 @@ class Hub:
                 said = [(CONDUIT, conduit.id.encode()), (RECEIVED, b"%d" % conduit.received)]
                 stream = connection.session.open([*opened.headers, *said], flow)
                 stream.pause_reading()
-                async with asyncio.timeout(_RESPONSE_SECONDS):
-                    response = await flow.response()
+                try:
+                    async with asyncio.timeout(GAP_SECONDS):
+                        response = await flow.response()
+                except BaseException:
+                    stream.abort()
+                    raise
                 if response.status != 200:
                     stream.abort()
-                    conduit.fail(f"the connector does not go on: {response.status} {response.cause}")
+                    conduit.other_is_gone(f"the connector does not go on: {response.status} {response.cause}")
                     return
                 if not conduit.in_gap:
                     stream.abort()
