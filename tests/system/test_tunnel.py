@@ -18,6 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from lockgate.tunnel.connector import Connector, TokenRefused
 from lockgate.tunnel.edge import Registry
+from tests.support.loops import event_loop_policy  # noqa: F401, a fixture
 from tests.support.peers import Mosquitto, free_port
 from tests.support.tunnels import Bench, bench
 
