@@ -21,6 +21,7 @@ from lockgate.config.errors import ConfigError
 from lockgate.tunnel.connector import Connector, TokenRefused
 from lockgate.tunnel.edge import Registry
 from lockgate.tunnel.management import HOST
+from tests.support.loops import event_loop_policy  # noqa: F401, a fixture
 from tests.support.peers import Mosquitto, free_port
 from tests.support.tunnels import Bench, bench
 

@@ -18,6 +18,7 @@ from lockgate.tunnel import public
 from lockgate.tunnel.edge_service import Edge
 from lockgate.tunnel.h2_session import Session
 from lockgate.tunnel.jwks import KeyUrl, parse
+from tests.support.loops import event_loop_policy  # noqa: F401, a fixture
 from tests.support.tunnels import Bench, bench
 
 

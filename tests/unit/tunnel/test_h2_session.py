@@ -21,6 +21,7 @@ from lockgate.tunnel.h2_session import (
     StreamClosed,
     StreamProtocol,
 )
+from tests.support.loops import event_loop_policy  # noqa: F401, a fixture
 
 REQUEST: Headers = [(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/"), (b":authority", b"x")]
 OK: Headers = [(b":status", b"200")]

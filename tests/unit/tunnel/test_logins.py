@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from lockgate.tunnel.logins import Logins, TooManyLogins
+from tests.support.loops import event_loop_policy  # noqa: F401, a fixture
 
 
 class Hash:
