@@ -29,19 +29,22 @@ def parse_endpoint(
 
     Raises ValueError, which says what is wrong without repeating the password.
     """
-    scheme = urlsplit(url).scheme
+    parts = urlsplit(url)
+    scheme = parts.scheme
     if scheme not in _PORTS:
         raise ValueError(f"the URL must begin with {', '.join(f'{name}://' for name in _PORTS)}")
-    parts = urlsplit(url)
-    path = parts.path if scheme in ("ws", "wss") else ""
-    address = parse_url(f"mqtt://{parts.netloc}" if path or scheme in ("ws", "wss") else f"mqtt{url[len(scheme) :]}")
+    is_websocket = scheme in ("ws", "wss")
+    # Only a WebSocket's URL has a path.
+    address = parse_url(f"mqtt://{parts.netloc}" if is_websocket else f"mqtt{url[len(scheme) :]}")
     port = address.port if parts.port is not None else _PORTS[scheme]
     tls: ClientTls | None = None
     if scheme in ("mqtts", "wss"):
         from lockgate.transport.tls_client import ClientTls
 
         tls = ClientTls(cafile=cafile, certfile=certfile, keyfile=keyfile, alpn=tuple(alpn))
-    websocket_path = (path if path not in ("", "/") else _DEFAULT_PATH) if scheme in ("ws", "wss") else None
+    websocket_path = None
+    if is_websocket:
+        websocket_path = parts.path if parts.path not in ("", "/") else _DEFAULT_PATH
     return Endpoint(host=address.host, port=port, tls=tls, websocket_path=websocket_path), address._replace(port=port)
 
 

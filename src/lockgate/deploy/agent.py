@@ -312,8 +312,7 @@ class Agent:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Be the only one that updates, and clear up what was interrupted. Raises DeployError where another one is."""
-        if not self._config.project:
-            raise DeployError("deploy.project is missing: the name of a Compose project, as `docker-compose ls` has it")
+        self._project()
         try:
             self._state.mkdir(parents=True, exist_ok=True)
             lock = os.open(self._state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -333,9 +332,12 @@ class Agent:
         return History(self._state / "history.json", self._config.history)
 
     def _containers(self) -> list[Container]:
+        return project.find(self._engine, self._project(), self._config.services)
+
+    def _project(self) -> str:
         if not self._config.project:
             raise DeployError("deploy.project is missing: the name of a Compose project, as `docker-compose ls` has it")
-        return project.find(self._engine, self._config.project, self._config.services)
+        return self._config.project
 
     def _reference(self, text: str) -> Reference:
         if not (text or self._config.image):

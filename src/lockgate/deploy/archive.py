@@ -9,6 +9,7 @@ image without a name, so that no other can come in by the way.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import tarfile
 import tempfile
@@ -51,8 +52,6 @@ def write(path: Path, release: Release, signatures: Sequence[Signature], save: C
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    import io
-
     entry = tarfile.TarInfo(name)
     entry.size = len(content)
     tar.addfile(entry, io.BytesIO(content))
