@@ -1,7 +1,7 @@
 """Sealed segments that lie compressed: `segment-000017.sqlite.zst`, of which `zstd -d` makes the SQLite file again.
 
 Such a file begins with a skippable frame that says what lies in it, so that nobody unpacks it to learn that it is not
-needed; then come frames of a MiB each, so that damage costs no more than one.
+needed; then come frames of 256 KiB each, so that damage costs no more than one.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from lockgate.config.errors import ConfigError
 from lockgate.sqlite import open_readonly
 from lockgate.sqlite.database import findings, is_damage
 
-_FRAME_BYTES: Final = 1024 * 1024
+_FRAME_BYTES: Final = 256 * 1024
 _LEVEL: Final = 3
 _SKIPPABLE: Final = 0x184D2A5C  # one of the magic numbers that decompressors pass over
 _HEAD: Final = struct.Struct("<III")  # magic number, length of what follows, its CRC-32
 PACKING: Final = ".packing"  # a segment that is being compressed, or made plain again
 UNPACKED: Final = ".unpacked"  # one a reader is about to open; then it has no name
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
-_numbers = itertools.count()
+_numbers: Final = itertools.count()
 _FRAME_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _LONGEST_SUMMARY: Final = 16 * 1024 * 1024
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from lockgate.buffer.missing import NOTHING_MISSING, Missing, load_missing
-from lockgate.buffer.packed import DamagedPack, open_packed, read_summary, segment_file
+from lockgate.buffer.packed import DamagedPack, open_packed, read_summary
 from lockgate.buffer.rows import Kept, LastValue, Quarantined, Row
-from lockgate.buffer.segments import LOG_COLUMNS, State, is_checkpointed, list_segments, segment_path, suspect_path
+from lockgate.buffer.segments import LOG_COLUMNS, State, is_checkpointed, list_files, segment_path, suspect_path
 from lockgate.sqlite import open_readonly
 from lockgate.sqlite.database import is_damage
 
@@ -38,10 +38,11 @@ class DamagedSegment(OSError):
 class SegmentFile:
     """One open segment."""
 
-    def __init__(self, folder: Path, number: int, sealed: bool) -> None:
+    def __init__(self, folder: Path, number: int, name: str, sealed: bool) -> None:
         self.number = number
         self.path = segment_path(folder, number)
-        self.file = segment_file(folder, number)
+        self.name = name
+        self.file = folder / name
         self.inode = self.file.stat().st_ino
         self._packed = read_summary(self.file) if self.file != self.path else None
         self.immutable = self._packed is not None or (sealed and is_checkpointed(self.path))
@@ -127,13 +128,12 @@ class SegmentFile:
         count: int = self.connection.execute(query, (message_class, after)).fetchone()[0]
         return count
 
-    def stale(self, newest: int) -> bool:
+    def stale(self, name: str, newest: int) -> bool:
         """Replaced by its salvage, or sealed or compressed since it was opened.
 
         Raises FileNotFoundError where it was purged.
         """
-        file = segment_file(self.path.parent, self.number)
-        if file != self.file or file.stat().st_ino != self.inode:
+        if name != self.name or self.file.stat().st_ino != self.inode:
             return True
         return not self.immutable and self.number != newest and is_checkpointed(self.path)
 
@@ -244,34 +244,34 @@ class LogReader:
         files = self._files()
         while True:
             try:
-                return self._opened(sorted(files))
+                return self._opened(files)
             except (FileNotFoundError, sqlite3.OperationalError):
                 listed, files = files, self._files()
                 if listed.items() <= files.items():
                     raise  # it was neither purged nor compressed meanwhile
 
     def _files(self) -> dict[int, str]:
-        """Where each segment lies."""
         try:
-            return {number: segment_file(self._folder, number).name for number in list_segments(self._folder)}
+            return list_files(self._folder)
         except FileNotFoundError:
             return {}
 
-    def _opened(self, numbers: list[int]) -> list[SegmentFile]:
-        for gone in self._open.keys() - set(numbers):
+    def _opened(self, files: dict[int, str]) -> list[SegmentFile]:
+        for gone in self._open.keys() - files.keys():
             self._open.pop(gone).close()
+        numbers = sorted(files)
         for number in numbers:
             segment = self._open.get(number)
-            if segment is not None and segment.stale(numbers[-1]):
+            if segment is not None and segment.stale(files[number], numbers[-1]):
                 self._open.pop(number).close()
                 segment = None
             if segment is None:
-                self._open[number] = self._open_file(number, number != numbers[-1])
+                self._open[number] = self._open_file(number, files[number], number != numbers[-1])
         return [self._open[number] for number in numbers]
 
-    def _open_file(self, number: int, sealed: bool) -> SegmentFile:
+    def _open_file(self, number: int, name: str, sealed: bool) -> SegmentFile:
         try:
-            return SegmentFile(self._folder, number, sealed)
+            return SegmentFile(self._folder, number, name, sealed)
         except DamagedPack as error:
             raise self._tell(segment_path(self._folder, number), error) from error
 

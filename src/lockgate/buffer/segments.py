@@ -132,7 +132,17 @@ def segment_number(path: Path) -> int:
 
 def list_segments(folder: Path) -> list[int]:
     """The numbers of the segments, compressed or not, oldest first."""
-    return sorted({int(match[1]) for name in os.listdir(folder) if (match := _NAMES.fullmatch(name))})
+    return sorted(list_files(folder))
+
+
+def list_files(folder: Path) -> dict[int, str]:
+    """The name of each segment's file; the plain one's where both are there."""
+    files: dict[int, str] = {}
+    for name in os.listdir(folder):
+        if match := _NAMES.fullmatch(name):
+            number = int(match[1])
+            files[number] = min(name, files.get(number, name))  # the shorter one
+    return files
 
 
 def suspect_path(path: Path) -> Path:

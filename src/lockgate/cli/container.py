@@ -123,11 +123,15 @@ def _be_init(command: str, serves: bool) -> None:
 
 def _watch() -> None:
     """Return in a child; stay behind, pass signals on, take leave of every process, and end as the child does."""
+    passed_on = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)  # what comes before the handlers are there waits for them
     child = os.fork()
     if not child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
         return
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN):
+    for number in passed_on:
         signal.signal(number, lambda given, _frame: os.kill(child, given))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
     while True:
         ended, status = os.wait()
         if ended == child:

@@ -1,4 +1,4 @@
-"""`lockgate edge tunnel | service-token | certificate | audit`: who may come in through this edge, and who did."""
+"""`lockgate edge tunnel | log | service-token | certificate | audit`: who may come in through this edge, who did."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from lockgate.config import values
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import Config
 from lockgate.config.values import BadValue
+from lockgate.telemetry import health
 
 if TYPE_CHECKING:
     from lockgate.tunnel.token import Token
 
+_LOG_SECONDS = 0.5  # between questions
 _DURATION = values.duration(1, 3660 * 86_400)
 
 
@@ -26,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
     tunnel = parts.add_parser("tunnel", help="tunnels, their tokens and host names")
     _add_tunnel(tunnel.add_subparsers(dest="action", required=True, metavar="ACTION"))
+    log = parts.add_parser("log", help="what the connectors of a tunnel log, as it comes")
+    log.add_argument("name", metavar="NAME")
+    log.add_argument(
+        "--level", choices=("debug", "info", "warn", "error"), default="info", help="(default: %(default)s)"
+    )
+    add_config_argument(log)
     add_config_argument(parts.add_parser("service-token", help="make an id and a secret for a program"))
     _add_certificate(parts.add_parser("certificate", help="make the certificate that connectors see, or renew it"))
     audit = parts.add_parser("audit", help="who connected, from where, to what, how much")
@@ -85,9 +93,30 @@ def main(arguments: argparse.Namespace) -> int:
         return _tunnel(arguments, config)
     if arguments.part == "audit":
         return _audit(arguments, arguments.folder or config.edge.audit_folder(config.gateway))
+    if arguments.part == "log":
+        return _follow_log(arguments, config)
     if arguments.part == "certificate":
         return _certificate(arguments, config)
     return _service_token()
+
+
+def _follow_log(arguments: argparse.Namespace, config: Config) -> int:
+    """Print what a tunnel's connectors log, until it is interrupted; the edge has to run."""
+    path = config.gateway.sockets_dir / "edge.sock"
+    after: dict[str, int] = {}
+    while True:
+        said = health.ask(path, ask="log", tunnel=arguments.name, level=arguments.level, after=json.dumps(after))
+        connectors: Any = said.get("connectors") if said is not None else None
+        if not isinstance(connectors, dict):
+            problem = f"the edge does not answer on {path}: is it running?" if said is None else said.get("error")
+            print(problem, file=sys.stderr)
+            return 1
+        for connector, lines in connectors.items():
+            for line in lines:
+                after[connector] = line["number"]
+                text = f"{line.get('time')} {line.get('level')} {line.get('message')}"
+                print(f"{connector[:8]} {text.encode('unicode_escape').decode()}", flush=True)
+        time.sleep(_LOG_SECONDS)
 
 
 def _tunnel(arguments: argparse.Namespace, config: Config) -> int:

@@ -17,7 +17,8 @@ from lockgate.transport import proxy_protocol
 from lockgate.transport.websocket import WebSocket
 from lockgate.tunnel.conduit import CONDUIT, RECEIVED, Conduit, ConduitError
 from lockgate.tunnel.framed import WEBSOCKET_MAGIC, Framed
-from lockgate.tunnel.h2_session import Headers, Stream, StreamProtocol
+from lockgate.tunnel.guards import Guards
+from lockgate.tunnel.h2_session import Headers, HeadersTooLarge, Stream, StreamProtocol
 from lockgate.tunnel.headers import (
     FROM_CONNECTOR,
     SOURCE,
@@ -29,6 +30,7 @@ from lockgate.tunnel.headers import (
 )
 from lockgate.tunnel.http1 import Flow, Http1
 from lockgate.tunnel.ingress import Rule
+from lockgate.tunnel.management import HOST, Management
 from lockgate.tunnel.origins import OriginError, Origins, Request, dial_service, dial_tcp, request_head
 from lockgate.tunnel.pushes import Configurations
 from lockgate.tunnel.relay import End
@@ -36,7 +38,9 @@ from lockgate.tunnel.services import AllowList, Service
 
 log = logging.getLogger(__name__)
 
+MANAGEMENT_HOST: Final = HOST.encode()
 _PUSH_BYTES: Final = 1 << 20
+_SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))  # may be asked twice
 _NOT_OF_THE_ORIGIN: Final = frozenset((UPGRADE, SOURCE, CONDUIT, RECEIVED, b"host"))
 
 
@@ -54,6 +58,10 @@ class Counts:
     hosts: dict[str, int] = field(default_factory=dict)
 
 
+class _Forbidden(Exception):
+    """The rule of a request asks for what it does not bring."""
+
+
 class _Wanted(StreamProtocol):
     """Sits on a stream while its origin is sought: nobody goes on for an edge that has gone."""
 
@@ -67,12 +75,19 @@ class _Wanted(StreamProtocol):
 class Answers:
     """The streams of all connections of one connector."""
 
-    def __init__(self, configurations: Configurations, allow: AllowList, proxied: AllowList) -> None:
-        """`allow`: what raw TCP streams may reach; `proxied`: what is told the device's address by PROXY protocol."""
+    def __init__(
+        self, configurations: Configurations, allow: AllowList, proxied: AllowList, management: Management
+    ) -> None:
+        """`allow`: what raw TCP streams may reach; `proxied`: what is told the device's address by PROXY protocol.
+
+        `management` answers what is asked of the connector itself.
+        """
+        self._management = management
         self._configurations = configurations
         self._allow = allow
         self._proxied = proxied
         self._origins = Origins()
+        self._guards = Guards()
         self._conduits: dict[str, Conduit] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts = Counts()
@@ -84,6 +99,9 @@ class Answers:
         conduit = self._conduits.get(fields.get(CONDUIT, b"").decode("latin-1"))
         if conduit is not None:
             self._resume(stream, conduit, fields)
+            return
+        if fields.get(b":authority") == MANAGEMENT_HOST:
+            self._management.serve(stream, fields)
             return
         self.counts.requests += 1
         self.counts.open += 1
@@ -98,8 +116,13 @@ class Answers:
         else:
             self._spawn(stream, self._serve_http(stream, headers, fields))
 
+    def begin(self) -> None:
+        """Have ready what the rules ask for; on the loop."""
+        self._guards.follow(self._configurations.ingress)
+
     def close(self) -> None:
         """End everything that is open."""
+        self._guards.close()
         for task in list(self._tasks):
             task.cancel()
         for conduit in list(self._conduits.values()):
@@ -116,7 +139,10 @@ class Answers:
     async def _run(self, stream: Stream, work: Coroutine[None, None, None]) -> None:
         try:
             await work
-        except OriginError as error:
+        except _Forbidden as error:
+            log.info("A request is refused: %s", error)
+            self._refuse(stream, 403, "not allowed")
+        except (OriginError, HeadersTooLarge) as error:
             self.counts.errors += 1
             log.warning("A request cannot be answered: %s", error)
             self._refuse(stream, 502, str(error))
@@ -258,6 +284,8 @@ class Answers:
         name = host.decode("latin-1")
         if name in self.counts.hosts or len(self.counts.hosts) < 1000:
             self.counts.hosts[name] = self.counts.hosts.get(name, 0) + 1
+        if problem := self._guards.problem(rule, target.decode("latin-1"), headers):
+            raise _Forbidden(problem)
         kept = [one for one in end_to_end(headers) if one[0] not in _NOT_OF_THE_ORIGIN and not one[0].startswith(b":")]
         return rule, Request(fields.get(b":method", b"GET"), target, host, kept)
 
@@ -273,24 +301,36 @@ class Answers:
             return
         if rule.service.kind == "tcp":
             raise OriginError(f"{rule.service.text} is reached by WebSocket, not by plain HTTP")
-        async with self._origins.connection(rule, request.host.decode("latin-1")) as http:
-            head = request_head(rule, request, has_body=not stream.has_ended)
-            flow = Flow()
+        host, has_body = request.host.decode("latin-1"), not stream.has_ended
+        head = request_head(rule, request, has_body=has_body)
+        flow = Flow()
+        async with self._origins.connection(rule, host) as http:
             flow.attach(stream)
             stream.resume_reading()
-            sending = asyncio.create_task(_send_request(http, flow, head))
-            leaving = asyncio.create_task(flow.until_gone())
-            answering = asyncio.create_task(self._hear_response(stream, flow, http))
             try:
-                # A request that cannot be sent to its end may have its answer all the same.
-                await asyncio.wait((leaving, answering), return_when=asyncio.FIRST_COMPLETED)
-                if not answering.done():
-                    raise ConnectionError("the edge gave the request up")
-                answering.result()
-            finally:
-                for task in (sending, leaving, answering):
-                    task.cancel()
-                await asyncio.gather(sending, leaving, answering, return_exceptions=True)
+                await self._exchange(stream, flow, http, head)
+                return
+            except (ConnectionError, OriginError, h11.RemoteProtocolError):
+                # The origin closed a kept connection while we asked: it has not looked at the request.
+                if has_body or http.has_heard or not http.was_kept or request.method not in _SAFE or flow.is_gone:
+                    raise
+        async with self._origins.connection(rule, host, fresh=True) as http:
+            await self._exchange(stream, flow, http, head)
+
+    async def _exchange(self, stream: Stream, flow: Flow, http: Http1, head: h11.Request) -> None:
+        sending = asyncio.create_task(_send_request(http, flow, head))
+        leaving = asyncio.create_task(flow.until_gone())
+        answering = asyncio.create_task(self._hear_response(stream, flow, http))
+        try:
+            # A request that cannot be sent to its end may have its answer all the same.
+            await asyncio.wait((leaving, answering), return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                raise ConnectionError("the edge gave the request up")
+            answering.result()
+        finally:
+            for task in (sending, leaving, answering):
+                task.cancel()
+            await asyncio.gather(sending, leaving, answering, return_exceptions=True)
 
     async def _hear_response(self, stream: Stream, flow: Flow, http: Http1) -> None:
         while True:
@@ -321,7 +361,7 @@ class Answers:
             if isinstance(event, h11.Data):
                 await flow.write(bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
-                stream.write_eof(trailers=[(name.lower(), value) for name, value in event.headers] or None)
+                stream.write_eof(trailers=end_to_end(event.headers.raw_items()) or None)
                 return
             else:
                 raise ConnectionError("the origin broke off")
@@ -338,6 +378,7 @@ class Answers:
             if len(body) > _PUSH_BYTES:
                 break
         answer = self._configurations.push(bytes(body))
+        self._guards.follow(self._configurations.ingress)
         stream.send_headers([(b":status", b"200"), (b"content-type", b"application/json")])
         await flow.write(answer)
         stream.write_eof()

@@ -6,9 +6,10 @@ head of four bytes, then
     0 | length    that many bytes follow; none: the sender says nothing more
     1 | count     so many bytes more were handed on
 
-Each end keeps what the other has not confirmed. When the tunnel connection dies the edge opens a stream on another
-connection of the same connector, both say how many bytes they have, and each says again what the other lacks. Who has
-too much unconfirmed is paused; after `GAP_SECONDS` without a stream the conduit is lost.
+The end counts as a byte, so that it is confirmed, and said again, as they are. Each end keeps what the other has not
+confirmed. When the tunnel connection dies the edge opens a stream on another connection of the same connector, both say
+how many bytes they have, and each says again what the other lacks. Who has too much unconfirmed is paused; after
+`GAP_SECONDS` without a stream the conduit is lost.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from lockgate.tunnel.h2_session import Stream, StreamClosed, StreamProtocol
 log = logging.getLogger(__name__)
 
 FEATURE: Final = "lockgate_ride_through_1"  # said by a connector when it registers
+PLACE: Final = "lockgate_place_"  # begins what says where a connector runs: one process at a time is there
 CONDUIT: Final = b"lockgate-conduit"  # of a request: the id, 32 hex digits
 RECEIVED: Final = b"lockgate-received"  # of a request and its response: bytes that end has; of a new conduit 0
 
@@ -30,6 +32,7 @@ GAP_SECONDS: Final = 30.0
 _MOST_UNCONFIRMED: Final = 128 * 1024  # bytes
 _CONFIRM_EACH: Final = 4 * 1024  # bytes
 _MAX_RECORD: Final = 1 << 20
+_LINGER_SECONDS: Final = 30.0  # for the other end to end as well, once nobody listens here
 _ACK: Final = 1 << 31
 
 
@@ -57,7 +60,7 @@ class Conduit(asyncio.Transport):
         self._on_gap = gap
         self._on_gone = gone
         self._carrier: _Carrier | None = None
-        self._unconfirmed: list[bytes] = []
+        self._unconfirmed: list[bytes] = []  # b"" is the end
         self._unconfirmed_bytes = 0
         self._confirmed = 0  # bytes the other end has
         self._said_received = 0  # of `received`, what the other end was told
@@ -89,24 +92,21 @@ class Conduit(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._closed or self._ends or not data:
             return
-        chunk = bytes(data)
-        self._unconfirmed.append(chunk)
-        self._unconfirmed_bytes += len(chunk)
-        self._say(chunk)
+        self._put(bytes(data))
         self._look_at_room()
 
     def write_eof(self) -> None:
         if not self._closed and not self._ends:
             self._ends = True
-            self._say(b"")
-            self._finish_if_done()
+            self._put(b"")
 
     def close(self) -> None:
         """Say that nothing more comes, and hear nothing more."""
         self.write_eof()
-        if not self._peer_ended:
-            self._reading_paused = False
+        if not self._peer_ended and not isinstance(self._protocol, _Deaf):
             self._protocol = _Deaf(self._protocol)
+            self.resume_reading()
+            self._linger(-1)
 
     def abort(self) -> None:
         """End it at both ends."""
@@ -152,11 +152,10 @@ class Conduit(asyncio.Transport):
         self._said_received = self.received
         for chunk in list(self._unconfirmed):
             self._say(chunk)
-        if self._ends:
-            self._say(b"")
         if self._reading_paused:
             stream.pause_reading()
         self._look_at_room()
+        self._finish_if_done()
 
     def carrier_lost(self, carrier: _Carrier, cause: Exception | None) -> None:
         """The stream has ended: with its connection, or because the other end gave the conduit up."""
@@ -164,38 +163,57 @@ class Conduit(asyncio.Transport):
             return
         self._carrier = None
         if isinstance(cause, StreamClosed) and not carrier.stream.session_is_lost:
-            self._lose(ConduitError(str(cause)))
+            self.other_is_gone(str(cause))
             return
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(GAP_SECONDS, self._give_up)
         self._on_gap(self)
 
+    def carrier_ended(self, carrier: _Carrier) -> None:
+        """The other end says nothing more on this stream: it is done, or it lies."""
+        if carrier is self._carrier:
+            self.other_is_gone("its stream ended before it did")
+
     def carrier_paused(self, paused: bool) -> None:
         self._carrier_paused = paused
+        self._confirm()
         self._look_at_room()
 
     def take(self, data: bytes) -> None:
         """Bytes of the other end."""
+        if self._peer_ended:
+            self.fail("bytes behind the end")
+            return
         self.received += len(data)
         self._protocol.data_received(data)
-        if self.received - self._said_received >= _CONFIRM_EACH and self._carrier is not None:
-            self._carrier.stream.write((_ACK | (self.received - self._said_received)).to_bytes(4, "big"))
-            self._said_received = self.received
+        if self.received - self._said_received >= _CONFIRM_EACH:
+            self._confirm()
 
     def take_confirmation(self, count: int) -> None:
         if count > self._unconfirmed_bytes:
             raise ConduitError(f"{count} bytes are confirmed, {self._unconfirmed_bytes} were on the way")
         self._take_confirmation(count)
         self._look_at_room()
+        self._finish_if_done()
 
     def take_end(self) -> None:
         """The other end says nothing more."""
         if self._peer_ended:
+            self.fail("a second end")
             return
+        self.received += 1
         self._peer_ended = True
+        self._confirm()
         if not self._protocol.eof_received():
             self.write_eof()
         self._finish_if_done()
+
+    def other_is_gone(self, problem: str) -> None:
+        """The other end knows nothing of it any more: where both have said their end it has just been quicker."""
+        if self._ends and self._peer_ended:
+            self._lose(None)
+        else:
+            self._lose(ConduitError(problem))
 
     def fail(self, problem: str) -> None:
         """The other end broke the rules."""
@@ -205,6 +223,17 @@ class Conduit(asyncio.Transport):
 
     # --- within --------------------------------------------------------------------------------------------------
 
+    def _put(self, chunk: bytes) -> None:
+        self._unconfirmed.append(chunk)
+        self._unconfirmed_bytes += len(chunk) or 1
+        self._say(chunk)
+
+    def _confirm(self) -> None:
+        """Say what came. Not to who does not read: that would pile up."""
+        if self._carrier is not None and not self._carrier_paused and self.received > self._said_received:
+            count, self._said_received = self.received - self._said_received, self.received
+            self._carrier.stream.write((_ACK | count).to_bytes(4, "big"))
+
     def _say(self, chunk: bytes) -> None:
         if self._carrier is not None:
             self._carrier.stream.write(len(chunk).to_bytes(4, "big") + chunk)
@@ -213,8 +242,8 @@ class Conduit(asyncio.Transport):
         self._confirmed += count
         self._unconfirmed_bytes -= count
         whole = 0  # chunks that have arrived
-        while count and count >= len(self._unconfirmed[whole]):
-            count -= len(self._unconfirmed[whole])
+        while count and count >= (size := len(self._unconfirmed[whole]) or 1):
+            count -= size
             whole += 1
         del self._unconfirmed[:whole]
         if count:
@@ -230,7 +259,9 @@ class Conduit(asyncio.Transport):
             self._protocol.resume_writing()
 
     def _finish_if_done(self) -> None:
-        if self._ends and self._peer_ended and not self._closed:
+        if self._ends and self._peer_ended and not self._unconfirmed and not self._closed:
+            self._carrier_paused = False
+            self._confirm()
             carrier, self._carrier = self._carrier, None
             if carrier is not None:
                 carrier.stream.write_eof()
@@ -238,7 +269,16 @@ class Conduit(asyncio.Transport):
 
     def _give_up(self) -> None:
         self._timer = None
-        self._lose(ConduitError(f"no tunnel connection for {GAP_SECONDS:.0f} s"))
+        self.other_is_gone(f"no tunnel connection for {GAP_SECONDS:.0f} s")
+
+    def _linger(self, confirmed: int) -> None:
+        """End it where nobody listens any more and nothing moves."""
+        if self._closed:
+            return
+        if confirmed == self._confirmed:
+            self.abort()
+        else:
+            asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._linger, self._confirmed)
 
     def _lose(self, cause: Exception | None) -> None:
         carrier, self._carrier = self._carrier, None
@@ -303,6 +343,8 @@ class _Carrier(StreamProtocol):
             conduit.take_end()
 
     def eof_received(self) -> bool:
+        if self._conduit is not None:
+            self._conduit.carrier_ended(self)
         return True
 
     def pause_writing(self) -> None:

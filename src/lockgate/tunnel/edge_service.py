@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from lockgate.config.model import EdgeConfig, GatewayConfig
@@ -19,6 +22,7 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS: Final = 5.0  # how often certificates are looked at
 _HANDSHAKE_SECONDS: Final = 15.0
 _BACKLOG: Final = 1024
+_M_MMAP_THRESHOLD: Final = -3  # of mallopt(3)
 
 
 class Edge:
@@ -40,6 +44,7 @@ class Edge:
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve until cancelled."""
+        _give_large_blocks_back()
         config = self._config
         try:
             await self._listen("connectors", config.listen_tunnel, self.hub.accept, self._tunnel)
@@ -49,8 +54,6 @@ class Edge:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.hub.keep())
                 tasks.create_task(self._keep_certificates())
-                for url in self.hub.tunnels.keys:
-                    tasks.create_task(url.keep())
         finally:
             for server in self._servers:
                 server.close()
@@ -83,6 +86,17 @@ class Edge:
             "audit_lines_lost": self.audit.lost,
         }
 
+    def answers(self) -> Mapping[str, Callable[[Mapping[str, object]], Mapping[str, object]]]:
+        """What `lockgate edge log` asks."""
+        return {"log": self._log}
+
+    def _log(self, question: Mapping[str, object]) -> Mapping[str, object]:
+        try:
+            after = json.loads(str(question.get("after") or "{}"))
+        except ValueError:
+            after = {}
+        return self.hub.log_lines(str(question.get("tunnel", "")), after, str(question.get("level", "info")))
+
     async def _listen(
         self,
         what: str,
@@ -110,3 +124,13 @@ class Edge:
             await asyncio.sleep(_LOOK_SECONDS)
             for one in (self._https, self._mqtts, self._tunnel):
                 await asyncio.to_thread(one.refresh)
+
+
+def _give_large_blocks_back() -> None:
+    """Have glibc map each block of 128 KiB and more by itself, whatever was freed before.
+
+    uvloop keeps 256 KiB for each TLS connection and touches 4 of them; from the heap, where glibc takes such blocks
+    once one was freed, they are often in memory as a whole (measured: 52 and 38 KiB for each idle session).
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 128 * 1024)

@@ -39,19 +39,24 @@ class SessionLimits:
     """What one connection may take."""
 
     streams: int = 10_000  # that the peer may have open
-    header_bytes: int = 64 * 1024  # of one header list
+    header_bytes: int = 256 * 1024  # of one header list
     window: int = 128 * 1024  # of a stream, to us
     connection_window: int = 16 * 1024 * 1024  # of all streams, to us
     stream_outstanding: int = 128 * 1024  # bytes of a stream on their way to a peer whose windows are larger
     stream_buffer: int = 64 * 1024  # bytes a stream keeps before its writer is paused
     control_frames: int = 200  # PING, SETTINGS, RST_STREAM and empty DATA of the peer per second, beyond a burst
     control_burst: int = 20_000
+    linger: float = 60.0  # seconds for the peer to end a stream that we have closed
     ping_interval: float = 4.0  # seconds
     ping_deadline: float = 10.0  # seconds without a byte after which the peer is taken for dead
 
 
 class StreamClosed(ConnectionError):
     """The stream ended before its end: reset by the peer, or with its session."""
+
+
+class HeadersTooLarge(ConnectionError):
+    """A header list that the peer does not take: to say it would end the connection."""
 
 
 class SessionBusy(ConnectionError):
@@ -84,6 +89,28 @@ class _FrameSizes:
         return None
 
 
+class _Connection(h2.connection.H2Connection):
+    """h2 without what would make the mistake of one request the end of all others.
+
+    It takes a body that does not keep its Content-Length for an error of the connection, also where there is no body to
+    keep it (304). Who passes a body on over HTTP/1.1 counts it anyway.
+    """
+
+    def _begin_new_stream(self, stream_id: int, allowed_ids: Any) -> Any:
+        stream = super()._begin_new_stream(stream_id, allowed_ids)
+        stream._initialize_content_length = _count_nothing  # type: ignore[method-assign, assignment]
+        return stream
+
+
+def _count_nothing(_: object) -> None:
+    """Expect nothing of a body."""
+
+
+def header_list_bytes(headers: Headers) -> int:
+    """How large a header list is to its receiver (RFC 9113 §6.5.2)."""
+    return sum(len(name) + len(value) + 32 for name, value in headers)
+
+
 class StreamProtocol(asyncio.Protocol):
     """What sits on a stream: asyncio's Protocol, and what HTTP has beside bytes."""
 
@@ -112,6 +139,7 @@ class Stream(asyncio.Transport):
         self._heard_end = False
         self._told_end = False
         self._closed = False
+        self._cause: Exception | None = None  # of its end
         self.answered = False  # header fields were said
         self.queued = False  # in its session's round
 
@@ -121,7 +149,10 @@ class Stream(asyncio.Transport):
         return cast("asyncio.BaseProtocol", self._protocol)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Hand the stream to a StreamProtocol; it is not told connection_made."""
+        """Hand the stream to a StreamProtocol; it is not told connection_made, but of an end that has come already."""
+        if self._closed:
+            asyncio.get_running_loop().call_soon(cast("StreamProtocol", protocol).connection_lost, self._cause)
+            return
         self._protocol = cast("StreamProtocol", protocol)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -198,8 +229,9 @@ class Stream(asyncio.Transport):
     # --- HTTP ----------------------------------------------------------------------------------------------------
 
     def send_headers(self, headers: Headers, *, end_stream: bool = False) -> None:
-        """Say the header fields of a response."""
+        """Say the header fields of a response; HeadersTooLarge."""
         if not self._closed:
+            self._session.check_size(headers)
             self.answered = True
             self._ends = self._said_end = end_stream
             self._session.send_headers(self, headers, end_stream=end_stream)
@@ -289,6 +321,7 @@ class Stream(asyncio.Transport):
 
     def _lose(self, cause: Exception | None) -> None:
         self._closed = True
+        self._cause = cause
         for _, credit in self._inbox:
             self._session.give_credit(self, credit)
         self._inbox.clear()
@@ -319,10 +352,11 @@ class Session(asyncio.Protocol):
         config = h2.config.H2Configuration(
             client_side=client,
             header_encoding=None,
+            validate_inbound_headers=False,  # a mistake would end all streams; who uses the fields looks at them
             validate_outbound_headers=False,
             normalize_outbound_headers=False,
         )
-        self._h2 = h2.connection.H2Connection(config=config)
+        self._h2 = _Connection(config=config)
         self.limits = limits
         self._opened = opened
         self._made = made
@@ -371,20 +405,29 @@ class Session(asyncio.Protocol):
         return self._reason is not None
 
     def open(self, headers: Headers, protocol: StreamProtocol, *, end_stream: bool = False) -> Stream:
-        """Open a stream by a request; SessionBusy where the peer takes no more."""
+        """Open a stream by a request; SessionBusy where the peer takes no more, HeadersTooLarge."""
         if self._reason is not None:
             raise SessionBusy(self._reason)
+        self.check_size(headers)
         stream_id = self._h2.get_next_available_stream_id()
         try:
             self._h2.send_headers(stream_id, headers, end_stream=end_stream)
         except (h2.exceptions.TooManyStreamsError, h2.exceptions.NoAvailableStreamIDError) as error:
             raise SessionBusy(f"the peer takes no more streams ({len(self._streams)} are open)") from error
+        except h2.exceptions.ProtocolError as error:
+            raise SessionBusy(f"the connection ends ({error})") from error
         stream = self._streams[stream_id] = Stream(self, stream_id)
         stream.set_protocol(protocol)
         stream._ends = stream._said_end = end_stream
         protocol.connection_made(stream)
         self._plan_flush()
         return stream
+
+    def check_size(self, headers: Headers) -> None:
+        """Raise HeadersTooLarge where the peer has said that it does not take as much."""
+        limit, size = self._h2.remote_settings.max_header_list_size, header_list_bytes(headers)
+        if limit is not None and size > limit:
+            raise HeadersTooLarge(f"header fields of {size} bytes, the peer takes {limit}")
 
     def close(self, reason: str) -> None:
         """End the connection, and with it every stream, when what was written is out."""
@@ -421,10 +464,10 @@ class Session(asyncio.Protocol):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
-        self._heard = self._loop.time()
         self.bytes_in += len(data)
         if self._reason is not None:
-            return
+            return  # and it does not live on by talking
+        self._heard = self._loop.time()
         if length := self._sizes.follow(data):
             self._end(f"the peer broke HTTP/2: a frame of {length} bytes")
             return
@@ -471,9 +514,14 @@ class Session(asyncio.Protocol):
             self._plan_flush()
 
     def send_headers(self, stream: Stream, headers: Headers, *, end_stream: bool) -> None:
-        if self._reason is None:
+        if self._reason is not None:
+            return
+        try:
             self._h2.send_headers(stream.id, headers, end_stream=end_stream)
-            self._plan_flush()
+        except h2.exceptions.ProtocolError as error:  # it was reset, which is told in a moment
+            self._loop.call_soon(stream.lose, StreamClosed(f"the stream was closed ({error})"))
+            return
+        self._plan_flush()
 
     def give_credit(self, stream: Stream, size: int) -> None:
         """So many bytes of the stream were handed on."""
@@ -490,6 +538,7 @@ class Session(asyncio.Protocol):
         """Nobody reads the stream any more: when the last is said, it is reset (RFC 9113 §8.1)."""
         stream.set_protocol(_Forgone(stream))
         stream.resume_reading()
+        self._loop.call_later(self.limits.linger, stream.abort)
 
     def forget(self, stream: Stream) -> None:
         self._streams.pop(stream.id, None)
@@ -544,10 +593,16 @@ class Session(asyncio.Protocol):
                 self._h2.send_data(stream.id, data)
                 return len(data)
             trailers = stream.take_trailers()
+            if trailers is not None:
+                self.check_size(trailers)
             if data or trailers is None:
                 self._h2.send_data(stream.id, data, end_stream=trailers is None)
             if trailers is not None:
                 self._h2.send_headers(stream.id, trailers, end_stream=True)
+        except HeadersTooLarge as error:
+            self.reset(stream, ErrorCodes.INTERNAL_ERROR)
+            stream.lose(StreamClosed(str(error)))
+            return 0
         except h2.exceptions.ProtocolError as error:
             stream.lose(StreamClosed(f"the stream was closed ({error})"))
             return 0

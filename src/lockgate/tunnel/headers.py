@@ -26,6 +26,7 @@ HOP_BY_HOP: Final = frozenset(
      b"trailer", b"transfer-encoding", b"upgrade")
 )  # fmt: skip
 _INTERNAL: Final = (b"cf-int-", b"cf-cloudflared-", b"cf-proxy-", b":")
+_WITHOUT_BODY: Final = frozenset((101, 204, 304))
 _ALWAYS_KEPT: Final = frozenset((b"sec-websocket-accept", b"connection", b"upgrade"))
 
 
@@ -90,7 +91,8 @@ def response(
 ) -> Headers:
     """The header fields of a stream's response; 101 travels as 200, for HTTP/2 has no 101."""
     said: Headers = [(b":status", b"%d" % (200 if status == 101 else status)), (META, meta)]
-    said += [(b"content-length", value) for name, value in fields if name.lower() == b"content-length"]
+    if status not in _WITHOUT_BODY:  # where HTTP/2 libraries would wait for so much
+        said += [(b"content-length", value) for name, value in fields if name.lower() == b"content-length"]
     said.append((SERIALISED, serialise(fields)))
     said += extra
     return said

@@ -111,7 +111,25 @@ class Http1(Flow):
         """`client`: we ask; otherwise we answer."""
         super().__init__()
         self.bytes_out = 0
+        self.was_kept = False  # it has served another request before
+        self.has_heard = False  # something of the peer's, since it was last kept
         self.h11 = h11.Connection(h11.CLIENT if client else h11.SERVER, max_incomplete_event_size=_HEAD_BYTES)
+
+    def eof_received(self) -> bool:
+        kept = super().eof_received()
+        return kept and not (self.was_kept and self.h11.our_state is h11.IDLE)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it may be used for another request: it is there, and nobody has said anything meanwhile."""
+        silent = not (self._chunks or self._ended or self.h11.trailing_data[0] or self.h11.trailing_data[1])
+        return silent and not self._gone and self.transport is not None and not self.transport.is_closing()
+
+    def keep(self) -> None:
+        """Be there for the next request."""
+        self.h11.start_next_cycle()
+        self.was_kept = True
+        self.has_heard = False
 
     async def event(self) -> h11.Event | None:
         """The next one, None where something else than HTTP may follow or the next request has to wait.
@@ -126,7 +144,9 @@ class Http1(Flow):
                 return cast("h11.Event", event)
             if self.h11.they_are_waiting_for_100_continue:
                 await self.send(h11.InformationalResponse(status_code=100, headers=[]))
-            self.h11.receive_data(await self.read())
+            data = await self.read()
+            self.has_heard = self.has_heard or bool(data)
+            self.h11.receive_data(data)
 
     async def send(self, event: h11.Event) -> None:
         """Say one event, and wait for room."""

@@ -88,10 +88,18 @@ class Ingress:
         return self.rules[-1]
 
     def may_dial(self, host: str, port: int, allow: AllowList) -> bool:
-        """Say whether a raw TCP stream may go there: what is on the list, and what a `tcp` rule leads to."""
+        """Say whether a raw TCP stream may go there: what is on the list, and what a `tcp` rule leads to.
+
+        Not what a rule with `access` leads to: a raw stream brings no JWT.
+        """
         if allow.permits(host, port):
             return True
-        return any(rule.service.kind == "tcp" and same_target(host, port, rule.service) for rule in self.rules)
+        return any(
+            rule.service.kind == "tcp"
+            and same_target(host, port, rule.service)
+            and not (rule.request.access is not None and rule.request.access.required)
+            for rule in self.rules
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Give the configuration as cloudflared reports its own, what is default left out."""

@@ -114,15 +114,19 @@ class KeyUrl:
         self.url = url
         self._keys: tuple[PublicKey, ...] = ()
         self._missed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None  # on which it is kept
 
     def get(self) -> tuple[PublicKey, ...]:
         return self._keys
 
     def miss(self) -> None:
-        self._missed.set()
+        """Any thread may say so: logins with passwords are looked at in one."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._missed.set)
 
     async def keep(self) -> None:
         """Fetch the keys, again every ten minutes and when a token names another; runs until it is cancelled."""
+        self._loop = asyncio.get_running_loop()
         while True:
             await self.fetch()
             await asyncio.sleep(_PAUSE_SECONDS)
@@ -155,6 +159,33 @@ class KeyUrl:
             log.warning("keys cannot be fetched from %s, the old ones stay: %s", self.url, error)
             return False
         return True
+
+
+class Keeping:
+    """Keeps the keys of some addresses fresh: those that are wanted now."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[KeyUrl, asyncio.Task[None]] = {}
+
+    def want(self, wanted: Iterable[KeyUrl]) -> None:
+        """Begin with those that are new, end those that are gone, and begin those again that failed."""
+        kept = set(wanted)
+        for url in [one for one in self._tasks if one not in kept]:
+            self._tasks.pop(url).cancel()
+        for url in kept:
+            if url not in self._tasks or self._tasks[url].done():
+                self._tasks[url] = asyncio.get_running_loop().create_task(_keep(url))
+
+    def close(self) -> None:
+        """End all."""
+        self.want(())
+
+
+async def _keep(url: KeyUrl) -> None:
+    try:
+        await url.keep()
+    except Exception:
+        log.exception("the keys of %s are not kept fresh for now", url.url)
 
 
 def urls(sources: Iterable[Keys]) -> list[KeyUrl]:

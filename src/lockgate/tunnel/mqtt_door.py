@@ -21,6 +21,7 @@ from lockgate.tunnel.devices import DeviceFilter, State
 from lockgate.tunnel.edge import NoConnector
 from lockgate.tunnel.h2_session import Headers
 from lockgate.tunnel.headers import SOURCE, UPGRADE, HeaderError
+from lockgate.tunnel.logins import TooManyLogins
 from lockgate.tunnel.paced import Pace, PacedEnd
 from lockgate.tunnel.tunnels import Mqtts, Tunnel
 
@@ -102,7 +103,15 @@ class Device(PacedEnd):
             return
         if route.policy is not None:
             self.filter.policy = route.policy
-        outcome = await asyncio.to_thread(self.filter.log_in, time.time())
+        if self.filter.is_slow:
+            address = self.filter.peer.address.rpartition(":")[0]
+            try:
+                outcome = await self._public.logins.run(address, lambda: self.filter.log_in(time.time()))
+            except TooManyLogins:
+                self._refuse(reason_codes.SERVER_BUSY, "too many logins wait")
+                return
+        else:
+            outcome = self.filter.log_in(time.time())
         if isinstance(outcome, Refused):
             self.filter.admit(outcome)
             self.say()

@@ -114,20 +114,21 @@ class Origins:
         self._idle: dict[tuple[object, ...], list[tuple[Http1, asyncio.TimerHandle]]] = defaultdict(list)
 
     @contextlib.asynccontextmanager
-    async def connection(self, rule: Rule, host: str) -> AsyncIterator[Http1]:
-        """One for a request and its response; kept afterwards when both are whole."""
+    async def connection(self, rule: Rule, host: str, *, fresh: bool = False) -> AsyncIterator[Http1]:
+        """One for a request and its response; kept afterwards when both are whole. `fresh`: none that was kept."""
         key = (rule.service, rule.request, host if rule.service.tls and rule.request.match_sni_to_host else "")
-        http = self._kept(key) or await dial_service(rule, host, lambda: Http1(client=True))
+        kept = None if fresh else self._kept(key)
+        http = kept or await dial_service(rule, host, lambda: Http1(client=True))
         whole = False
         try:
             yield http
-            whole = http.h11.our_state is h11.DONE and http.h11.their_state is h11.DONE and not http.is_gone
+            whole = http.h11.our_state is h11.DONE and http.h11.their_state is h11.DONE and http.is_idle
         finally:
             transport = cast("asyncio.Transport", http.transport)
             if not whole or len(self._idle[key]) >= rule.request.keep_alive_connections:
                 transport.close()
             else:
-                http.h11.start_next_cycle()
+                http.keep()
                 loop = asyncio.get_running_loop()
                 timer = loop.call_later(rule.request.keep_alive_timeout, transport.close)
                 self._idle[key].append((http, timer))
@@ -170,8 +171,9 @@ class Origins:
         while kept:
             http, timer = kept.pop()
             timer.cancel()
-            if not http.is_gone and not cast("asyncio.Transport", http.transport).is_closing():
+            if http.is_idle:
                 return http
+            cast("asyncio.Transport", http.transport).close()
         del self._idle[key]
         return None
 

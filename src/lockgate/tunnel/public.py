@@ -22,9 +22,10 @@ from lockgate.tunnel.audit import AuditLog, Visit
 from lockgate.tunnel.device_policy import DevicePolicy, Peer
 from lockgate.tunnel.edge import Answering, Hub, NoConnector, Opened
 from lockgate.tunnel.framed import UP_FRAME_BYTES, WEBSOCKET_MAGIC, Framed
-from lockgate.tunnel.h2_session import Headers, StreamProtocol
+from lockgate.tunnel.h2_session import Headers, HeadersTooLarge, StreamProtocol
 from lockgate.tunnel.headers import UPGRADE, HeaderError, end_to_end
 from lockgate.tunnel.http1 import Http1
+from lockgate.tunnel.logins import Logins
 from lockgate.tunnel.mqtt_door import Device, Route, to_target, websocket_route
 from lockgate.tunnel.paced import Pace, PacedEnd
 from lockgate.tunnel.policy import Request
@@ -38,7 +39,10 @@ T = TypeVar("T")
 
 _HEAD_SECONDS: Final = 15.0  # for the head of a request
 _IDLE_SECONDS: Final = 75.0  # between requests
+STALL_SECONDS = 60.0  # in the middle of a request or a response
+RESPONSE_SECONDS = 100.0  # for an origin to answer what it was asked
 _OPEN_SECONDS: Final = 20.0  # for an origin to agree to a WebSocket or a raw stream
+_NOT_PASSED_ON: Final = (b"CONNECT", b"TRACE")
 # What only the edge may say
 _OURS: Final = (b"cf-cloudflared-", b"cf-connecting-ip", b"cf-ray", b"x-forwarded-for", b"x-forwarded-proto",
                 b"x-real-ip", b"forwarded", b"lockgate-conduit", b"lockgate-received", b"cf-warp-tag-")  # fmt: skip
@@ -67,6 +71,7 @@ class Public:
         self.counts = PublicCounts()
         self._most_connections = most_connections
         self._tasks: set[asyncio.Task[None]] = set()
+        self.logins = Logins()
         self._paces: dict[str, tuple[Pace, Pace]] = {}
 
     def accept_https(self) -> Http1:
@@ -105,6 +110,7 @@ class Public:
 
     def close(self) -> None:
         """End what is being asked or answered."""
+        self.logins.close()
         for task in list(self._tasks):
             task.cancel()
 
@@ -210,6 +216,8 @@ class _Visitor(Http1):
                 await self._say(error.error_status_hint, "this is no HTTP request")
         except (ConnectionError, TimeoutError, VisitorGone, h11.LocalProtocolError) as error:
             log.debug("A connection of %s ends: %s", self._address, error)
+            if self.h11.our_state is h11.SEND_BODY:
+                transport.abort()  # an orderly end would look like that of the response
         except Exception:
             log.exception("A request of %s failed", self._address)
         finally:
@@ -255,6 +263,9 @@ class _Visitor(Http1):
             (b"x-forwarded-for", self._address.encode()), (b"x-forwarded-proto", b"https"),
             (b"cf-connecting-ip", self._address.encode()), (b"cf-ray", secrets.token_hex(8).encode()),
         ]  # fmt: skip
+        if request.method in _NOT_PASSED_ON:
+            await self._say(405, "this method is not passed on")
+            return False
         if not request.target.startswith(b"/"):
             await self._say(400, "the target of a request begins with /")
             return False
@@ -276,6 +287,9 @@ class _Visitor(Http1):
         except NoConnector as error:
             log.info("Tunnel %s: %s", tunnel.name, error)
             await self._say(503, str(error))
+        except HeadersTooLarge as error:
+            log.info("Tunnel %s: %s", tunnel.name, error)
+            await self._say(431, "the header fields are too large")
         except HeaderError as error:
             log.warning("Tunnel %s: a connector answers with no response: %s", tunnel.name, error)
             await self._say(502, "the connector answered with no response")
@@ -283,25 +297,38 @@ class _Visitor(Http1):
 
     async def _websocket(self, tunnel: Tunnel, headers: Headers, host: str, who: str) -> bool:
         headers = [*headers, (UPGRADE, b"websocket")]
+        if not isinstance(await self.event(), h11.EndOfMessage):
+            await self._say(400, "a request for a WebSocket has no body")
+            return False
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 opened = await self._while_here(self._hub.open(tunnel, headers))
         except TimeoutError:
             await self._say(504, "the origin does not answer")
             return False
+        except HeadersTooLarge:
+            raise
         except ConnectionError as error:
             await self._say(502, str(error))
             return False
+        try:
+            return await self._upgrade(tunnel, opened, host, who)
+        except BaseException:
+            opened.refuse()
+            raise
+
+    async def _upgrade(self, tunnel: Tunnel, opened: Opened, host: str, who: str) -> bool:
+        """Be a WebSocket, if the origin agreed to it."""
         response = opened.response
         if not response.switches:
             opened.stream.resume_reading()
             await self._give(response, opened.flow)
             return False
-        while not isinstance(await self.event(), h11.EndOfMessage):
-            continue
         fields = [one for one in end_to_end(response.fields) if one[0] != b"content-length"]
         fields += [(b"connection", b"Upgrade"), (b"upgrade", b"websocket")]
-        await self.send(h11.InformationalResponse(status_code=101, headers=fields))
+        await self.send(_head(h11.InformationalResponse, 101, fields))
+        if self.is_gone:
+            raise VisitorGone(self._address)
         rest = self.take_over()
         device = PacedEnd(self._public.paces(tunnel)[0])
         device.gone = self._public.leave
@@ -333,6 +360,8 @@ class _Visitor(Http1):
             (b"sec-websocket-protocol", chosen.encode()),
         ]  # fmt: skip
         await self.send(h11.InformationalResponse(status_code=101, headers=answer))
+        if self.is_gone:
+            raise VisitorGone(self._address)
         rest = self.take_over()
         transport = cast("asyncio.Transport", self.transport)
         tls = transport.get_extra_info("ssl_object")
@@ -359,10 +388,13 @@ class _Visitor(Http1):
         opened = self._hub.start(tunnel, headers, end_stream=not has_body)
         sending = asyncio.create_task(self._send_body(opened, has_body))
         try:
-            response = await self._while_here(opened.flow.response())
+            response = await self._while_here(self._response(opened, sending))
             await self._give(response, opened.flow)
             if not sending.done():
                 opened.refuse()  # the origin has said all it will without hearing the end
+        except TimeoutError:
+            opened.refuse()
+            await self._say(504, "the origin does not answer")
         except ConnectionError as error:
             opened.refuse()
             if self.h11.our_state is h11.IDLE or self.h11.our_state is h11.SEND_RESPONSE:
@@ -376,11 +408,40 @@ class _Visitor(Http1):
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 
+    async def _next(self) -> h11.Event | None:
+        """The next event of a body; VisitorGone where none comes."""
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                return await self.event()
+        except TimeoutError:
+            raise VisitorGone(f"{self._address} says nothing more") from None
+
+    async def send(self, event: h11.Event) -> None:
+        """Say one event, and wait for room; VisitorGone where there is none for long."""
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                await super().send(event)
+        except TimeoutError:
+            raise VisitorGone(f"{self._address} reads nothing") from None
+
+    async def _response(self, opened: Opened, sending: asyncio.Task[None]) -> Response:
+        """What is answered; TimeoutError where nothing is, long after the request was said."""
+        answering = asyncio.ensure_future(opened.flow.response())
+        try:
+            await asyncio.wait((answering, sending), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done() and not isinstance(problem := sending.exception(), ConnectionError | None):
+                raise problem  # a connector that hears no more may have answered; a visitor is to blame for all else
+            async with asyncio.timeout(RESPONSE_SECONDS):
+                return await answering
+        finally:
+            answering.cancel()
+
     async def _send_body(self, opened: Opened, has_body: bool) -> None:
         self._body_bytes = 0
-        while isinstance(event := await self.event(), h11.Data):
+        while isinstance(event := await self._next(), h11.Data):
             self._body_bytes += len(event.data)
-            await opened.flow.write(bytes(event.data))
+            async with asyncio.timeout(STALL_SECONDS):  # a visitor who leaves meanwhile is not noticed
+                await opened.flow.write(bytes(event.data))
         if has_body:
             opened.stream.write_eof()
 
@@ -391,10 +452,10 @@ class _Visitor(Http1):
             await self._say(response.status, response.cause or "the origin cannot be reached")
             return
         fields = end_to_end(response.fields)
-        await self.send(h11.Response(status_code=response.status, headers=fields))
+        await self.send(_head(h11.Response, response.status, fields))
         while data := await flow.read():
             await self.send(h11.Data(data=data))
-        await self.send(h11.EndOfMessage(headers=flow.trailers))
+        await self.send(h11.EndOfMessage(headers=end_to_end(flow.trailers)))
 
     async def _while_here(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for something as long as the visitor is there."""
@@ -422,6 +483,17 @@ class _Visitor(Http1):
         await self.send(h11.Response(status_code=status, headers=fields))
         await self.send(h11.Data(data=body))
         await self.send(h11.EndOfMessage())
+
+
+E = TypeVar("E", h11.Response, h11.InformationalResponse)
+
+
+def _head(kind: type[E], status: int, fields: Headers) -> E:
+    """The head of a response; HeaderError where a connector's cannot be one."""
+    try:
+        return kind(status_code=status, headers=fields)
+    except h11.LocalProtocolError as error:
+        raise HeaderError(str(error)) from None
 
 
 def peer_name(transport: asyncio.BaseTransport | None) -> str:

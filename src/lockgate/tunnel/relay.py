@@ -26,9 +26,11 @@ class End(StreamProtocol):
         self.transport = cast("asyncio.Transport", transport)
 
     def attach(self, transport: asyncio.Transport) -> None:
-        """Sit on a transport that is there already."""
+        """Sit on a transport that is there already; one that is ending may have told who sat there before."""
         self.transport = transport
         transport.set_protocol(self)
+        if transport.is_closing():
+            asyncio.get_running_loop().call_soon(self.connection_lost, None)
 
     def join(self, other: End) -> None:
         """Let both ends speak to each other from now on."""
@@ -80,6 +82,8 @@ class End(StreamProtocol):
             self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._lost:
+            return
         self._lost = True
         self.transport = None
         self.how = str(exc) if exc is not None else "closed"

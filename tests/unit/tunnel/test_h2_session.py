@@ -258,6 +258,51 @@ async def test_a_live_peer_that_has_nothing_to_say_is_kept() -> None:
         await both.request()
 
 
+async def test_a_closed_stream_that_the_peer_does_not_end_is_reset() -> None:
+    async with pair(SessionLimits(linger=0.05)) as both:
+        stream, _, there, recorder = await both.request()
+        there.send_headers(OK)
+        stream.close()
+        assert isinstance(await asyncio.wait_for(recorder.lost, 5), StreamClosed)
+        assert both.client.stream_count == 0
+
+
+async def test_who_comes_to_a_stream_that_has_ended_is_told() -> None:
+    async with pair() as both:
+        stream, _, there, recorder = await both.request()
+        there.abort()
+        await asyncio.wait_for(recorder.lost, 5)
+        async with asyncio.timeout(5):
+            while both.client.stream_count:
+                await asyncio.sleep(0.01)
+        late = Recorder()
+        stream.set_protocol(late)
+        assert isinstance(await asyncio.wait_for(late.lost, 5), StreamClosed)
+
+
+async def test_a_response_to_a_stream_that_was_reset_with_its_request_harms_nobody() -> None:
+    async with attacked(SessionLimits()) as (both, hostile):
+
+        def opened(stream: Stream, headers: Headers) -> None:
+            recorder = Recorder()
+            stream.set_protocol(recorder)
+            stream.send_headers(OK)
+            stream.write(b"answer")
+            both.accepted.put_nowait((stream, headers, recorder))
+
+        hostile.h2.send_headers(1, REQUEST)
+        hostile.send()
+        await asyncio.wait_for(both.accepted.get(), 5)
+        both.server._opened = opened
+        hostile.h2.send_headers(3, REQUEST)
+        hostile.h2.reset_stream(3)
+        hostile.send()
+        *_, recorder = await asyncio.wait_for(both.accepted.get(), 5)
+        assert isinstance(await asyncio.wait_for(recorder.lost, 5), StreamClosed)
+        assert not both.server.is_closing
+        assert both.server.stream_count == 1
+
+
 class Hostile:
     """A peer of a server session that says what it likes."""
 

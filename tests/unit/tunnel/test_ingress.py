@@ -303,6 +303,17 @@ def test_a_raw_stream_reaches_what_is_listed_or_a_tcp_rule_names() -> None:
     assert not ingress.may_dial("192.0.2.9", 22, AllowList())
 
 
+def test_a_raw_stream_is_no_way_around_the_access_of_a_rule() -> None:
+    access = {"required": True, "teamName": "team", "audTag": ["tag"]}
+    guarded: dict[str, object] = {
+        "hostname": "m.example",
+        "service": "tcp://mosquitto:1883",
+        "originRequest": {"access": access},
+    }
+    assert not rules(guarded, A).may_dial("mosquitto", 1883, AllowList())
+    assert rules(guarded, A).may_dial("mosquitto", 1883, AllowList.parse(["mosquitto:1883"]))
+
+
 # --- lockgate.toml ------------------------------------------------------------------------------------------------
 
 TOML = """\

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from lockgate.config.errors import ConfigError
-from lockgate.tunnel import json_tables, jwt_rule
+from lockgate.tunnel import json_tables, jwks, jwt_rule
 from lockgate.tunnel.jwks import KeyFile, KeyUrl, parse
 from lockgate.tunnel.jwt_rule import JwtRule, Refused
 from tests.support.jwts import AUDIENCE, ISSUER, NOW, Issuer
@@ -160,6 +161,44 @@ async def test_keys_at_an_address_are_fetched_and_stay_when_it_fails(issuer: Iss
         await server.close()
     with pytest.raises(ValueError, match="https"):
         KeyUrl("http://login.example/keys")
+
+
+async def test_addresses_are_asked_as_long_as_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, int] = {}
+    news = asyncio.Event()
+
+    async def fetch(url: KeyUrl) -> bool:
+        asked[url.url] = asked.get(url.url, 0) + 1
+        news.set()
+        if url.url.endswith("broken") and asked[url.url] == 1:
+            raise RuntimeError("not one of those it expects")
+        return True
+
+    async def until(name: str, times: int) -> None:
+        async with asyncio.timeout(5):
+            while asked.get(f"https://x/{name}", 0) < times:
+                await news.wait()
+                news.clear()
+
+    monkeypatch.setattr(KeyUrl, "fetch", fetch)
+    monkeypatch.setattr(jwks, "_PAUSE_SECONDS", 0.01)
+    first, second, broken = (KeyUrl(f"https://x/{name}") for name in ("first", "second", "broken"))
+    keeping = jwks.Keeping()
+    keeping.want([first])
+    await until("first", 1)
+    keeping.want([first, second, broken])
+    await until("second", 1)
+    await until("broken", 1)
+    assert asked["https://x/first"] == 1
+    await asyncio.to_thread(first.miss)  # where passwords are looked at
+    await until("first", 2)
+    keeping.want([second, broken])
+    await until("broken", 2)
+    first.miss()
+    second.miss()
+    await until("second", 2)
+    assert asked["https://x/first"] == 2
+    keeping.close()
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
