@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -19,6 +21,7 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS: Final = 5.0  # how often certificates are looked at
 _HANDSHAKE_SECONDS: Final = 15.0
 _BACKLOG: Final = 1024
+_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 128 * 1024  # of glibc's mallopt, and its default
 
 
 class Edge:
@@ -40,6 +43,7 @@ class Edge:
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve until cancelled."""
+        _keep_large_blocks_apart()
         config = self._config
         try:
             await self._listen("connectors", config.listen_tunnel, self.hub.accept, self._tunnel)
@@ -108,3 +112,13 @@ class Edge:
             await asyncio.sleep(_LOOK_SECONDS)
             for one in (self._https, self._mqtts, self._tunnel):
                 await asyncio.to_thread(one.refresh)
+
+
+def _keep_large_blocks_apart() -> None:
+    """Hold glibc to mapping large blocks by themselves: their untouched pages then cost nothing.
+
+    The event loop has 256 KiB for each TLS connection and uses the first few. Left alone, glibc takes them from pages
+    that were used before as soon as one such block was freed: 57 KiB of memory for an idle session in place of 39.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
