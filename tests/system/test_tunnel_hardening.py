@@ -405,6 +405,9 @@ async def test_an_upload_nobody_reads_stops_and_a_body_that_stalls_is_closed(
         await idle(edge)
         slow = get("/", "Content-Length: 5", method="POST") + b"x"
         assert status(await say(tunnel, slow)) == 0
+        upgrade = get("/", "Upgrade: websocket", "Sec-WebSocket-Key: x", "Content-Length: 5")
+        assert status(await say(tunnel, upgrade)) == 0
+        assert status(await say(tunnel, upgrade + b"x")) == 400
         await idle(edge)
         leave.set()
 
