@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import h2.config
+import h2.connection
+import h2.events
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from lockgate.tunnel import public
+from lockgate.tunnel.conduit import FEATURE
 from lockgate.tunnel.edge_service import Edge
 from lockgate.tunnel.h2_session import Session
+from lockgate.tunnel.headers import serialise
 from lockgate.tunnel.jwks import KeyUrl, parse
+from lockgate.tunnel.registration import Answer, Options, Registered, RegistrationClient
 from tests.support.loops import event_loop_policy  # noqa: F401, a fixture
 from tests.support.tunnels import Bench, bench
 
@@ -398,6 +405,9 @@ async def test_an_upload_nobody_reads_stops_and_a_body_that_stalls_is_closed(
         await idle(edge)
         slow = get("/", "Content-Length: 5", method="POST") + b"x"
         assert status(await say(tunnel, slow)) == 0
+        upgrade = get("/", "Upgrade: websocket", "Sec-WebSocket-Key: x", "Content-Length: 5")
+        assert status(await say(tunnel, upgrade)) == 0
+        assert status(await say(tunnel, upgrade + b"x")) == 400
         await idle(edge)
         leave.set()
 
@@ -419,3 +429,171 @@ async def test_visitors_that_leave_in_the_middle_leave_nothing_open(tunnel: Benc
         async with asyncio.timeout(5):
             while edge.public.counts.open:
                 await asyncio.sleep(0.01)
+
+
+async def flood(writer: asyncio.StreamWriter, said: bytes, size: int) -> None:
+    for _ in range(0, size, len(said)):
+        writer.write(said)
+        await asyncio.wait_for(writer.drain(), 20)
+
+
+async def test_a_device_that_reads_no_answers_is_closed(tunnel: Bench) -> None:
+    """Each of its messages is refused and acknowledged by the edge itself."""
+
+    async def broker(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"\x20\x03\0\0\0")
+        await reader.read()
+
+    async with origin(broker) as where:
+        with tunnel.edit() as said:
+            said["devices"] = {"mute": {"publish": []}}
+            (one,) = said["tunnels"].values()
+            one["mqtts"] = {"localhost": {"target": where, "devices": "mute"}}
+        edge = await tunnel.start_edge()
+        await tunnel.start_connector([{"hostname": "localhost", "service": f"tcp://{where}"}])
+        reader, writer = await asyncio.open_connection("localhost", tunnel.mqtts_port, ssl=tunnel.context(), limit=1024)
+        writer.write(b"\x10\x0e\0\4MQTT\5\2\0\0\0\0\1d")
+        assert await reader.readexactly(5) == b"\x20\x03\0\0\0"
+        with pytest.raises(ConnectionError):
+            await flood(writer, b"\x32\x06\0\1t\0\1\0" * 8192, 200_000_000)
+        async with asyncio.timeout(5):
+            while edge.public.counts.open:
+                await asyncio.sleep(0.01)
+        writer.transport.abort()
+
+
+# --- a connector that lies ----------------------------------------------------------------------------------------
+
+
+class Liar:
+    """A connector that registers as it should, and answers each stream as it is told."""
+
+    def __init__(self, tunnel: Bench, answer: Callable[[Liar, int], None]) -> None:
+        self.h2 = h2.connection.H2Connection(
+            h2.config.H2Configuration(
+                client_side=False,
+                header_encoding=None,
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
+        )
+        self.registration = RegistrationClient()
+        self.answers: asyncio.Queue[Answer] = asyncio.Queue()
+        self._tunnel = tunnel
+        self._answer = answer
+        self._control = 0
+
+    async def run(self) -> None:
+        """Serve until the edge closes the connection."""
+        context = ssl.create_default_context(cafile=self._tunnel.authority.cafile)
+        reader, writer = await asyncio.open_connection("localhost", self._tunnel.tunnel_port, ssl=context)
+        self.h2.initiate_connection()
+        self.register()
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                for event in self.h2.receive_data(data):
+                    self._hear(event)
+                if self._control and self.registration.output:
+                    self.h2.send_data(self._control, bytes(self.registration.output))
+                    self.registration.output.clear()
+                writer.write(self.h2.data_to_send())
+        writer.close()
+
+    def register(self, secret: bytes = b"") -> None:
+        token = self._tunnel.token
+        options = Options(client_id=b"l" * 16, features=(FEATURE,))
+        self.registration.register(token.account_tag, secret or token.secret, token.tunnel_id.bytes, 0, options)
+
+    def _hear(self, event: h2.events.Event) -> None:
+        if isinstance(event, h2.events.RequestReceived):
+            if not self._control:
+                self._control = event.stream_id
+                self.h2.send_headers(event.stream_id, [(b":status", b"200")])
+            else:
+                self._answer(self, event.stream_id)
+        elif isinstance(event, h2.events.DataReceived):
+            self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            if event.stream_id == self._control:
+                for answer in self.registration.feed(event.data):
+                    self.answers.put_nowait(answer)
+
+
+async def forgotten(edge: Edge) -> None:
+    async with asyncio.timeout(5):
+        while list(edge.hub.registry):
+            await asyncio.sleep(0.01)
+
+
+def head(*fields: tuple[bytes, bytes], end: bool = False) -> Callable[[Liar, int], None]:
+    return lambda liar, stream: liar.h2.send_headers(stream, list(fields), end_stream=end)
+
+
+OK = (b":status", b"200")
+ORIGIN = (b"cf-cloudflared-response-meta", b'{"src":"origin"}')
+SERIALISED = b"cf-cloudflared-response-headers"
+
+
+def short(liar: Liar, stream: int) -> None:
+    """A body that does not keep its length."""
+    field = serialise([(b"content-length", b"100")])
+    liar.h2.send_headers(stream, [OK, ORIGIN, (SERIALISED, field), (b"content-length", b"100")])
+    liar.h2.send_data(stream, b"short", end_stream=True)
+
+
+def data_first(liar: Liar, stream: int) -> None:
+    liar.h2._data_to_send += b"\0\0\4\0\0" + stream.to_bytes(4, "big") + b"data"
+
+
+LENGTHS = serialise([(b"content-length", b"1"), (b"content-length", b"2")])
+LIES: dict[str, tuple[Callable[[Liar, int], None], tuple[int, ...]]] = {
+    "no status": (head((b"x", b"y"), end=True), (502,)),
+    "status 099": (head((b":status", b"099"), end=True), (502,)),
+    "status 999": (head((b":status", b"999"), end=True), (502,)),
+    "fields that are none": (head(OK, ORIGIN, (SERIALISED, b"???"), end=True), (502,)),
+    "a field that breaks out": (head(OK, ORIGIN, (SERIALISED, b"YQ:YQ0KYjogYw"), end=True), (502,)),
+    "a name that is none": (head(OK, ORIGIN, (SERIALISED, b"YSgpYg:YQ"), end=True), (502,)),
+    "two lengths": (head(OK, ORIGIN, (SERIALISED, LENGTHS)), (502,)),
+    "a body that is short": (short, (200,)),
+    "a reset": (lambda liar, stream: liar.h2.reset_stream(stream), (502,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", list(LIES))
+async def test_a_connector_that_lies_about_a_stream_harms_that_one(tunnel: Bench, lie: str) -> None:
+    said, statuses = LIES[lie]
+    edge = await tunnel.start_edge()
+    liar = Liar(tunnel, said)
+    task = asyncio.create_task(liar.run())
+    try:
+        assert isinstance(await asyncio.wait_for(liar.answers.get(), 10), Registered)
+        watched = {id(one.session) for one in edge.hub.registry}
+        for _ in range(3):
+            assert status(await say(tunnel, get())) in statuses
+        await idle(edge)
+        assert {id(one.session) for one in edge.hub.registry} == watched
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_data_without_a_head_ends_the_connection_that_sent_it(tunnel: Bench) -> None:
+    edge = await tunnel.start_edge()
+    liar = Liar(tunnel, data_first)
+    task = asyncio.create_task(liar.run())
+    assert isinstance(await asyncio.wait_for(liar.answers.get(), 10), Registered)
+    assert status(await say(tunnel, get())) == 502
+    await asyncio.wait_for(task, 10)
+    await forgotten(edge)
+
+
+@pytest.mark.parametrize("secret", [b"", b"another"], ids=["again", "as another"])
+async def test_a_second_registration_ends_the_connection(tunnel: Bench, secret: bytes) -> None:
+    edge = await tunnel.start_edge()
+    liar = Liar(tunnel, head(OK))
+    task = asyncio.create_task(liar.run())
+    assert isinstance(await asyncio.wait_for(liar.answers.get(), 10), Registered)
+    liar.register(secret)
+    await asyncio.wait_for(task, 20)  # said with the next PING
+    await forgotten(edge)
+    assert edge.hub._unregistered == {}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -54,7 +55,7 @@ class Conduit(asyncio.Transport):
         """`gap`: it has no stream and wants another one; `gone`: it has ended."""
         super().__init__()
         self.id = identifier
-        self.received = 0  # bytes handed on to the protocol
+        self.received = 0  # bytes of the other end
         self.resumed = 0  # how often it went on
         self._protocol = protocol
         self._on_gap = gap
@@ -63,7 +64,10 @@ class Conduit(asyncio.Transport):
         self._unconfirmed: list[bytes] = []  # b"" is the end
         self._unconfirmed_bytes = 0
         self._confirmed = 0  # bytes the other end has
-        self._said_received = 0  # of `received`, what the other end was told
+        self._inbox: deque[bytes] = deque()  # received, for a protocol that does not read; b"" is the end
+        self._inbox_bytes = 0
+        self._handed_on = 0  # of `received`, what the protocol has
+        self._confirmed_there = 0  # of `received`, what the other end was told
         self._ends = False
         self._peer_ended = False
         self._closed = False
@@ -114,14 +118,12 @@ class Conduit(asyncio.Transport):
             self._lose(None)
 
     def pause_reading(self) -> None:
-        self._reading_paused = True
-        if self._carrier is not None:
-            self._carrier.stream.pause_reading()
+        self._reading_paused = True  # the stream is read on: confirmations are among what comes
 
     def resume_reading(self) -> None:
-        self._reading_paused = False
-        if self._carrier is not None:
-            self._carrier.stream.resume_reading()
+        if self._reading_paused:
+            self._reading_paused = False
+            asyncio.get_running_loop().call_soon(self._deliver)
 
     def get_write_buffer_size(self) -> int:
         return self._unconfirmed_bytes
@@ -149,11 +151,10 @@ class Conduit(asyncio.Transport):
         self._take_confirmation(peer_received - self._confirmed)
         self._carrier = _Carrier(self, stream)
         self._carrier_paused = False
-        self._said_received = self.received
+        self._confirmed_there = self.received
         for chunk in list(self._unconfirmed):
             self._say(chunk)
-        if self._reading_paused:
-            stream.pause_reading()
+        stream.resume_reading()
         self._look_at_room()
         self._finish_if_done()
 
@@ -185,9 +186,7 @@ class Conduit(asyncio.Transport):
             self.fail("bytes behind the end")
             return
         self.received += len(data)
-        self._protocol.data_received(data)
-        if self.received - self._said_received >= _CONFIRM_EACH:
-            self._confirm()
+        self._arrive(data)
 
     def take_confirmation(self, count: int) -> None:
         if count > self._unconfirmed_bytes:
@@ -203,15 +202,14 @@ class Conduit(asyncio.Transport):
             return
         self.received += 1
         self._peer_ended = True
-        self._confirm()
-        if not self._protocol.eof_received():
-            self.write_eof()
-        self._finish_if_done()
+        self._arrive(b"")
 
     def other_is_gone(self, problem: str) -> None:
         """The other end knows nothing of it any more: where both have said their end it has just been quicker."""
         if self._ends and self._peer_ended:
-            self._lose(None)
+            self._unconfirmed.clear()
+            self._unconfirmed_bytes = 0
+            self._finish_if_done()
         else:
             self._lose(ConduitError(problem))
 
@@ -228,10 +226,36 @@ class Conduit(asyncio.Transport):
         self._unconfirmed_bytes += len(chunk) or 1
         self._say(chunk)
 
+    def _arrive(self, chunk: bytes) -> None:
+        self._inbox.append(chunk)
+        self._inbox_bytes += len(chunk)
+        self._deliver()
+        if self._inbox_bytes > 2 * _MOST_UNCONFIRMED and self._carrier is not None:  # more than is on the way by rule
+            self._carrier.stream.pause_reading()
+
+    def _deliver(self) -> None:
+        """Hand on what was received, as far as the protocol reads."""
+        while self._inbox and not self._reading_paused and not self._closed:
+            chunk = self._inbox.popleft()
+            self._inbox_bytes -= len(chunk)
+            self._handed_on += len(chunk) or 1
+            if chunk:
+                self._protocol.data_received(chunk)
+            elif not self._protocol.eof_received():
+                self.write_eof()
+        if self._closed:
+            return
+        if self._handed_on - self._confirmed_there >= (1 if self._peer_ended else _CONFIRM_EACH):
+            self._confirm()
+        if self._inbox_bytes <= _MOST_UNCONFIRMED and self._carrier is not None:
+            self._carrier.stream.resume_reading()
+        self._finish_if_done()
+
     def _confirm(self) -> None:
-        """Say what came. Not to who does not read: that would pile up."""
-        if self._carrier is not None and not self._carrier_paused and self.received > self._said_received:
-            count, self._said_received = self.received - self._said_received, self.received
+        """Say what was handed on. Not to who does not read: that would pile up."""
+        count = self._handed_on - self._confirmed_there
+        if self._carrier is not None and not self._carrier_paused and count > 0:
+            self._confirmed_there = self._handed_on
             self._carrier.stream.write((_ACK | count).to_bytes(4, "big"))
 
     def _say(self, chunk: bytes) -> None:
@@ -259,7 +283,7 @@ class Conduit(asyncio.Transport):
             self._protocol.resume_writing()
 
     def _finish_if_done(self) -> None:
-        if self._ends and self._peer_ended and not self._unconfirmed and not self._closed:
+        if self._ends and self._peer_ended and not (self._unconfirmed or self._inbox or self._closed):
             self._carrier_paused = False
             self._confirm()
             carrier, self._carrier = self._carrier, None
@@ -292,6 +316,7 @@ class Conduit(asyncio.Transport):
             self._timer.cancel()
         self._unconfirmed.clear()
         self._unconfirmed_bytes = 0
+        self._inbox.clear()
         self._on_gone(self)
         asyncio.get_running_loop().call_soon(self._protocol.connection_lost, cause)
 

@@ -436,6 +436,11 @@ class DeviceFilter:
             self._close(f"the broker broke the protocol: {error.detail}")
             return b""
 
+    @property
+    def answer_bytes(self) -> int:
+        """How much the edge has to say to the device, once that is possible."""
+        return len(self._answers)
+
     def answer(self) -> bytes:
         """Give what the edge says to the device now: nothing in the middle of a packet, or before CONNACK."""
         if not (self._answers and self._greeted and self._down.at_boundary):

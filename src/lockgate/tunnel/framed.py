@@ -42,6 +42,7 @@ class Framed(asyncio.Transport, asyncio.Protocol):
         self._limit = limit
         self._protocol: asyncio.Protocol | None = None
         self._ended = False
+        self._paused = False
         below.set_protocol(self)
 
     # --- to whoever wants the bytes ------------------------------------------------------------------------------
@@ -73,6 +74,9 @@ class Framed(asyncio.Transport, asyncio.Protocol):
         self._ended = True
         self._below.abort()
 
+    def get_write_buffer_size(self) -> int:
+        return self._below.get_write_buffer_size()
+
     def pause_reading(self) -> None:
         self._below.pause_reading()
 
@@ -87,8 +91,7 @@ class Framed(asyncio.Transport, asyncio.Protocol):
         except TransportError:
             self.close()
             return
-        if self._frames.has_output:
-            self._below.write(self._frames.send(b""))
+        self._answer()
         if payload and self._protocol is not None:
             self._protocol.data_received(payload)
         if self._frames.ended:
@@ -102,11 +105,19 @@ class Framed(asyncio.Transport, asyncio.Protocol):
             self._protocol.eof_received()
         return True
 
+    def _answer(self) -> None:
+        """Say Pong, the last one alone to who does not read."""
+        if self._frames.has_output and not self._paused:
+            self._below.write(self._frames.send(b""))
+
     def pause_writing(self) -> None:
+        self._paused = True
         if self._protocol is not None:
             self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
+        self._paused = False
+        self._answer()
         if self._protocol is not None:
             self._protocol.resume_writing()
 

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lockgate.mqtt import reason_codes
 from lockgate.tunnel.device_policy import DevicePolicy, Peer, Refused
@@ -27,6 +27,8 @@ from lockgate.tunnel.tunnels import Mqtts, Tunnel
 
 if TYPE_CHECKING:
     from lockgate.tunnel.public import Public
+
+_ANSWERED_BYTES: Final = 1 << 20  # that wait for a device that does not read
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,10 @@ class Device(PacedEnd):
             return
         if said := self.filter.answer():
             self.transport.write(said)
+        if self.filter.answer_bytes + self.transport.get_write_buffer_size() > _ANSWERED_BYTES:
+            log.info("A device at %s (%r) reads no answers", self.filter.peer.address, self._name())
+            self.abort()
+            return
         if self.filter.state is State.CLOSED:
             log.info("A device at %s (%r) is closed: %s", self.filter.peer.address, self._name(), self.filter.problem)
             if self.other is None:

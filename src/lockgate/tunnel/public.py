@@ -297,8 +297,7 @@ class _Visitor(Http1):
 
     async def _websocket(self, tunnel: Tunnel, headers: Headers, host: str, who: str) -> bool:
         headers = [*headers, (UPGRADE, b"websocket")]
-        if not isinstance(await self.event(), h11.EndOfMessage):
-            await self._say(400, "a request for a WebSocket has no body")
+        if not await self._has_no_body():
             return False
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
@@ -316,6 +315,12 @@ class _Visitor(Http1):
         except BaseException:
             opened.refuse()
             raise
+
+    async def _has_no_body(self) -> bool:
+        if isinstance(await self._next(), h11.EndOfMessage):
+            return True
+        await self._say(400, "a request for a WebSocket has no body")
+        return False
 
     async def _upgrade(self, tunnel: Tunnel, opened: Opened, host: str, who: str) -> bool:
         """Be a WebSocket, if the origin agreed to it."""
@@ -352,8 +357,8 @@ class _Visitor(Http1):
         if not key or said.get(b"sec-websocket-version") != b"13" or chosen is None:
             await self._say(400, "a WebSocket of version 13 with the subprotocol mqtt is wanted")
             return False
-        while not isinstance(await self.event(), h11.EndOfMessage):
-            continue
+        if not await self._has_no_body():
+            return False
         accept = base64.b64encode(hashlib.sha1(key + WEBSOCKET_MAGIC).digest())
         answer = [
             (b"connection", b"Upgrade"), (b"upgrade", b"websocket"), (b"sec-websocket-accept", accept),

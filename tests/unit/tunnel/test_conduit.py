@@ -339,6 +339,27 @@ async def test_confirmations_do_not_pile_up_for_who_does_not_read_them() -> None
     connector.abort()
 
 
+async def test_who_does_not_read_may_go_on_writing() -> None:
+    """As over plain TCP: the confirmations of what it writes are not stuck behind what it does not read."""
+    pair = Pair()
+    edge, connector = pair.ends
+    assert pair.now is not None
+    edge.pause_reading()
+    while not pair.sinks[1].paused:
+        connector.write(bytes(4096))
+        while pair.now[1].pass_on(10_000):
+            await asyncio.sleep(0)
+    for _ in range(100):
+        assert not pair.sinks[0].paused
+        edge.write(bytes(20_000))
+        while pair.now[0].pass_on(100_000) or pair.now[1].pass_on(100_000):
+            await asyncio.sleep(0)
+    assert len(pair.sinks[1].data) == 2_000_000
+    assert pair.sinks[0].data == b""
+    edge.resume_reading()
+    await until(lambda: len(pair.sinks[0].data) >= 128 * 1024)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():

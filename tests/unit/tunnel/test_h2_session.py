@@ -414,3 +414,27 @@ async def test_more_data_than_the_window_allows_ends_the_connection() -> None:
         stream.pause_reading()
         hostile.send(frame(0, 0, 1, b"x" * 16_384) * 9)
         assert "broke HTTP/2" in await ends_for(both, hostile)
+
+
+async def test_credit_of_a_hundred_thousand_small_messages_comes_back() -> None:
+    async with pair(SessionLimits(window=4096)) as both:
+        _, here, there, recorder = await both.request()
+        there.send_headers(OK)
+        for n in range(100_000):
+            there.write(b"x" * (n % 7 + 1))
+            if not recorder.writable.is_set():
+                await asyncio.wait_for(recorder.writable.wait(), 10)
+        there.write_eof()
+        await here.until(lambda: here.ended, 30)
+        assert len(here.data) == sum(n % 7 + 1 for n in range(100_000))
+
+
+async def test_who_keeps_talking_to_a_connection_that_ends_does_not_keep_it() -> None:
+    quick = SessionLimits(ping_interval=0.05, ping_deadline=0.2)
+    async with attacked(quick) as (both, hostile):
+        hostile.send(frame(0, 0, 9, b"for a stream that never was"))
+        async with asyncio.timeout(5):
+            while not both.reasons["server"].done():
+                with contextlib.suppress(ConnectionError):
+                    hostile.writer.write(frame(6, 1, 0, b"12345678"))
+                await asyncio.sleep(0.01)
