@@ -8,7 +8,7 @@ SOURCES := $(shell find src -name '*.py' -o -name py.typed) pyproject.toml setup
 HAVE_CC := $(shell printf '\043include <Python.h>\n' | $(or $(CC),cc) -E -I"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')" - >/dev/null 2>&1 && echo yes)
 PYTEST_ARGS ?=
 
-.PHONY: run test test-compiled test-interpreted test-peers check format bench outage fuzz mutate lock docs image image-arm64 \
+.PHONY: run test test-compiled test-interpreted test-peers check format bench outage tunnel-losses fuzz mutate lock docs image image-arm64 \
   wheels sbom built-images test-containers manifests kubernetes-tools checkov clean
 
 run: $(VENV)/installed ## the demo: a gateway, devices and a cloud on this machine
@@ -46,6 +46,10 @@ bench: $(VENV)/installed ## us and Debian's mosquitto, side by side
 MESSAGES ?= 1000000
 outage: $(VENV)/installed ## a million messages while the cloud is away, on one core and in 256 MB, with kills and jumps of the clock
 	$(BIN)/python -m benchmarks.outage $(MESSAGES)
+
+DEVICES ?= 1000
+tunnel-losses: $(VENV)/installed ## devices behind a tunnel whose connections, connector and edges are killed, and what they notice
+	$(BIN)/python -m tests.support.tunnel_crowd $(DEVICES)
 
 FUZZ_PACKETS ?= 10000000
 FUZZ_CASES ?= 3000

@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
-from benchmarks import attacks, bridges, doors, durable, footprint, latency, rules, sessions, subscriptions, throughput
+from benchmarks import (
+    attacks,
+    bridges,
+    doors,
+    durable,
+    footprint,
+    latency,
+    rules,
+    sessions,
+    subscriptions,
+    throughput,
+    tunnel,
+)
 
-for program in (throughput, latency, sessions, durable, footprint, subscriptions, doors, bridges, attacks, rules):
+for program in (
+    throughput,
+    latency,
+    sessions,
+    durable,
+    footprint,
+    subscriptions,
+    doors,
+    bridges,
+    attacks,
+    rules,
+    tunnel,
+):
     program.main()
     print()

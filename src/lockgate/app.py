@@ -6,6 +6,7 @@ A service's module is imported when the service is built, so that a process hold
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import importlib
 import logging
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 # Read the configuration again, write what could wait, print the subscriptions, open the log files anew
 SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN)
 STOP_SECONDS = 2.5  # for all services of a process together; whoever started it waits 3 s
+# Where a connector dials whose token is the vendor's, and the name that all of these edges answer for
+VENDORS_EDGES = ("region1.v2.argotunnel.com:7844", "region2.v2.argotunnel.com:7844")
+VENDORS_NAME = "h2.cftunnel.com"
 FAILED, MISCONFIGURED = 1, 3  # exit codes, Mosquitto's
 
 
@@ -219,6 +223,7 @@ def connector(config: Config, token_text: str = "") -> Service:
     from lockgate.tunnel.connector import Connector, trust
     from lockgate.tunnel.ingress import NOTHING
     from lockgate.tunnel.ingress_files import configured
+    from lockgate.tunnel.tunnels import ACCOUNT_TAG
 
     said = config.connector
     found = token.find(token_text, said.token_file, os.environ)
@@ -232,6 +237,9 @@ def connector(config: Config, token_text: str = "") -> Service:
         if text := os.environ.pop(variable, "").strip():
             token.hide(text)
     log.info("The token is that of %s, for tunnel %s", where, credentials.tunnel_id)
+    if not (said.edges or credentials.edges) and credentials.account_tag != ACCOUNT_TAG:
+        name = said.server_name or VENDORS_NAME
+        said = dataclasses.replace(said, edges=VENDORS_EDGES, server_name=name)
     if not (said.edges or credentials.edges):
         raise ConfigError("nobody says where the edge is", key="connector.edges", accepted='["edge.example.org:7844"]')
     return Connector(said, credentials, configured(said) or NOTHING, trust(credentials.ca, said.ca_file))

@@ -29,7 +29,9 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(120)]
 image()
 
 COMPOSE = Path(__file__).parents[2] / "packaging" / "compose"
-FILES = [path for path in sorted(COMPOSE.glob("*/*.yml")) if path.name != "devices.yml"]
+FILES = sorted(COMPOSE.glob("*/docker-compose.yml"))
+OVERLAYS = sorted(set(COMPOSE.glob("*/*.yml")) - set(FILES))
+SETS = [[path] for path in FILES] + [[path.with_name("docker-compose.yml"), path] for path in OVERLAYS]
 SERVICES = ("broker", "processor", "forwarder")
 LOAD_RATE, LOAD_SECONDS = 1000, int(os.environ.get("LOAD_SECONDS", "5"))
 NUMBERS = itertools.count(1)  # of readings
@@ -39,11 +41,9 @@ def test_both_compose_versions_take_every_file() -> None:
     programs = [one for one in (old_compose(), new_compose()) if one is not None]
     if len(programs) < 2:
         pytest.skip(f"of Compose 1.29 (Debian) and 5 (the extra dev) there is only {programs}")
-    overlay = COMPOSE / "gateway" / "devices.yml"
-    sets = [[path] for path in FILES] + [[COMPOSE / "gateway" / "docker-compose.yml", overlay]]
-    assert len(sets) == 5
+    assert len(SETS) == 7
     for one in programs:
-        for files in sets:
+        for files in SETS:
             words = [word for path in files for word in ("-f", str(path))]
             done = subprocess.run([one, *words, "config"], capture_output=True, text=True, check=False)
             assert (done.returncode, done.stderr) == (0, ""), (one, files)
@@ -55,8 +55,10 @@ def test_images_have_versions_and_limits_stay_below_those_of_a_small_machine() -
     if found is None:
         pytest.skip("Compose of the extra dev is not installed")
     published: dict[str, bool] = {}
-    for path in FILES:
-        done = subprocess.run([found, "-f", str(path), "config", "--format", "json"], capture_output=True, check=True)
+    for files in SETS:
+        path = files[-1]
+        words = [word for one in files for word in ("-f", str(one))]
+        done = subprocess.run([found, *words, "config", "--format", "json"], capture_output=True, check=True)
         services = json.loads(done.stdout)["services"]
         for name, service in services.items():
             assert service["image"].rpartition(":")[2][:1].isdigit(), (path, name)
@@ -66,11 +68,20 @@ def test_images_have_versions_and_limits_stay_below_those_of_a_small_machine() -
                 assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
                 assert service["security_opt"] == ["no-new-privileges:true"]
                 assert service["user"] in ("1883:1883", "65532:65532")
-        published[path.parent.name] = any(service.get("ports") for service in services.values())
+        what = path.parent.name if path in FILES else f"{path.parent.name}/{path.stem}"
+        published[what] = any(service.get("ports") for service in services.values())
         if path.parent.name == "gateway":
             assert sum(int(service["mem_limit"]) for service in services.values()) < 256_000_000 * 1.048576
             assert sum(float(service["cpus"]) for service in services.values()) < 1
-    assert published == {"broker": True, "gateway": False, "home-assistant": True, "tunnel": False}
+    assert published == {
+        "broker": True,
+        "edge": True,
+        "gateway": False,
+        "gateway/devices": True,
+        "gateway/tunnel": False,
+        "home-assistant": True,
+        "tunnel": False,
+    }
 
 
 def mosquitto(name: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -131,7 +142,7 @@ def troubles(stack: Stack) -> set[str]:
 
 
 def test_the_broker_behind_a_tunnel_serves_websockets_and_publishes_nothing(tmp_path: Path) -> None:
-    stack = Stack(tmp_path / "tunnel", "tunnel", TUNNEL_TOKEN="eyJhIjoiMDEyMzQ1Njc4OWFiY2RlZiJ9")
+    stack = Stack(tmp_path / "tunnel", "tunnel", (), TUNNEL_TOKEN="eyJhIjoiMDEyMzQ1Njc4OWFiY2RlZiJ9")
     try:
         stack.compose("up", "-d", "broker")
         stack.wait_healthy("broker")

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the foreign MQTT programs the interoperability tests talk to: Debian's mosquitto and its clients, mqtt.js,
 # openssl, curl and systemd-analyze; PostgreSQL and InfluxDB for the sinks (NATS, S3 and Kafka are Python packages, in the
-# extra `dev`); and, for root, what makes the disks whose power the fault tests cut.
+# extra `dev`); and, for root, what makes the disks and networks whose power and wires the fault tests cut.
 set -eu
 cd "$(dirname "$0")"
 PATH="$PATH:/usr/sbin:/sbin"
@@ -16,10 +16,13 @@ command -v curl >/dev/null || packages="$packages curl"
 command -v influxd >/dev/null || packages="$packages influxdb"
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || packages="$packages postgresql"
 command -v systemd-analyze >/dev/null || packages="$packages systemd"
-if [ "$(id -u)" = 0 ]; then # disks of our own need root, so nobody else needs these
+if [ "$(id -u)" = 0 ]; then # disks and networks of our own need root, so nobody else needs these
     command -v mkfs.ext4 >/dev/null || packages="$packages e2fsprogs"
     command -v mkfs.xfs >/dev/null || packages="$packages xfsprogs"
     command -v losetup >/dev/null || packages="$packages mount"
+    command -v ip >/dev/null || packages="$packages iproute2"
+    command -v iptables >/dev/null || packages="$packages iptables"
+    command -v sysctl >/dev/null || packages="$packages procps"
 fi
 if [ -n "$packages" ]; then
     if [ "$(id -u)" != 0 ]; then

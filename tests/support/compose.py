@@ -33,7 +33,10 @@ def new_compose() -> str | None:
 class Stack:
     """A stack that `lockgate init` has written, under a name of its own."""
 
-    def __init__(self, folder: Path, stack: str, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, stack: str, options: Sequence[str] = ("--host", "gw.example"), **environment: str
+    ) -> None:
+        """`options` of `lockgate init`; one of brokers gets a device `pump`."""
         found = old_compose()
         if found is None:
             pytest.skip("docker-compose is not installed (Debian: apt-get install docker-compose)")
@@ -46,8 +49,8 @@ class Stack:
             "LOCKGATE_HEALTH_INTERVAL": "1s",
             **environment,
         }
-        words = ["init", str(folder), "--stack", stack, "--device", "pump", "--non-interactive"]
-        words += ["--host", "gw.example"] if "TUNNEL_TOKEN" not in environment else []
+        words = ["init", str(folder), "--stack", stack, "--non-interactive", *options]
+        words += ["--device", "pump"] if stack != "edge" else []
         self.said = subprocess.run(
             [sys.executable, "-m", "lockgate", *words], capture_output=True, text=True, check=True, env=self.environment
         ).stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -16,8 +17,10 @@ import pytest
 from aiohttp import web
 from paho.mqtt.enums import CallbackAPIVersion
 
+from lockgate.config.errors import ConfigError
 from lockgate.tunnel.connector import Connector, TokenRefused
 from lockgate.tunnel.edge import Registry
+from lockgate.tunnel.management import HOST
 from tests.support.loops import event_loop_policy  # noqa: F401, a fixture
 from tests.support.peers import Mosquitto, free_port
 from tests.support.tunnels import Bench, bench
@@ -405,6 +408,44 @@ async def test_figures_are_under_the_names_that_dashboards_know(tunnel: Bench) -
             assert (await answer.json(content_type=None))["config"]["ingress"][0]["service"] == "http_status:404"
         async with session.get("/nothing") as answer:
             assert answer.status == 404
+
+
+async def test_the_edge_follows_the_log_of_a_connector(tunnel: Bench) -> None:
+    edge = await tunnel.start_edge()
+    connector = await tunnel.start_connector([])
+    name = str(connector.client_id)
+    lines: list[dict[str, object]] = []
+
+    async def until_told(text: str) -> None:
+        async with asyncio.timeout(10):
+            while not any(text in str(line["message"]) for line in lines):
+                logging.getLogger("lockgate.test").warning("%s", text)
+                last = lines[-1]["number"] if lines else 0
+                said = edge.answers()["log"]({"tunnel": "home", "after": json.dumps({name: last}), "level": "info"})
+                lines.extend(said["connectors"][name])  # type: ignore[index]
+                await asyncio.sleep(0.05)
+
+    await until_told("a first word")
+    await until_told("and another")
+    assert [line["number"] for line in lines] == list(range(1, len(lines) + 1))
+    assert {str(line["level"]) for line in lines} <= {"info", "warn", "error"}
+    assert edge.answers()["log"]({"tunnel": "nowhere"}) == {"error": "there is no tunnel 'nowhere'"}
+
+
+def route_to(tunnel: Bench, host: str) -> None:
+    with tunnel.edit() as said:
+        (one,) = said["tunnels"].values()
+        one["hosts"][host] = {}
+
+
+async def test_nobody_outside_asks_a_connector_itself(tunnel: Bench) -> None:
+    async with visitor(tunnel) as session:
+        await tunnel.start_edge()
+        await tunnel.start_connector([])
+        async with session.get("/ping", headers={"Host": HOST}) as answer:
+            assert answer.status == 404
+        with pytest.raises(ConfigError, match="management"):
+            route_to(tunnel, HOST)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from typing import Final
 
 from lockgate.buffer.cursor import Position, cursor_names, read_positions
 from lockgate.buffer.missing import DAMAGED, EXPIRED, NOTHING_MISSING, ROLLED_UP, Missing, load_missing
+from lockgate.buffer.packed import segment_file
 from lockgate.buffer.reader import ENDLESS, LogReader, SegmentFile
-from lockgate.buffer.segments import State, list_segments, segment_path
+from lockgate.buffer.segments import State, list_segments
 
 _PATIENCE_SECONDS: Final = 5.0  # with a folder that changes while it is read
 
@@ -147,7 +148,7 @@ def _read(folder: Path) -> Ledger:
 
 def _files(folder: Path) -> set[tuple[int, int]]:
     try:
-        return {(number, segment_path(folder, number).stat().st_ino) for number in list_segments(folder)}
+        return {(number, segment_file(folder, number).stat().st_ino) for number in list_segments(folder)}
     except FileNotFoundError as error:
         if folder.is_dir():
             raise _Moved from error
@@ -211,7 +212,10 @@ class _Maker:
         query = "SELECT count(*) FROM log WHERE class = ? AND seq > ? AND seq <= ? AND number <= ?"
         values = (self.name, after, until, last)
         return sum(
-            self.reader.of(segment, lambda s: int(s.connection.execute(query, values).fetchone()[0]))
+            self.reader.of(
+                segment,
+                lambda s: int(s.connection.execute(query, values).fetchone()[0]) if s.may_have(*values[:3]) else 0,
+            )
             for segment in self.segments
         )
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from lockgate.buffer.missing import EXPIRED, OVER_LIMIT, ROLLED_UP
+from lockgate.buffer.packed import open_sealed, read_summary, segment_file
 from lockgate.buffer.reader import ENDLESS
 from lockgate.buffer.rollup import OldRow, RollUpError, roll_up
 from lockgate.buffer.rows import Batch, Entry
-from lockgate.buffer.segments import ROW_BYTES, State, is_checkpointed, list_segments, row_bytes, segment_path
+from lockgate.buffer.segments import ROW_BYTES, State, list_segments, row_bytes
 from lockgate.config.model import BufferConfig, ClassConfig
-from lockgate.sqlite import open_readonly
 from lockgate.telemetry.clock import Clock, Moment
 
 log = logging.getLogger(__name__)
@@ -263,6 +263,9 @@ class Limits:
         for number in numbers[:-1]:
             if self._end(number)[0] <= base:
                 continue
+            file = segment_file(self._folder, number)
+            if file.suffix == ".zst" and not read_summary(file).has(name, base, until):
+                continue  # nothing that it would be unpacked for
             with contextlib.closing(open_sealed(self._folder, number)) as segment:
                 yield from segment.execute(query, (name, base, until))
         yield from connection.execute(query, (name, base, until))
@@ -294,6 +297,10 @@ class Limits:
 
     def _end(self, number: int) -> tuple[int, dict[str, int], dict[str, int] | None]:
         if number not in self._ends:
+            file = segment_file(self._folder, number)
+            if file.suffix == ".zst" and (packed := read_summary(file)).state is not None:
+                self._ends[number] = (packed.state.next_seq - 1, packed.state.opening_bytes, packed.state.bytes)
+                return self._ends[number]
             with contextlib.closing(open_sealed(self._folder, number)) as segment:
                 state = State.load(segment)
                 if state is None:  # damage took it
@@ -317,11 +324,6 @@ def age_ns(boot_id: str, boottime_ns: int, wall_ns: int, clock_ok: bool, boots: 
         if clock_ok:
             return max(now.wall_ns - wall_ns, now.boottime_ns)
     return now.boottime_ns
-
-
-def open_sealed(folder: Path, number: int) -> sqlite3.Connection:
-    path = segment_path(folder, number)
-    return open_readonly(path, immutable=is_checkpointed(path))
 
 
 def _size(entry: Entry) -> int:

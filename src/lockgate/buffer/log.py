@@ -16,8 +16,19 @@ from pathlib import Path
 from typing import Final
 
 from lockgate.buffer.cursor import Position, cursor_names, read_positions
-from lockgate.buffer.limits import GIVES_WAY, ClassFull, Limits, open_sealed
+from lockgate.buffer.limits import GIVES_WAY, ClassFull, Limits
 from lockgate.buffer.missing import DISK_BUDGET
+from lockgate.buffer.packed import (
+    PACKING,
+    check_library,
+    check_packed,
+    clean,
+    open_sealed,
+    pack,
+    segment_file,
+    unpack,
+)
+from lockgate.buffer.packer import Packer
 from lockgate.buffer.reader import ENDLESS
 from lockgate.buffer.rollup import check
 from lockgate.buffer.rows import Batch, Entry, PacketRecord, PacketRecords, Quarantined
@@ -26,11 +37,13 @@ from lockgate.buffer.segments import (
     LOG_COLUMNS,
     ROW_BYTES,
     SEGMENT,
+    WINDOW_INPUT,
     State,
     copy_small_tables,
     create_segment,
     list_segments,
     missing_numbers,
+    packed_path,
     row_bytes,
     segment_number,
     segment_path,
@@ -44,8 +57,6 @@ from lockgate.sqlite.reserve import Reserve
 from lockgate.telemetry.clock import Clock, Moment
 
 log = logging.getLogger(__name__)
-
-WINDOW_INPUT: Final = "window-input"  # the class of the messages that window rules read; no sink sends it
 
 _SEALED_CHECK_SECONDS: Final = 2.0  # for all sealed segments together, at start
 _SMALLEST_ROW: Final = 64  # bytes; the boot id alone is 36
@@ -78,6 +89,8 @@ class Log:
         self._limits = Limits(folder, config, clock, self._passed_positions)
         self._reserve: Reserve | None = None
         self._disk_full = False
+        self._packer = Packer(folder, config)
+        self._pack_fault = ""
         self._writer: Writer
 
     @classmethod
@@ -96,6 +109,8 @@ class Log:
         be run.
         """
         check_roll_ups(config)
+        if config.compression == "zstd":
+            check_library()
         folder.mkdir(parents=True, exist_ok=True)
         self = cls(folder, config, sinks, clock or Clock())
         self._lock.acquire()
@@ -114,6 +129,7 @@ class Log:
 
     async def close(self) -> None:
         """Finish what was submitted, and let the folder go."""
+        self._packer.stopping.set()
         if self._maintenance is not None:
             self._maintenance.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -175,10 +191,33 @@ class Log:
         total = 0
         with os.scandir(self._folder) as files:
             for file in files:
-                if file.name.startswith("segment-") and file.name.endswith((".sqlite", ".sqlite-wal")):
+                if file.name.startswith("segment-") and file.name.endswith((".sqlite", ".sqlite-wal", ".sqlite.zst")):
                     with contextlib.suppress(FileNotFoundError):
                         total += file.stat().st_size
         return total
+
+    async def pack(self) -> bool:
+        """Compress a segment that nobody needs soon, or make one plain that somebody does; whether there was one.
+
+        Runs by itself after `maintain`. The work is done beside the writer's thread, which only puts the result in
+        its place.
+        """
+        done = False
+        try:
+            chosen = await asyncio.wrap_future(self._writer.between(lambda c: self._packer.choose(c, self._has_room)))
+            if chosen is not None:
+                try:
+                    done = await asyncio.to_thread(self._packer.make, chosen) and await asyncio.wrap_future(
+                        self._writer.between(lambda _: self._packer.put(chosen))
+                    )
+                finally:
+                    chosen.fresh.unlink(missing_ok=True)
+            self._pack_fault = ""
+        except (OSError, sqlite3.Error) as error:
+            if str(error) != self._pack_fault:
+                log.warning("segments are left as they are: %s", error)
+            self._pack_fault = str(error)
+        return done
 
     def status(self) -> dict[str, object]:
         committed = self._writer.last_commit_ns
@@ -187,6 +226,7 @@ class Log:
             "bytes": self.bytes(),
             "limit_bytes": self._config.limit_bytes,
             "segments": len(list_segments(self._folder)),
+            "compressed": len(list(self._folder.glob("segment-*.sqlite.zst"))),
             "next_seq": self.state.next_seq,
             "appended": dict(self.state.appended),
             "commits": self._writer.commits,
@@ -242,6 +282,12 @@ class Log:
             self._disk_full = False
         return None
 
+    def _has_room(self, size: int) -> bool:
+        """Whether a segment of this size may be made plain again."""
+        disk = os.statvfs(self._folder)
+        free = disk.f_bavail * disk.f_frsize
+        return not self._disk_full and free > 2 * size and self.bytes() + size < self._config.limit_bytes
+
     def _wait_because(self, reason: str | None) -> None:
         """Log the change, once."""
         if reason is not None and self._waiting is None:
@@ -255,6 +301,8 @@ class Log:
             await asyncio.sleep(seconds)
             try:
                 await self.maintain()
+                while await self.pack():
+                    pass
             except Exception:
                 log.exception("looking after the buffer failed")
 
@@ -363,6 +411,7 @@ class Log:
 
     def _start(self, connection: sqlite3.Connection) -> None:
         """What is done once: the sealed segments are checked too, and memory filled with what is kept."""
+        clean(self._folder)
         give_up = time.monotonic() + _SEALED_CHECK_SECONDS
         for number in reversed(list_segments(self._folder)[:-1]):
             if time.monotonic() > give_up:
@@ -551,10 +600,10 @@ class Log:
             if self._limits.of(name).when_full not in GIVES_WAY:
                 continue
             for number in list_segments(self._folder)[:-1]:
-                with contextlib.closing(self._open_sealed(number)) as segment:
-                    last = segment.execute("SELECT max(seq) FROM log WHERE class = ?", (name,)).fetchone()[0]
-                if last is None:
+                span = self._packer.summary(number).classes.get(name)
+                if span is None:
                     continue
+                last = span.last
                 connection.execute("BEGIN IMMEDIATE")
                 made = self._limits.give_way_until(connection, name, last, DISK_BUDGET)
                 self._insert_made(connection, made or (), state)
@@ -572,7 +621,8 @@ class Log:
     def _compact(self, connection: sqlite3.Connection, state: State, seqs: Mapping[str, int], number: int) -> None:
         """Write a sealed segment anew with only the rows that are needed, if those are less than half of it."""
         path = segment_path(self._folder, number)
-        if wal_path(path).exists():  # a reader holds it up
+        packed = not path.exists()
+        if not packed and wal_path(path).exists():  # a reader holds it up
             return
         passed = self._with_lines(connection, seqs)
         window_inputs = min((cursor.needed for cursor in state.rule_cursors.values()), default=ENDLESS)
@@ -597,7 +647,16 @@ class Log:
                 rows = source.execute(f"SELECT {LOG_COLUMNS} FROM log WHERE {needed}", values)
                 target.executemany(INSERT_ROW, rows)
                 target.execute("COMMIT")
-        os.rename(fresh, path)
+        if packed:
+            smaller = packed_path(path).with_name(packed_path(path).name + PACKING)
+            try:
+                pack(fresh, smaller)
+                os.rename(smaller, packed_path(path))
+            finally:
+                fresh.unlink()
+                smaller.unlink(missing_ok=True)
+        else:
+            os.rename(fresh, path)
         sync_folder(self._folder)
         self._limits.segments_changed()
         log.debug("segment %d written anew: %d of %d bytes", number, kept, total)
@@ -607,6 +666,8 @@ class Log:
         path = mark.with_name(mark.name.removesuffix(".suspect"))
         mark.unlink()
         if not path.exists():
+            if packed_path(path).exists() and self._mend_packed(path):
+                self._account_damage(connection, segment_number(path))
             return
         finding = find_damage(path, thorough=True)
         if finding is None:
@@ -619,8 +680,37 @@ class Log:
             self._note_damage(salvage(path, SEGMENT, finding))
             self._account_damage(connection, segment_number(path))
 
+    def _mend_packed(self, path: Path) -> bool:
+        """Make a compressed segment plain again, as far as it can be read, and save what is good; whether it was not.
+
+        The compressed one is set aside beside the damaged file. A kill leaves the plain one, which the next start, or
+        who reads it, finds damaged again.
+        """
+        packed = packed_path(path)
+        fresh = packed.with_name(packed.name + PACKING)
+        with fresh.open("wb") as file:
+            wrong = unpack(packed, file, mending=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(fresh, path)
+        sync_folder(self._folder)
+        finding = f"compressed, {wrong[0]}" if wrong else find_damage(path, thorough=True)
+        if finding is None:
+            log.warning("a reader found %s damaged, but nothing is wrong with it now", packed.name)
+            packed.unlink()
+            return False
+        damage = salvage(path, SEGMENT, finding)
+        self._note_damage(damage)
+        os.rename(packed, damage.path.with_name(f"{damage.path.name}.zst"))
+        sync_folder(self._folder)
+        return True
+
     def _check_sealed(self, number: int) -> None:
         path = segment_path(self._folder, number)
+        if not path.exists():
+            if check_packed(packed_path(path)) is not None:
+                self._mend_packed(path)
+            return
         finding = find_damage(path)
         if finding is not None:
             self._note_damage(salvage(path, SEGMENT, finding))
@@ -636,7 +726,7 @@ class Log:
         """Bring what a busy reader kept in the WAL of a sealed segment into its file, so that it is one plain file."""
         for number in numbers:
             path = segment_path(self._folder, number)
-            if wal_path(path).exists():
+            if wal_path(path).exists() and path.exists():
                 with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as segment:
                     segment.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -677,14 +767,19 @@ class Log:
         """Unlink sealed segments, oldest first, as far as every sink and every rule is done with them."""
         passed = self._with_lines(connection, seqs)
         for number in numbers:
-            with contextlib.closing(self._open_sealed(number)) as segment:
-                if _needed(segment, passed, state):
-                    return
+            if self._is_needed(number, passed, state):
+                return
             path = segment_path(self._folder, number)
-            path.unlink()
-            for beside in ("-wal", "-shm", ".suspect"):
+            path.unlink(missing_ok=True)
+            for beside in ("-wal", "-shm", ".suspect", ".zst"):
                 path.with_name(path.name + beside).unlink(missing_ok=True)
             log.debug("segment %d purged", number)
+
+    def _is_needed(self, number: int, passed: dict[str, int], state: State) -> bool:
+        if segment_file(self._folder, number).suffix == ".zst":
+            return self._packer.summary(number).needed(passed, state)
+        with contextlib.closing(self._open_sealed(number)) as segment:
+            return _needed(segment, passed, state)
 
     def _block_purge(self, reason: str | None) -> None:
         """Note why nothing is purged, and log it when that lasts: a forwarder may start a moment after us."""

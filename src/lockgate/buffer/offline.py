@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from lockgate.buffer.cursor import cursor_names, cursor_path
-from lockgate.buffer.limits import open_sealed
+from lockgate.buffer.packed import open_sealed, segment_file
 from lockgate.buffer.segments import LOG_COLUMNS, list_segments, segment_path
 from lockgate.sqlite import FolderLock, open_readonly
 from lockgate.sqlite.database import BUSY_TIMEOUT_SECONDS
@@ -45,13 +45,15 @@ class NoSuchSink(LookupError):
 def query(folder: Path, sql: str) -> Iterator[sqlite3.Cursor]:
     """Run one SELECT over the tables `log`, `quarantine` and `damage` of the whole buffer.
 
-    Raises sqlite3.Error for SQL that cannot be run. Ten segments are read where they lie; of more, the rows are copied
-    to a temporary file first.
+    Raises sqlite3.Error for SQL that cannot be run. Ten segments are read where they lie; of more, or where
+    some are compressed, the rows are copied to a temporary file first.
     """
     with contextlib.ExitStack() as stack:
         place = ":memory:"
         numbers = list_segments(folder)
-        copied = len(numbers) > _MOST_ATTACHED
+        copied = len(numbers) > _MOST_ATTACHED or any(
+            segment_file(folder, number) != segment_path(folder, number) for number in numbers
+        )
         if copied:
             place = str(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockgate-sql-"))) / "buffer")
         connection = stack.enter_context(contextlib.closing(sqlite3.connect(place, uri=True, isolation_level=None)))

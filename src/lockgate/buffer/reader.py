@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from lockgate.buffer.missing import NOTHING_MISSING, Missing, load_missing
+from lockgate.buffer.packed import DamagedPack, open_packed, read_summary
 from lockgate.buffer.rows import Kept, LastValue, Quarantined, Row
-from lockgate.buffer.segments import LOG_COLUMNS, State, is_checkpointed, list_segments, segment_path, suspect_path
+from lockgate.buffer.segments import LOG_COLUMNS, State, is_checkpointed, list_files, segment_path, suspect_path
 from lockgate.sqlite import open_readonly
 from lockgate.sqlite.database import is_damage
 
@@ -21,6 +22,7 @@ T = TypeVar("T")
 
 _PASSING: Final = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR})  # primary codes
 _RETRIES = 5
+_MOST_UNPACKED: Final = 2
 _CACHE_KIB: Final = 128  # for each open segment; rows are read once, in order, and the kernel keeps the pages anyway
 ENDLESS: Final = (1 << 63) - 1  # after every seq
 
@@ -36,18 +38,47 @@ class DamagedSegment(OSError):
 class SegmentFile:
     """One open segment."""
 
-    def __init__(self, folder: Path, number: int, sealed: bool) -> None:
+    def __init__(self, folder: Path, number: int, name: str, sealed: bool) -> None:
         self.number = number
         self.path = segment_path(folder, number)
-        self.immutable = sealed and is_checkpointed(self.path)
-        self.inode = self.path.stat().st_ino
-        self.connection = open_readonly(self.path, immutable=self.immutable)
-        self.connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        self.name = name
+        self.file = folder / name
+        self.inode = self.file.stat().st_ino
+        self._packed = read_summary(self.file) if self.file != self.path else None
+        self.immutable = self._packed is not None or (sealed and is_checkpointed(self.path))
+        self._connection: sqlite3.Connection | None = None
         self._last_seq: int | None = None
         self._counts: dict[str, int] = {}
+        if self._packed is None:
+            self._connect()
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """Unpacks a segment that lies compressed."""
+        return self._connection if self._connection is not None else self._connect()
+
+    @property
+    def is_unpacked(self) -> bool:
+        return self._packed is not None and self._connection is not None
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._packed is None:
+            self._connection = open_readonly(self.path, immutable=self.immutable)
+        else:
+            self._connection = open_packed(self.file)
+        self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        return self._connection
+
+    def may_have(self, message_class: str, after: int, until: int = ENDLESS) -> bool:
+        """Whether it is worth a look for rows of the class after a seq, up to another one."""
+        if self._packed is not None:
+            return self._packed.has(message_class, after, until)
+        return self.last_seq() > after
 
     def last_seq(self) -> int:
         """The last row's, 0 without rows."""
+        if self._packed is not None:
+            return self._packed.last_seq
         if self._last_seq is not None:
             return self._last_seq
         last: int = self.connection.execute("SELECT coalesce(max(seq), 0) FROM log").fetchone()[0]
@@ -56,6 +87,8 @@ class SegmentFile:
         return last
 
     def first_seq(self) -> int:
+        if self._packed is not None:
+            return self._packed.first_seq
         first: int = self.connection.execute("SELECT coalesce(min(seq), 0) FROM log").fetchone()[0]
         return first
 
@@ -74,6 +107,12 @@ class SegmentFile:
 
     def count(self, message_class: str, after: int, until: int = ENDLESS) -> int:
         """Rows of the class after a seq, up to another one."""
+        if self._packed is not None:
+            span = self._packed.classes.get(message_class)
+            if span is None or not self._packed.has(message_class, after, until):
+                return 0
+            if after < span.first and span.last <= until:
+                return span.rows
         if until != ENDLESS:
             query = "SELECT count(*) FROM log WHERE class = ? AND seq > ? AND seq <= ?"
             between: int = self.connection.execute(query, (message_class, after, until)).fetchone()[0]
@@ -89,14 +128,19 @@ class SegmentFile:
         count: int = self.connection.execute(query, (message_class, after)).fetchone()[0]
         return count
 
-    def stale(self, newest: int) -> bool:
-        """Replaced by its salvage, or sealed since it was opened, so that it could be read without its WAL."""
-        if self.path.stat().st_ino != self.inode:
+    def stale(self, name: str, newest: int) -> bool:
+        """Replaced by its salvage, or sealed or compressed since it was opened.
+
+        Raises FileNotFoundError where it was purged.
+        """
+        if name != self.name or self.file.stat().st_ino != self.inode:
             return True
         return not self.immutable and self.number != newest and is_checkpointed(self.path)
 
     def close(self) -> None:
-        self.connection.close()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 class _Rows:
@@ -128,6 +172,7 @@ class LogReader:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: dict[int, SegmentFile] = {}
+        self._unpacked: list[SegmentFile] = []  # the one used last at the end
 
     def read(
         self,
@@ -196,32 +241,39 @@ class LogReader:
 
         Raises OSError where one is listed that is not there, sqlite3.Error where one cannot be opened.
         """
-        numbers = self._numbers()
+        files = self._files()
         while True:
             try:
-                return self._opened(numbers)
+                return self._opened(files)
             except (FileNotFoundError, sqlite3.OperationalError):
-                listed, numbers = numbers, self._numbers()
-                if set(listed) <= set(numbers):
-                    raise  # it was not purged meanwhile
+                listed, files = files, self._files()
+                if listed.items() <= files.items():
+                    raise  # it was neither purged nor compressed meanwhile
 
-    def _numbers(self) -> list[int]:
+    def _files(self) -> dict[int, str]:
         try:
-            return list_segments(self._folder)
+            return list_files(self._folder)
         except FileNotFoundError:
-            return []
+            return {}
 
-    def _opened(self, numbers: list[int]) -> list[SegmentFile]:
-        for gone in self._open.keys() - set(numbers):
+    def _opened(self, files: dict[int, str]) -> list[SegmentFile]:
+        for gone in self._open.keys() - files.keys():
             self._open.pop(gone).close()
+        numbers = sorted(files)
         for number in numbers:
             segment = self._open.get(number)
-            if segment is not None and segment.stale(numbers[-1]):
+            if segment is not None and segment.stale(files[number], numbers[-1]):
                 self._open.pop(number).close()
                 segment = None
             if segment is None:
-                self._open[number] = SegmentFile(self._folder, number, sealed=number != numbers[-1])
+                self._open[number] = self._open_file(number, files[number], number != numbers[-1])
         return [self._open[number] for number in numbers]
+
+    def _open_file(self, number: int, name: str, sealed: bool) -> SegmentFile:
+        try:
+            return SegmentFile(self._folder, number, name, sealed)
+        except DamagedPack as error:
+            raise self._tell(segment_path(self._folder, number), error) from error
 
     def close(self) -> None:
         for segment in self._open.values():
@@ -231,7 +283,7 @@ class LogReader:
     def _read(self, message_class: str, after: int, limit: int, limit_bytes: int, until: int) -> list[Row]:
         rows = _Rows(limit, limit_bytes)
         for segment in self.segments():
-            if self.of(segment, SegmentFile.last_seq) <= after:
+            if not self.of(segment, lambda s: s.may_have(message_class, after, until)):
                 continue
             if self.of(segment, lambda s: rows.take(s.rows(message_class, after, rows.left, until))):
                 break
@@ -240,8 +292,10 @@ class LogReader:
     def _newest(self, message_class: str, after: int, limit: int, limit_bytes: int) -> list[Row]:
         rows = _Rows(limit, limit_bytes)
         for segment in reversed(self.segments()):
-            if self.of(segment, SegmentFile.last_seq) <= after:
+            if 0 < self.of(segment, SegmentFile.last_seq) <= after:  # the newest may have no rows yet
                 break
+            if not self.of(segment, lambda s: s.may_have(message_class, after)):
+                continue
             if self.of(segment, lambda s: rows.take(s.newest_rows(message_class, after, rows.left))):
                 break
         return rows.taken[::-1]
@@ -267,15 +321,29 @@ class LogReader:
     def of(self, segment: SegmentFile, read: Callable[[SegmentFile], T]) -> T:
         """What `read` finds in a segment; damage is told to the writer."""
         try:
-            return read(segment)
+            found = read(segment)
+            if segment.is_unpacked:
+                self._note_unpacked(segment)
+            return found
         except sqlite3.DatabaseError as error:
             self._open.pop(segment.number, None)
             segment.close()
             if not is_damage(error):
                 raise
-            with contextlib.suppress(OSError):
-                suspect_path(segment.path).touch()
-            raise DamagedSegment(segment.path, str(error)) from error
+            raise self._tell(segment.path, error) from error
+
+    def _tell(self, path: Path, error: Exception) -> DamagedSegment:
+        """Leave a mark for the writer."""
+        with contextlib.suppress(OSError):
+            suspect_path(path).touch()
+        return DamagedSegment(path, str(error))
+
+    def _note_unpacked(self, segment: SegmentFile) -> None:
+        """Each takes the room of a whole segment: only those used last stay."""
+        self._unpacked = [one for one in self._unpacked if one is not segment and one.is_unpacked]
+        self._unpacked.append(segment)
+        while len(self._unpacked) > _MOST_UNPACKED:
+            self._unpacked.pop(0).close()
 
     def _retrying(self, read: Callable[[], T]) -> T:
         """Run again when a segment was purged or sealed while it was read."""

@@ -7,7 +7,7 @@ import re
 import sqlite3
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -52,7 +52,10 @@ INSERT_ROW: Final = f"INSERT INTO log ({LOG_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, 
 ROW_OVERHEAD: Final = 100  # bytes of a row beside topic and payload, about
 ROW_BYTES: Final = f"length(payload) + length(CAST(topic AS BLOB)) + {ROW_OVERHEAD}"
 
+WINDOW_INPUT: Final = "window-input"  # the class of the messages that window rules read; no sink sends it
+
 _NAME: Final = re.compile(r"segment-(\d{6,})\.sqlite")
+_NAMES: Final = re.compile(r"segment-(\d{6,})\.sqlite(?:\.zst)?")
 
 
 @dataclass(slots=True)
@@ -78,13 +81,21 @@ class State:
         row = connection.execute("SELECT body FROM state").fetchone()
         if row is None:
             return None
-        state = cls(**orjson.loads(row[0]))
+        return cls.of(orjson.loads(row[0]))
+
+    @classmethod
+    def of(cls, body: dict[str, Any]) -> State:
+        """As `body` gave it."""
+        state = cls(**body)
         state.rule_cursors = {rule: RuleCursor(*cursor) for rule, cursor in state.rule_cursors.items()}
         return state
 
     def store(self, connection: sqlite3.Connection) -> None:
-        body = asdict(self) | {"rule_cursors": {rule: list(cursor) for rule, cursor in self.rule_cursors.items()}}
-        connection.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (orjson.dumps(body),))
+        connection.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (orjson.dumps(self.body()),))
+
+    def body(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"rule_cursors": {rule: list(cursor) for rule, cursor in self.rule_cursors.items()}}
 
 
 def row_bytes(topic: str, payload: bytes) -> int:
@@ -94,6 +105,11 @@ def row_bytes(topic: str, payload: bytes) -> int:
 
 def segment_path(folder: Path, number: int) -> Path:
     return folder / f"segment-{number:06}.sqlite"
+
+
+def packed_path(path: Path) -> Path:
+    """Where the segment lies if it is compressed."""
+    return path.with_name(path.name + ".zst")
 
 
 def is_checkpointed(path: Path) -> bool:
@@ -115,8 +131,18 @@ def segment_number(path: Path) -> int:
 
 
 def list_segments(folder: Path) -> list[int]:
-    """The numbers of the segments, oldest first."""
-    return sorted(int(match[1]) for name in os.listdir(folder) if (match := _NAME.fullmatch(name)))
+    """The numbers of the segments, compressed or not, oldest first."""
+    return sorted(list_files(folder))
+
+
+def list_files(folder: Path) -> dict[int, str]:
+    """The name of each segment's file; the plain one's where both are there."""
+    files: dict[int, str] = {}
+    for name in os.listdir(folder):
+        if match := _NAMES.fullmatch(name):
+            number = int(match[1])
+            files[number] = min(name, files.get(number, name))  # the shorter one
+    return files
 
 
 def suspect_path(path: Path) -> Path:

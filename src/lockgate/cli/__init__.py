@@ -1,7 +1,8 @@
 """The command line: one module per command, imported only when its command is given.
 
 A command's module has `add_arguments(parser)` and `main(arguments) -> int`, which gives the exit status. A program of
-Mosquitto's is called by a link of its name or as a command; its module has `main(words) -> int`, and reads them itself.
+others, Mosquitto's or cloudflared, is called by a link of its name or as a command; its module has
+`main(words) -> int`, and reads them itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 # Each in the module of its name.
 PROGRAMS = frozenset(
     {
+        "cloudflared",
         "mosquitto",
         "mosquitto_ctrl",
         "mosquitto_passwd",
@@ -79,7 +81,7 @@ def _command(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lockgate",
         description="The IoT edge gateway in one package.",
-        epilog=f"Mosquitto's programs are commands too, or links to lockgate: {', '.join(sorted(PROGRAMS))}.",
+        epilog=f"Programs of others are commands too, or links to lockgate: {', '.join(sorted(PROGRAMS))}.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, help_text in COMMANDS.items():

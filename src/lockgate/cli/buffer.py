@@ -83,7 +83,7 @@ def _status(config: Config, folder: Path, arguments: argparse.Namespace) -> int:
     with contextlib.closing(LogReader(folder)) as reader:
         state = reader.state()
         segments = [
-            {"file": s.path.name, "bytes": s.path.stat().st_size, "first": s.first_seq(), "last": s.last_seq()}
+            {"file": s.file.name, "bytes": s.file.stat().st_size, "first": s.first_seq(), "last": s.last_seq()}
             for s in reader.segments()
         ]
         kept = {name: reader.pending(name, 0) for name in state.appended}

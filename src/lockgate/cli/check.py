@@ -16,11 +16,13 @@ from lockgate.config.model import (
     BridgeConfig,
     Config,
     ConnectorConfig,
+    EdgeConfig,
     HttpSourceConfig,
     ListenerConfig,
     ModbusSourceConfig,
     MqttSinkConfig,
     OpcuaSourceConfig,
+    is_local,
 )
 
 KINDS = {HttpSourceConfig: "http", ModbusSourceConfig: "modbus", OpcuaSourceConfig: "opcua"}
@@ -41,7 +43,13 @@ def main(arguments: argparse.Namespace) -> int:
     check_bridges(config)
     check_connector(config)
     check_edge(config)
-    for warning in (*config.broker.warnings, *unreadable(config), *twice(config)):
+    for warning in (
+        *config.broker.warnings,
+        *unreadable(config),
+        *in_the_clear(config),
+        *twice(config),
+        *check_edge_certificates(config),
+    ):
         print(f"Warning: {warning}")
     print(summary(config))
     return 0
@@ -83,10 +91,13 @@ def twice(config: Config) -> Iterator[str]:
 
 
 def check_data_path(config: Config) -> None:
-    """Try the roll-ups of the buffer's classes, and the libraries of sinks. Raises ConfigError."""
+    """Try the roll-ups of the buffer's classes, and the libraries of compression and sinks. Raises ConfigError."""
     from lockgate.buffer.log import check_roll_ups
+    from lockgate.buffer.packed import check_library
 
     check_roll_ups(config.buffer)
+    if config.buffer.compression == "zstd":
+        check_library()
     if config.forwarder.sinks:
         from lockgate.forwarder.messages import Messages
         from lockgate.forwarder.sinks import build
@@ -132,6 +143,16 @@ def unreadable(config: Config) -> Iterator[str]:
                         path.open("rb").close()
                     except OSError as error:
                         yield f"{section}.{field.name}: {path}: cannot be read: {error.strerror}"
+
+
+def in_the_clear(config: Config) -> Iterator[str]:
+    """Warn of secrets that a source takes or gives over a network as they are."""
+    for source in config.sources:
+        if isinstance(source, HttpSourceConfig) and source.clients and source.certfile is None:
+            if not is_local(source.listen[0]):
+                yield f"sources.{source.name}: its clients send their secrets as they are: there is no certfile."
+        if isinstance(source, OpcuaSourceConfig) and source.user is not None and source.security_policy == "None":
+            yield f"sources.{source.name}: the user's password may be sent as it is: there is no security_policy."
 
 
 def check_certificates(config: Config) -> None:
@@ -184,6 +205,25 @@ def check_edge(config: Config) -> None:
         tunnels.load(path)
 
 
+def check_edge_certificates(config: Config) -> Iterator[str]:
+    """Warn of certificates of the edge that cannot be used here; whoever asks may not be who serves."""
+    if config.edge == EdgeConfig():
+        return
+    from lockgate.tunnel.certificates import Certificates, pairs_of
+
+    def public() -> list[tuple[Path, Path]]:
+        return pairs_of(config.edge.certificates_folder(config.gateway))
+
+    def of_tunnel() -> list[tuple[Path, Path]]:
+        return [config.edge.tunnel_pair(config.gateway)]
+
+    for pairs in (public, of_tunnel):
+        try:
+            Certificates(pairs(), client_ca=config.edge.client_ca_file, alpn=())
+        except ConfigError as error:
+            yield f"edge: {error}"
+
+
 def summary(config: Config) -> str:
     listeners = ", ".join(map(_listener, config.broker.listeners))
     anonymous = "everybody is let in" if config.broker.allow_anonymous else "nobody is let in without a user name"
@@ -196,8 +236,25 @@ def summary(config: Config) -> str:
         f"processor  {len(config.processor.schemas)} schemas, {len(config.processor.rules)} rules",
         f"buffer     {config.gateway.buffer_dir}, classes {', '.join(config.buffer.classes)}",
         f"forwarder  {len(config.forwarder.sinks)} sinks: {', '.join(sink.name for sink in config.forwarder.sinks)}",
+        *([f"connector  {_rules(config.connector)}"] if config.connector != ConnectorConfig() else []),
+        *([f"edge       {_edge(config)}"] if config.edge != EdgeConfig() else []),
     ]
     return "\n".join(line.rstrip(" :") for line in lines)
+
+
+def _rules(connector: ConnectorConfig) -> str:
+    from lockgate.tunnel.ingress_files import configured
+
+    found = configured(connector)
+    rules = f"{len(found.rules)} rules" if found is not None else "the rules that its edge pushes"
+    return f"to {', '.join(connector.edges) or 'the edges of its token'}, {rules}; may dial " + (
+        ", ".join(connector.allow) or "what its rules lead to"
+    )
+
+
+def _edge(config: Config) -> str:
+    doors = (*config.edge.listen_tunnel, *config.edge.listen_https, *config.edge.listen_mqtts)
+    return f"{', '.join(doors)}; tunnels in {config.edge.tunnels_file(config.gateway)}"
 
 
 def _addresses(bridge: BridgeConfig) -> str:

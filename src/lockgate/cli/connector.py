@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cacert", type=Path, metavar="FILE", help="authorities of the edge's certificate, in PEM")
     parser.add_argument("--url", metavar="SERVICE", help="where everything goes, as ws://127.0.0.1:9001")
+    parser.add_argument(
+        "--cloudflared-config", type=Path, metavar="FILE", help="config.yml of cloudflared, whose rules are used"
+    )
     parser.add_argument("--metrics", metavar="HOST:PORT", help="where /metrics and /ready are")
     parser.add_argument("--grace-period", metavar="TIME", help="how long open requests may go on when it stops, as 30s")
 
@@ -49,6 +52,8 @@ def _with_options(config: Config, arguments: argparse.Namespace) -> Config:
         said["edges"] = _checked("--edge", values.ADDRESSES, arguments.edge)
     if arguments.cacert is not None:
         said["ca_file"] = arguments.cacert
+    if arguments.cloudflared_config is not None:
+        said["cloudflared_config"] = arguments.cloudflared_config
     if arguments.url:
         said["ingress"] = ({"service": arguments.url},)
     if arguments.metrics:

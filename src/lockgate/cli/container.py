@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from lockgate import cli
-from lockgate.cli import healthcheck, process
+from lockgate.cli import cloudflared, healthcheck, process
 
 DEFAULT: Final = ("mosquitto", "-c", "/mosquitto/config/mosquitto.conf")
 SERVICES: Final = ("broker", "processor", "forwarder")
+TUNNEL: Final = ("connector", "edge")  # which are commands, too: alone they are services
+VENDORS: Final = "cloudflared"  # in whose image the program's name is left out
 SOURCE: Final = "source:"
 WRITTEN: Final = ("data", "log")
 READ: Final = "config"
@@ -35,34 +37,58 @@ def main(words: Sequence[str]) -> int:
     if program == "lockgate" and words[1:]:
         words = words[1:]
         program = words[0]
+    if program == "tunnel":
+        words = [VENDORS, *words]
+        program = VENDORS
     if program in cli.PROGRAMS:
         words[0] = program
     elif all(_is_service(word) for word in words):
         words = ["run", *words]
     elif program not in cli.COMMANDS:
         return _become(words)
-    if words[0] in ("mosquitto", "run", "up"):
-        services = _services(words)
+    services = _services(words)
+    if services:
         if services != ["broker"] and importlib.util.find_spec("orjson") is None:
             _say(f"Error: this image holds the broker alone, and cannot run {', '.join(services)}.")
             return 1
-        status = _prepare()
+        status = _prepare(services)
         if status:
             return status
         expect(services, os.environ.get(healthcheck.VARIABLE, ""))
     if os.getpid() == 1:
-        _be_init(words[0])
+        _be_init(words[0], bool(services))
     return cli.main(words)
 
 
 def _services(words: list[str]) -> list[str]:
+    """Give the services that a command hosts, none for any other."""
     if words[0] == "run":
         return [word for word in words[1:] if _is_service(word)]
-    return list(SERVICES) if words[0] == "up" else ["broker"]
+    if words[0] == "up":
+        return _configured(words[1:])
+    if words[0] == "connector" or (words[0] == VENDORS and cloudflared.is_run(words[1:])):
+        return ["connector"] if not {"-h", "--help"} & set(words) else []
+    return ["broker"] if words[0] == "mosquitto" else []
+
+
+def _configured(words: list[str]) -> list[str]:
+    """Give the services of the configuration; it says itself what is wrong with it."""
+    import argparse
+
+    from lockgate import app
+    from lockgate.cli.common import add_config_argument, load_config
+    from lockgate.config.errors import ConfigError
+
+    parser = argparse.ArgumentParser(add_help=False)
+    add_config_argument(parser)
+    try:
+        return list(app.services(load_config(parser.parse_known_args(words)[0])))
+    except ConfigError:
+        return list(SERVICES)
 
 
 def _is_service(word: str) -> bool:
-    return word in SERVICES or word.startswith(SOURCE)
+    return word in (*SERVICES, *TUNNEL) or word.startswith(SOURCE)
 
 
 def expect(services: list[str], folder: str) -> None:
@@ -85,11 +111,11 @@ def _become(words: list[str]) -> NoReturn:
         sys.exit(_NOT_FOUND)
 
 
-def _be_init(command: str) -> None:
+def _be_init(command: str, serves: bool) -> None:
     """Do what the first process of a container owes the others, and what the kernel does for every other one."""
     if command == "up":
         _watch()
-    elif command in ("mosquitto", "run"):  # which have no children of their own
+    elif serves:  # they have no children of their own
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whose parent has ended is gone when it ends
     else:  # the first process is not ended by a signal unless it says so
         signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
@@ -97,11 +123,15 @@ def _be_init(command: str) -> None:
 
 def _watch() -> None:
     """Return in a child; stay behind, pass signals on, take leave of every process, and end as the child does."""
+    passed_on = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)  # what comes before the handlers are there waits for them
     child = os.fork()
     if not child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
         return
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN):
+    for number in passed_on:
         signal.signal(number, lambda given, _frame: os.kill(child, given))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
     while True:
         ended, status = os.wait()
         if ended == child:
@@ -112,7 +142,7 @@ def _watch() -> None:
 # --- mounts and the user ---------------------------------------------------------------------------------------------
 
 
-def _prepare() -> int:
+def _prepare(services: list[str]) -> int:
     """Be who may use the mounts; gives an exit status if that cannot be."""
     if os.geteuid() == 0:
         uid = _number("PUID", _USER)
@@ -130,7 +160,8 @@ def _prepare() -> int:
                 "leave it the capabilities SETUID and SETGID (and CHOWN, for the owners of what is mounted)."
             )
             return 1
-    for line in unusable(_HOME, Path("/proc/self/mountinfo")):
+    written = WRITTEN if services != ["connector"] else ()  # it keeps nothing
+    for line in unusable(_HOME, Path("/proc/self/mountinfo"), written):
         _say(f"Warning: {line}")
     return 0
 
@@ -163,10 +194,10 @@ def give(home: Path, uid: int, gid: int) -> Iterator[str]:
             yield f"{given[0]}{others} now belongs to {uid}:{gid}."
 
 
-def unusable(home: Path, mounts: Path) -> Iterator[str]:
+def unusable(home: Path, mounts: Path, written: Sequence[str] = WRITTEN) -> Iterator[str]:
     """Tell what this process cannot write or read below `home`, whose it is, and how that is put right."""
     me = f"{os.geteuid()}:{os.getegid()}"
-    for name in (*WRITTEN, READ):
+    for name in (*written, READ):
         verb, mode = ("read", os.R_OK) if name == READ else ("write", os.R_OK | os.W_OK)
         for path in _below(home / name):
             is_folder = path.is_dir()

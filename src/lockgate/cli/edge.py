@@ -1,9 +1,10 @@
-"""`lockgate edge tunnel | service-token | audit`: who may come in through this edge, and who did."""
+"""`lockgate edge tunnel | log | service-token | certificate | audit`: who may come in through this edge, who did."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,10 +15,12 @@ from lockgate.config import values
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import Config
 from lockgate.config.values import BadValue
+from lockgate.telemetry import health
 
 if TYPE_CHECKING:
     from lockgate.tunnel.token import Token
 
+_LOG_SECONDS = 0.5  # between questions
 _DURATION = values.duration(1, 3660 * 86_400)
 
 
@@ -25,7 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
     tunnel = parts.add_parser("tunnel", help="tunnels, their tokens and host names")
     _add_tunnel(tunnel.add_subparsers(dest="action", required=True, metavar="ACTION"))
+    log = parts.add_parser("log", help="what the connectors of a tunnel log, as it comes")
+    log.add_argument("name", metavar="NAME")
+    log.add_argument(
+        "--level", choices=("debug", "info", "warn", "error"), default="info", help="(default: %(default)s)"
+    )
+    add_config_argument(log)
     add_config_argument(parts.add_parser("service-token", help="make an id and a secret for a program"))
+    _add_certificate(parts.add_parser("certificate", help="make the certificate that connectors see, or renew it"))
     audit = parts.add_parser("audit", help="who connected, from where, to what, how much")
     _add_audit(audit.add_subparsers(dest="action", required=True, metavar="ACTION"))
 
@@ -60,6 +70,13 @@ def _add_tunnel(actions: Any) -> None:
         add_config_argument(one)
 
 
+def _add_certificate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="+", metavar="NAME", help="host name or address that connectors dial")
+    parser.add_argument("--ca", type=Path, metavar="FILE", help="authority that signs it (default: ca.crt beside it)")
+    parser.add_argument("--ca-key", type=Path, metavar="FILE", help="its key (default: ca.key beside the authority)")
+    add_config_argument(parser)
+
+
 def _add_audit(actions: Any) -> None:
     verify = actions.add_parser("verify", help="whether the log is whole; prints its newest line's number and hash")
     verify.add_argument("--holds", metavar="N:HASH", help="what an earlier call printed, which has to be in it")
@@ -76,7 +93,30 @@ def main(arguments: argparse.Namespace) -> int:
         return _tunnel(arguments, config)
     if arguments.part == "audit":
         return _audit(arguments, arguments.folder or config.edge.audit_folder(config.gateway))
+    if arguments.part == "log":
+        return _follow_log(arguments, config)
+    if arguments.part == "certificate":
+        return _certificate(arguments, config)
     return _service_token()
+
+
+def _follow_log(arguments: argparse.Namespace, config: Config) -> int:
+    """Print what a tunnel's connectors log, until it is interrupted; the edge has to run."""
+    path = config.gateway.sockets_dir / "edge.sock"
+    after: dict[str, int] = {}
+    while True:
+        said = health.ask(path, ask="log", tunnel=arguments.name, level=arguments.level, after=json.dumps(after))
+        connectors: Any = said.get("connectors") if said is not None else None
+        if not isinstance(connectors, dict):
+            problem = f"the edge does not answer on {path}: is it running?" if said is None else said.get("error")
+            print(problem, file=sys.stderr)
+            return 1
+        for connector, lines in connectors.items():
+            for line in lines:
+                after[connector] = line["number"]
+                text = f"{line.get('time')} {line.get('level')} {line.get('message')}"
+                print(f"{connector[:8]} {text.encode('unicode_escape').decode()}", flush=True)
+        time.sleep(_LOG_SECONDS)
 
 
 def _tunnel(arguments: argparse.Namespace, config: Config) -> int:
@@ -186,6 +226,46 @@ def _service_token() -> int:
     print(f"{id_header}: {identifier}\n{secret_header}: {secret}")
     print("and a policy has this rule:", file=sys.stderr)
     print(json.dumps({"service_token": rule}))
+    return 0
+
+
+def _certificate(arguments: argparse.Namespace, config: Config) -> int:
+    """Without an authority one is made. Exit status 3 where nothing was written."""
+    from lockgate.access import secret_file
+    from lockgate.cli import certificates
+
+    for name in arguments.names:
+        certificates.check_host(name)
+    certfile, keyfile = config.edge.tunnel_pair(config.gateway)
+    ca: Path = arguments.ca or certfile.with_name("ca.crt")
+    ca_key: Path = arguments.ca_key or ca.with_name("ca.key")
+    own: certificates.Pair | None = None
+    if ca.exists() or ca_key.exists():
+        try:
+            own = certificates.Pair(ca.read_bytes(), ca_key.read_bytes())
+        except OSError as error:
+            raise ConfigError(
+                f"cannot be read: {error.strerror}",
+                path=Path(str(error.filename)),
+                accepted="the authority and its key",
+            ) from None
+    with certificates.authority(arguments.names[0], own) as signer:
+        made = signer.issue([*arguments.names, *certificates.CLOUDFLARED_NAMES])
+    for path in (certfile, keyfile, ca, ca_key):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if own is None:
+        secret_file.replace(ca_key, signer.own.key)
+        secret_file.replace(ca, signer.own.certificate)
+        ca.chmod(0o644)
+    secret_file.replace(keyfile, made.key)
+    secret_file.replace(certfile, made.certificate)
+    certfile.chmod(0o644)
+    if os.geteuid() == 0:  # the edge has what root makes in its folder
+        for path in (keyfile, certfile):
+            os.chown(path, path.parent.stat().st_uid, path.parent.stat().st_gid)
+    print(f"{certfile}: for {', '.join(arguments.names)}, and for cloudflared; signed by {ca}")
+    if config.edge.ca_file is None:
+        print(f'Say it to connectors by new tokens: [edge] ca_file = "{ca}"; to cloudflared: --cacert.')
     return 0
 
 

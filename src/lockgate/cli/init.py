@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import getpass
-import ipaddress
+import json
 import os
 import re
 import secrets
 import shlex
-import shutil
 import socket
+import ssl
 import string
-import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from lockgate.access import hashes, password_file
+from lockgate.cli import certificates
 from lockgate.config.errors import ConfigError
 
 
@@ -36,21 +37,22 @@ class Stack(NamedTuple):
 STACKS: Final = {
     "broker": Stack("an MQTT broker"),
     "gateway": Stack("broker, processor with its buffer, and forwarder", accounts=("processor",)),
-    "tunnel": Stack("an MQTT broker behind the vendor's cloudflared, no port published", has_tls=False),
+    "tunnel": Stack("an MQTT broker behind a tunnel, no port published", has_tls=False),
+    "edge": Stack("the public side of tunnels, for a server that others reach"),
 }
+_CONNECTORS: Final = ("cloudflared", "lockgate")
 _OPERATOR: Final = "operator"
 _USER: Final = 1883  # of our containers
+_TUNNEL_PORT: Final = 7844
 _TOKEN: Final = "secrets/tunnel_token"
 _TOKEN_USER: Final = 65532  # of cloudflared's
 _TOKEN_VARIABLES: Final = ("LOCKGATE_TUNNEL_TOKEN", "TUNNEL_TOKEN")
-_DAYS: Final = {"authority": 3650, "server": 825}
-_HOST: Final = re.compile(
-    r"(\*\.)?([A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?\.)*[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?"
-)
 _DEVICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TOKEN_FORM: Final = re.compile(r"[A-Za-z0-9+/_=-]{16,4096}")
 _LETTERS: Final = string.ascii_letters + string.digits
-_FOR_SERVICES: Final = ("access", "secrets/server.key", "secrets/processor_password")
+_FOR_SERVICES: Final = ("access", "data", "secrets/server.key", "secrets/processor_password")
+_PRIVATE: Final = ("access", "data")
+_ORIGIN: Final = "http://broker:9001"  # what a tunnel leads to: the broker of the stacks tunnel and gateway
 
 
 class File(NamedTuple):
@@ -68,6 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", action="append", metavar="NAME", help="a name or address by which devices reach it; repeatable"
     )
+    parser.add_argument(
+        "--connector", choices=_CONNECTORS, help="of the stack tunnel (default: by the token, else cloudflared)"
+    )
+    parser.add_argument("--tunnel", metavar="NAME", help="name of the first tunnel, for the stack edge")
+    parser.add_argument("--certificate", type=Path, metavar="FILE", help="of the stack edge, with its chain, in PEM")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="its private key (default: one is made, self-signed)")
     parser.add_argument("--device", metavar="NAME", help="user name of the first device")
     parser.add_argument(
         "--token-file", type=Path, metavar="FILE",
@@ -85,27 +93,55 @@ def main(arguments: argparse.Namespace) -> int:
     if name not in STACKS:
         raise ConfigError(f"{name!r} is no stack", accepted=", ".join(STACKS))
     stack = STACKS[name]
+    _check_options(arguments, name)
+    return _edge(arguments, stack, asks) if name == "edge" else _broker(arguments, name, stack, asks)
+
+
+def _check_options(arguments: argparse.Namespace, name: str) -> None:
+    its = {"tunnel": ("token_file", "connector"), "edge": ("tunnel", "certificate", "key")}
+    for stack, options in its.items():
+        for option in options:
+            if stack != name and getattr(arguments, option) is not None:
+                raise ConfigError(f"is not for the stack {name}", key=f"--{option.replace('_', '-')}", accepted=stack)
+    if name == "edge" and arguments.device is not None:
+        raise ConfigError("is not for the stack edge", key="--device", accepted=", ".join(set(STACKS) - {"edge"}))
+    if (arguments.certificate is None) is not (arguments.key is None):
+        raise ConfigError("belong together", key="--certificate and --key", accepted="both or none")
+
+
+def _broker(arguments: argparse.Namespace, name: str, stack: Stack, asks: bool) -> int:
     hosts: list[str] = []
     token: bytes | None = None
+    files = _templates(name)
     if stack.has_tls:
         hosts = (
             arguments.host or _ask(asks, "Names or addresses by which devices reach it", socket.gethostname()).split()
         )
     elif arguments.host:
-        raise ConfigError("--host is for a broker with TLS of its own; the tunnel's host name is given at its vendor")
+        raise ConfigError("--host is for a broker with TLS of its own; a tunnel's host name is given at its edge")
     else:
         token = _token(arguments.token_file, asks)
+        if _connector(arguments.connector, token, asks) == "lockgate":
+            files["docker-compose.yml"] = _with_our_connector(files["docker-compose.yml"])
     device = arguments.device or _ask(asks, "User name of the first device", "device-1")
     _check(hosts, device)
     folder: Path = arguments.folder
     passwords = {
         user: "".join(secrets.choice(_LETTERS) for _ in range(20)) for user in (*stack.accounts, _OPERATOR, device)
     }
-    files = {**_templates(name), **_made(stack, passwords)}
+    files |= _made(stack, passwords)
     if hosts:
         files |= _certificates(hosts)
     if token is not None:
         files[_TOKEN] = File(token + b"\n", 0o400)
+    given = _put(folder, files)
+    shown = {user: password for user, password in passwords.items() if user not in stack.accounts}
+    print("\n".join(_told(folder, stack, hosts, shown, given)))
+    return 0
+
+
+def _put(folder: Path, files: dict[str, File]) -> bool:
+    """Write everything, or nothing where one of it is there; whether the containers' user has what it needs."""
     there = [path for path in files if os.path.lexists(folder / path)]
     if there:
         raise ConfigError(
@@ -114,10 +150,27 @@ def main(arguments: argparse.Namespace) -> int:
             accepted="a new or an empty folder",
         )
     _write(folder, files)
-    given = _give(folder, files)
-    shown = {user: password for user, password in passwords.items() if user not in stack.accounts}
-    print("\n".join(_told(folder, stack, hosts, shown, given)))
-    return 0
+    return _give(folder, files)
+
+
+def _connector(wanted: str | None, token: bytes | None, asks: bool) -> str:
+    """Say whose connector it is to be; a token that names edges tells it to ours alone."""
+    from lockgate.tunnel.token import Token
+
+    try:
+        is_ours = token is not None and bool(Token.parse(token.decode()).edges)
+    except ConfigError:
+        is_ours = False
+    found = wanted or _ask(asks, f"Which connector, {' or '.join(_CONNECTORS)}", _CONNECTORS[is_ours])
+    if found not in _CONNECTORS:
+        raise ConfigError(f"{found!r} is no connector", accepted=", ".join(_CONNECTORS))
+    return found
+
+
+def _with_our_connector(compose: File) -> File:
+    """Change the one line."""
+    ours = next(line for line in compose.data.splitlines() if b"image: ${LOCKGATE_IMAGE" in line)
+    return File(re.sub(rb"(?m)^ +image: cloudflare/.*$", lambda _: ours, compose.data))
 
 
 def _token(path: Path | None, asks: bool) -> bytes | None:
@@ -135,7 +188,9 @@ def _token(path: Path | None, asks: bool) -> bytes | None:
         return None
     if not _TOKEN_FORM.fullmatch(said):
         raise ConfigError(
-            "what was given is no tunnel's token", path=path, accepted="the Base64 text that the vendor's console shows"
+            "what was given is no tunnel's token",
+            path=path,
+            accepted="the Base64 text that its edge or the vendor's console shows",
         )
     return said.encode()
 
@@ -151,21 +206,12 @@ def _ask(asks: bool, question: str, default: str) -> str:
 
 def _check(hosts: list[str], device: str) -> None:
     for host in hosts:
-        if not _is_address(host) and not (_HOST.fullmatch(host) and len(host) <= 253):
-            raise ConfigError(f"{host!r} is no host name and no address", accepted="as gateway.example or 192.0.2.7")
+        certificates.check_host(host)
     if not _DEVICE.fullmatch(device) or device in (_OPERATOR, "processor"):
         raise ConfigError(
             f"{device!r} cannot be the name of a device",
             accepted=f"1 to 64 letters, digits, . _ -, and neither {_OPERATOR} nor processor",
         )
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 # --- what is written -------------------------------------------------------------------------------------------------
@@ -198,63 +244,77 @@ def _made(stack: Stack, passwords: dict[str, str]) -> dict[str, File]:
 
 def _certificates(hosts: list[str]) -> dict[str, File]:
     """Make an authority and the server's certificate. Raises ConfigError where that cannot be."""
-    if shutil.which("openssl") is None:
-        raise ConfigError("openssl is needed to make certificates and is not installed", accepted="apt install openssl")
-    names = list(dict.fromkeys([*hosts, "broker", "localhost", "127.0.0.1"]))  # others of the stack, and its own checks
-    alternatives = ", ".join(f"{'IP' if _is_address(name) else 'DNS'}:{name}" for name in names)
-    with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch)
-        (made / "openssl.cnf").write_text(_OPENSSL_CNF.format(host=hosts[0][:40], alternatives=alternatives))
-        common = ("-config", "openssl.cnf")
-        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-        number = ("-set_serial", str(secrets.randbits(127)))
-        _openssl(made, "req", "-x509", *common, "-section", "authority", *key, *number, "-keyout", "ca.key",
-                 "-days", str(_DAYS["authority"]), "-out", "ca.crt")  # fmt: skip
-        _openssl(
-            made, "req", "-new", *common, "-section", "server", *key, "-keyout", "server.key", "-out", "server.csr"
-        )
-        number = ("-set_serial", str(secrets.randbits(127)))
-        _openssl(made, "x509", "-req", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key", *number,
-                 "-days", str(_DAYS["server"]), "-extfile", "openssl.cnf", "-extensions", "for_server",
-                 "-out", "server.crt")  # fmt: skip
+    with certificates.authority(hosts[0]) as signer:
+        # others of the stack reach it by these, and its own checks
+        server = signer.issue([*hosts, "broker", "localhost", "127.0.0.1"])
         return {
-            "ca.crt": File((made / "ca.crt").read_bytes()),
-            "config/server.crt": File((made / "server.crt").read_bytes()),
-            "secrets/ca.key": File((made / "ca.key").read_bytes(), 0o600),
-            "secrets/server.key": File((made / "server.key").read_bytes(), 0o400),
+            "ca.crt": File(signer.own.certificate),
+            "config/server.crt": File(server.certificate),
+            "secrets/ca.key": File(signer.own.key, 0o600),
+            "secrets/server.key": File(server.key, 0o400),
         }
 
 
-_OPENSSL_CNF: Final = """\
-[authority]
-prompt = no
-distinguished_name = authority_name
-x509_extensions = for_authority
-[authority_name]
-CN = Lockgate CA of {host}
-[for_authority]
-basicConstraints = critical, CA:TRUE, pathlen:0
-keyUsage = critical, keyCertSign, cRLSign
-subjectKeyIdentifier = hash
-[server]
-prompt = no
-distinguished_name = server_name
-[server_name]
-CN = {host}
-[for_server]
-basicConstraints = critical, CA:FALSE
-keyUsage = critical, digitalSignature
-extendedKeyUsage = serverAuth
-subjectKeyIdentifier = hash
-authorityKeyIdentifier = keyid
-subjectAltName = {alternatives}
-"""
+def _edge(arguments: argparse.Namespace, stack: Stack, asks: bool) -> int:
+    """Write the edge's stack with a first tunnel, whose token is shown here and never again."""
+    hosts = arguments.host or _ask(asks, "Host names by which devices and people reach it, its own first", "").split()
+    if not hosts:
+        raise ConfigError("an edge needs the name by which it is reached", key="--host", accepted="as home.example.org")
+    for host in hosts:
+        certificates.check_host(host)
+        if certificates.is_address(host):
+            raise ConfigError("is an address, and tunnels are found by names", key=host, accepted="as home.example.org")
+    if hosts[0].startswith("*"):
+        raise ConfigError(
+            "is no name of one machine, which connectors dial", key=hosts[0], accepted="it, but not first"
+        )
+    name = arguments.tunnel or _ask(asks, "Name of the first tunnel", "home")
+    with certificates.authority(hosts[0]) as signer:
+        tunnel = signer.issue([hosts[0], *certificates.CLOUDFLARED_NAMES])
+        public = signer.issue(hosts) if arguments.certificate is None else _given(arguments.certificate, arguments.key)
+        ca = signer.own
+    table, token = _tunnels(name, hosts, ca.certificate.decode("ascii"))
+    files = {
+        **_templates("edge"),
+        ".env": File(f"EDGE_PUBLIC={hosts[0]}:{_TUNNEL_PORT}\n".encode()),
+        "ca.crt": File(ca.certificate),
+        "secrets/ca.key": File(ca.key, 0o600),
+        "data/edge/ca.crt": File(ca.certificate),
+        "data/edge/tunnel.pem": File(tunnel.certificate),
+        "data/edge/tunnel.key": File(tunnel.key, 0o400),
+        "data/edge/certificates/public.pem": File(public.certificate),
+        "data/edge/certificates/public.key": File(public.key, 0o400),
+        "data/edge/tunnels.json": File(table, 0o600),
+    }
+    given = _put(arguments.folder, files)
+    print("\n".join(_told_of_edge(arguments, stack, hosts, name, token, given)))
+    return 0
 
 
-def _openssl(folder: Path, *words: str) -> None:
-    done = subprocess.run(["openssl", *words], cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ConfigError(f"openssl {words[0]} failed: {done.stderr.strip()}")
+def _given(certificate: Path, key: Path) -> certificates.Pair:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        return certificates.Pair(certificate.read_bytes(), key.read_bytes())
+    except OSError as error:  # SSLError is one
+        raise ConfigError(f"cannot be used: {error}", path=certificate, accepted="PEM, and its key") from None
+
+
+def _tunnels(name: str, hosts: list[str], ca: str) -> tuple[bytes, str]:
+    """Give the file of tunnels and the token of the one that is in it. Raises ConfigError."""
+    try:
+        from lockgate.tunnel import tunnel_edits, tunnels
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"an edge needs {error.name}", accepted="pip install 'lockgate[tunnel]'") from None
+    said: dict[str, Any] = {}
+    token = tunnel_edits.create(said, name, time.time())
+    for host in hosts:
+        tunnel_edits.route(said, name, "hosts", host, {})
+        tunnel_edits.route(said, name, "mqtts", host, {})
+    _, table = tunnel_edits.find(said, name)
+    table["configuration"] = {"version": 1, "config": {"ingress": [{"service": _ORIGIN}]}}
+    text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
+    tunnels.parse(text, Path("tunnels.json"))
+    return text.encode(), dataclasses.replace(token, edges=(f"{hosts[0]}:{_TUNNEL_PORT}",), ca=ca).encode()
 
 
 def _write(folder: Path, files: dict[str, File]) -> None:
@@ -273,12 +333,15 @@ def _give(folder: Path, files: Iterable[str]) -> bool:
     Root gives the other files to the folder's owner.
     """
     paths = {folder / name for name in files}
-    paths |= {path.parent for path in paths} - {folder}
+    paths |= {parent for path in paths for parent in path.parents if parent.is_relative_to(folder)} - {folder}
     for path in paths:
         if path.is_dir():
             path.chmod(0o755)  # whatever the umask is
-    (folder / "access").chmod(0o750)
-    (folder / "access" / "acl").chmod(0o640)
+    for private in _PRIVATE:
+        if (folder / private).is_dir():
+            (folder / private).chmod(0o750)
+    if (folder / "access" / "acl").exists():
+        (folder / "access" / "acl").chmod(0o640)
     if os.geteuid() != 0:
         return os.geteuid() == _USER
     owner = folder.stat()
@@ -321,5 +384,27 @@ def _told(folder: Path, stack: Stack, hosts: list[str], passwords: dict[str, str
         yield f"  Devices get ca.crt, and connect with TLS to {hosts[0]}, port 8883."
         yield "  Take secrets/ca.key away from here: it is needed only for the next certificate, in two years."
     else:
-        yield "  In the vendor's console, give the tunnel's public host name the service http://broker:9001."
+        yield f"  With the vendor's tunnel, give its public host name the service {_ORIGIN} in the vendor's console."
         yield "  Devices connect to wss://HOST/mqtt, HOST being that name."
+
+
+def _told_of_edge(
+    arguments: argparse.Namespace, stack: Stack, hosts: list[str], name: str, token: str, given: bool
+) -> Iterator[str]:
+    yield f"{arguments.folder}: {stack.help}, for Docker Compose"
+    yield ""
+    yield f"The token of the tunnel {name}, which is shown only now; data/edge/tunnels.json has its hash:"
+    yield ""
+    yield token
+    yield ""
+    yield "Next:"
+    chown = "" if given else f" && sudo chown -R {_USER}:{_USER} data    # the containers' user"
+    yield f"  cd {shlex.quote(os.fspath(arguments.folder))}{chown}"
+    yield f"  Let {', '.join(hosts)} be this machine in the DNS; its ports 443, 8883 and {_TUNNEL_PORT} be reached."
+    yield "  docker-compose up -d                      # or: docker compose up -d"
+    yield "  docker-compose exec edge lockgate edge tunnel list"
+    yield "  At home: lockgate init --stack tunnel, which asks for the token."
+    yield f"  Devices connect to wss://{hosts[0]}/mqtt, and with TLS to {hosts[0]}, port 8883."
+    if arguments.certificate is None:
+        yield "  They get ca.crt, or you put a certificate they know in the place of data/edge/certificates/public.*."
+    yield "  Take secrets/ca.key away from here: it is needed only for the next certificate, in two years."

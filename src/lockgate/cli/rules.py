@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Final
 
 from lockgate.buffer import LogReader, Row
-from lockgate.buffer.log import WINDOW_INPUT
+from lockgate.buffer.segments import WINDOW_INPUT
 from lockgate.cli.common import add_config_argument, load_config, table
 from lockgate.config.errors import ConfigError, did_you_mean
 from lockgate.config.model import Config, RuleConfig

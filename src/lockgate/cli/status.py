@@ -6,14 +6,14 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping
 
-from lockgate.app import services
+from lockgate.app import TUNNEL_SERVICES, services
 from lockgate.cli.common import add_config_argument, load_config, table
 from lockgate.telemetry import health
 
 # What a person looks at first; --json has everything.
 _KEYS = """connections sessions publish_received publish_sent queued received logged refused quarantined duplicate
 delivered pending retried dropped dead_lettered sync_ms safe_rate syncs published reads failed repeated
-unauthorised"""
+unauthorised requests streams open refused errors resumed audit_lines_lost"""
 KEYS = frozenset(_KEYS.split())
 PROBLEMS = frozenset({"error", "damage", "last_error", "rejected", "waiting", "problem", "purge_blocked"})
 
@@ -26,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Exit status 1 when a service is down."""
     config = load_config(arguments)
-    answers = {name: health.ask(config.gateway.sockets_dir / f"{name}.sock") for name in services(config)}
+    folder = config.gateway.sockets_dir
+    # a connector needs no configuration but its token
+    names = [*services(config), *(name for name in TUNNEL_SERVICES if (folder / f"{name}.sock").exists())]
+    answers = {name: health.ask(folder / f"{name}.sock") for name in names}
     if arguments.json:
         print(json.dumps(answers, indent=2))
     else:

@@ -308,6 +308,11 @@ SECTIONS: tuple[Section, ...] = (
                 "size of the payloads kept aside",
                 field="quarantine_bytes",
             ),
+            Key(
+                "compression",
+                values.one_of("none", "zstd"),
+                "of files of the log that are full and that nobody reads soon; needs lockgate[zstd]",
+            ),
         ),
         BufferConfig,
     ),
@@ -742,7 +747,18 @@ SECTIONS: tuple[Section, ...] = (
         "environment (`LOCKGATE_TUNNEL_TOKEN`, `CLOUDFLARE_TUNNEL_TOKEN`, `TUNNEL_TOKEN`).",
         (
             Key("token_file", values.PATH, "file with the token; options and variables go before it", default="none"),
-            Key("edges", values.ADDRESSES, "where to dial", default="those in the token"),
+            Key(
+                "edges",
+                values.ADDRESSES,
+                "where to dial",
+                default="those in the token; of the vendor's token, the vendor's",
+            ),
+            Key(
+                "server_name",
+                values.TEXT,
+                "name that the edge's certificate has to be good for",
+                default="the name that is dialled; where that is the vendor's, h2.cftunnel.com",
+            ),
             Key(
                 "ca_file",
                 values.PATH,

@@ -675,6 +675,7 @@ class BufferConfig:
     quarantine_messages: int = 1000  # kept aside with the reason; the oldest go first, counted
     quarantine_bytes: int = 4 * 1024 * 1024
     limits: tuple[ClassConfig, ...] = ()  # of some of the classes
+    compression: Literal["none", "zstd"] = "none"  # of segments that nobody needs soon
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -871,6 +872,7 @@ class ConnectorConfig:
 
     token_file: Path | None = None
     edges: tuple[str, ...] = ()  # HOST:PORT; none: those in the token
+    server_name: str = ""  # empty: the name that is dialled
     ca_file: Path | None = None  # none: what the token says, else the system's
     connections: int = 4
     grace_seconds: float = 30.0  # for what is open when it stops

@@ -10,7 +10,7 @@ from lockgate.app import scram_authenticator
 from lockgate.cli.check import check_access, check_bridges, check_rules
 from lockgate.config.errors import ConfigError, ConfigErrors
 from lockgate.config.model import Config
-from lockgate.doctor import certificates, clock, disk, files, forms, memory, ports, reach
+from lockgate.doctor import certificates, clock, disk, files, forms, memory, ports, reach, tunnel
 from lockgate.doctor.case import Case, Check
 from lockgate.doctor.finding import Finding
 
@@ -47,6 +47,8 @@ CHECKS: tuple[Check, ...] = (
     files.access,
     named_files,
     certificates.of_listeners,
+    tunnel.of_connector,
+    tunnel.of_edge,
     clock.wall_clock,
     clock.jumps,
     disk.kept,

@@ -287,6 +287,9 @@ class Worker:
         except Exception:
             if self._fault != _OUR_ERROR:
                 log.exception("sink %s: sending failed for a reason of our own", self.name)
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # it failed as it was told to end
+                raise asyncio.CancelledError from None
             return Sent(0, fault=_OUR_ERROR)
 
     async def _without_poison(self, rows: Sequence[Row], sent: Sent) -> Sent:

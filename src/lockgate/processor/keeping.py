@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from lockgate.buffer import LogReader, RuleCursor
-from lockgate.buffer.log import WINDOW_INPUT
+from lockgate.buffer.segments import WINDOW_INPUT
 from lockgate.processor.schemas import Schema
 from lockgate.telemetry.clock import Moment
 

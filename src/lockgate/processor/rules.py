@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from lockgate.buffer import Batch, Entry, Quarantined, RuleCursor
-from lockgate.buffer.log import WINDOW_INPUT
+from lockgate.buffer.segments import WINDOW_INPUT
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import RuleConfig
 from lockgate.processor import sql_text
@@ -448,12 +448,13 @@ class Rules:
             by_schema.setdefault(message.schema.name, []).append(message)
         for name, some in by_schema.items():
             rules = [rule for rule in self.by_message[name] if TABLE not in rule.reads]
-            if len(some) > 1 and any(rule.at_once for rule in rules):
+            together = len(some) > 1 and any(rule.at_once for rule in rules)
+            if together:
                 rows = ((place, *message.values) for place, message in enumerate(some))
                 self._messages.execute_many(self._inserts[name], rows)
             for rule in rules:
                 rule.evaluate_all(some)
-            if len(some) > 1 and any(rule.at_once for rule in rules):
+            if together:
                 self._messages.execute(f'DELETE FROM "{_batch_table(some[0].schema)}"')
 
     def close(self) -> None:

@@ -22,7 +22,8 @@ from lockgate.buffer import (
     Row,
     RuleCursor,
 )
-from lockgate.buffer.log import FULL_POLL_SECONDS, WINDOW_INPUT
+from lockgate.buffer.log import FULL_POLL_SECONDS
+from lockgate.buffer.segments import WINDOW_INPUT
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig, ProcessorConfig, RuleConfig
 from lockgate.processor.functions import find_functions
@@ -380,9 +381,14 @@ class Runner:
         after = min((rule.window.after for rule in self._rules.windows), default=0)
         while self._tables and (rows := self._reader.read(WINDOW_INPUT, after, _READ_ROWS)):
             out = Batch(moment=self._buffer.clock.now())
+            values = {row.seq: self._decoded_again(row) for row in rows}
             for table in self._tables:
-                logged = [self._logged(table, row, out) for row in rows if row.schema == table.schema.name]
-                if some_rows := [row for row in logged if row is not None]:
+                logged = []
+                for row in rows:
+                    if row.schema == table.schema.name and (decoded := values[row.seq]) is not None:
+                        moment = Moment(row.boot_id, row.boottime_ns, row.wall_ns, row.clock_ok)
+                        logged.append(_stamped(table, row.seq, moment, row.topic, row.payload, decoded, out))
+                if some_rows := [one for one in logged if one is not None]:
                     table.take(some_rows, out)
             await self._write(out)
             after = rows[-1].seq
@@ -391,17 +397,20 @@ class Runner:
             table.settle(out.moment, out)
         await self._write(out)
 
-    def _logged(self, table: WindowTable, row: Row, out: Batch) -> Logged | None:
+    def _decoded_again(self, row: Row) -> list[Value] | None:
+        """What a logged message says to the windows over its schema; None where no window can use it."""
+        tables = [table for table in self._tables if table.schema.name == row.schema]
+        if not tables:
+            return None
         try:
-            values: list[Value] = table.schema.decode_logged(row.payload)
+            values: list[Value] = tables[0].schema.decode_logged(row.payload)
         except NotAccepted as error:  # the schema has been changed since
             log.warning("a window over %s cannot use message %d any more: %s", row.schema, row.seq, error)
-            for rule in table.rules:
-                rule.note_error(RuleError("logged message not usable", str(error)))
+            for table in tables:
+                for rule in table.rules:
+                    rule.note_error(RuleError("logged message not usable", str(error)))
             return None
-        values += (row.topic, row.wall_ns // 1_000_000)
-        moment = Moment(row.boot_id, row.boottime_ns, row.wall_ns, row.clock_ok)
-        return _stamped(table, row.seq, moment, row.topic, row.payload, values, out)
+        return [*values, row.topic, row.wall_ns // 1_000_000]
 
 
 def _stamped(

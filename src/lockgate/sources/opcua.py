@@ -267,14 +267,13 @@ class OpcuaSource:
                     if isinstance(result, self._ua.StatusCode):
                         refused.append((name, node))
                         self._is_missing(name, result.name)
-                    else:
-                        self._missing.pop(name, None)
             wanted = refused
             await asyncio.wait([lost], timeout=_LOOK_AGAIN_SECONDS if wanted else None)
 
     def _publish(self, name: str, data: Any) -> None:
         said = message(data, _now_ms())
         self._values += 1
+        self._missing.pop(name, None)
         status = str(said["status"])
         if data.StatusCode is not None and data.StatusCode.is_bad():
             if name not in self._bad:

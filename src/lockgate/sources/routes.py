@@ -49,9 +49,10 @@ def topic_of(route: HttpRouteConfig, variables: Mapping[str, str], document: Map
     topic = route.topic.fill(values)
     try:
         check_topic_name(topic)
-    except MqttError as error:
+        length = len(topic.encode())
+    except (MqttError, UnicodeEncodeError) as error:
         raise NoTopic(str(error)) from None
-    if len(topic.encode()) > _TOPIC_BYTES:
+    if length > _TOPIC_BYTES:
         raise NoTopic(f"a topic of more than {_TOPIC_BYTES} bytes")
     return topic
 

@@ -30,6 +30,7 @@ from lockgate.tunnel.headers import (
 )
 from lockgate.tunnel.http1 import Flow, Http1
 from lockgate.tunnel.ingress import Rule
+from lockgate.tunnel.management import HOST, Management
 from lockgate.tunnel.origins import OriginError, Origins, Request, dial_service, dial_tcp, request_head
 from lockgate.tunnel.pushes import Configurations
 from lockgate.tunnel.relay import End
@@ -37,6 +38,7 @@ from lockgate.tunnel.services import AllowList, Service
 
 log = logging.getLogger(__name__)
 
+MANAGEMENT_HOST: Final = HOST.encode()
 _PUSH_BYTES: Final = 1 << 20
 _SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))  # may be asked twice
 _NOT_OF_THE_ORIGIN: Final = frozenset((UPGRADE, SOURCE, CONDUIT, RECEIVED, b"host"))
@@ -73,8 +75,14 @@ class _Wanted(StreamProtocol):
 class Answers:
     """The streams of all connections of one connector."""
 
-    def __init__(self, configurations: Configurations, allow: AllowList, proxied: AllowList) -> None:
-        """`allow`: what raw TCP streams may reach; `proxied`: what is told the device's address by PROXY protocol."""
+    def __init__(
+        self, configurations: Configurations, allow: AllowList, proxied: AllowList, management: Management
+    ) -> None:
+        """`allow`: what raw TCP streams may reach; `proxied`: what is told the device's address by PROXY protocol.
+
+        `management` answers what is asked of the connector itself.
+        """
+        self._management = management
         self._configurations = configurations
         self._allow = allow
         self._proxied = proxied
@@ -91,6 +99,9 @@ class Answers:
         conduit = self._conduits.get(fields.get(CONDUIT, b"").decode("latin-1"))
         if conduit is not None:
             self._resume(stream, conduit, fields)
+            return
+        if fields.get(b":authority") == MANAGEMENT_HOST:
+            self._management.serve(stream, fields)
             return
         self.counts.requests += 1
         self.counts.open += 1

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -25,6 +24,7 @@ from lockgate.tunnel.h2_session import Stream, StreamClosed, StreamProtocol
 log = logging.getLogger(__name__)
 
 FEATURE: Final = "lockgate_ride_through_1"  # said by a connector when it registers
+PLACE: Final = "lockgate_place_"  # begins what says where a connector runs: one process at a time is there
 CONDUIT: Final = b"lockgate-conduit"  # of a request: the id, 32 hex digits
 RECEIVED: Final = b"lockgate-received"  # of a request and its response: bytes that end has; of a new conduit 0
 
@@ -60,10 +60,10 @@ class Conduit(asyncio.Transport):
         self._on_gap = gap
         self._on_gone = gone
         self._carrier: _Carrier | None = None
-        self._unconfirmed: deque[bytes] = deque()  # b"" is the end
+        self._unconfirmed: list[bytes] = []  # b"" is the end
         self._unconfirmed_bytes = 0
         self._confirmed = 0  # bytes the other end has
-        self._inbox: deque[bytes] = deque()  # received, for a protocol that does not read; b"" is the end
+        self._inbox: list[bytes] = []  # received, for a protocol that does not read; b"" is the end
         self._inbox_bytes = 0
         self._handed_on = 0  # of `received`, what the protocol has
         self._confirmed_there = 0  # of `received`, what the other end was told
@@ -235,7 +235,7 @@ class Conduit(asyncio.Transport):
     def _deliver(self) -> None:
         """Hand on what was received, as far as the protocol reads."""
         while self._inbox and not self._reading_paused and not self._closed:
-            chunk = self._inbox.popleft()
+            chunk = self._inbox.pop(0)
             self._inbox_bytes -= len(chunk)
             self._handed_on += len(chunk) or 1
             if chunk:
@@ -264,12 +264,13 @@ class Conduit(asyncio.Transport):
     def _take_confirmation(self, count: int) -> None:
         self._confirmed += count
         self._unconfirmed_bytes -= count
-        while count:
-            chunk = self._unconfirmed.popleft()
-            if len(chunk) > count:
-                self._unconfirmed.appendleft(chunk[count:])
-                return
-            count -= len(chunk) or 1
+        whole = 0  # chunks that have arrived
+        while count and count >= (size := len(self._unconfirmed[whole]) or 1):
+            count -= size
+            whole += 1
+        del self._unconfirmed[:whole]
+        if count:
+            self._unconfirmed[0] = self._unconfirmed[0][count:]
 
     def _look_at_room(self) -> None:
         full = self._unconfirmed_bytes >= _MOST_UNCONFIRMED or self._carrier_paused

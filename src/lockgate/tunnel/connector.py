@@ -23,10 +23,11 @@ from lockgate import __version__
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import ConnectorConfig
 from lockgate.tunnel.answers import Answers
-from lockgate.tunnel.conduit import FEATURE
+from lockgate.tunnel.conduit import FEATURE, PLACE
 from lockgate.tunnel.h2_session import Headers, Session, SessionLimits, Stream, StreamProtocol
 from lockgate.tunnel.headers import Kind, kind_of
 from lockgate.tunnel.ingress import Ingress
+from lockgate.tunnel.management import Management
 from lockgate.tunnel.pushes import Configurations
 from lockgate.tunnel.registration import (
     ALREADY_CONNECTED,
@@ -44,6 +45,7 @@ from lockgate.tunnel.token import Token
 log = logging.getLogger(__name__)
 
 _FEATURES: Final = ("allow_remote_config", "serialized_headers", FEATURE)
+_MACHINE_ID: Final = Path("/etc/machine-id")
 _DIAL_SECONDS: Final = 15.0
 _REGISTER_SECONDS: Final = 5.0
 _APART_SECONDS: Final = 0.25  # between the first registrations
@@ -77,15 +79,17 @@ class Connector:
         self._trust = trust
         self._local = ingress
         self.configurations = Configurations(ingress, AllowList.parse(config.allow))
+        self.client_id = uuid.uuid4()
         self.streams = Answers(
             self.configurations,
             AllowList.parse(config.allow),
             AllowList.parse(config.proxy_protocol, "connector.proxy_protocol"),
+            Management(token.tunnel_id, {"connector_id": str(self.client_id), "hostname": platform.node()}),
         )
-        self.client_id = uuid.uuid4()
         self.slots = [_Slot(self, index) for index in range(config.connections)]
         self.register_success = 0
         self.register_fail: dict[str, int] = {}
+        self.features = (*_FEATURES, PLACE + _place(config.metrics))
         self._draining = False
         self.stop_seconds = config.grace_seconds + 2
 
@@ -132,6 +136,10 @@ class Connector:
     @property
     def token(self) -> Token:
         return self._token
+
+    @property
+    def server_name(self) -> str:
+        return self._config.server_name
 
     @property
     def trust(self) -> Trust:
@@ -283,8 +291,9 @@ class _Slot:
         try:
             async with asyncio.timeout(_DIAL_SECONDS):
                 await loop.create_connection(
-                    lambda: session, edge.address, edge.port, ssl=connector.trust.context, server_hostname=edge.host
-                )
+                    lambda: session, edge.address, edge.port, ssl=connector.trust.context,
+                    server_hostname=connector.server_name or edge.host,
+                )  # fmt: skip
         except ssl.SSLCertVerificationError as error:
             raise OSError(f"its certificate is not trusted: {error.verify_message}") from None
         async with asyncio.timeout(_REGISTER_SECONDS + _DIAL_SECONDS):
@@ -315,7 +324,7 @@ class _Slot:
             self.index,
             Options(
                 client_id=self._connector.client_id.bytes,
-                features=_FEATURES,
+                features=self._connector.features,
                 version=f"lockgate/{__version__}",
                 arch=f"{platform.system().lower()}_{platform.machine()}",
                 origin_local_ip=packed,
@@ -408,6 +417,12 @@ def _leaf(group: BaseExceptionGroup[TokenRefused]) -> TokenRefused:
         one = one.exceptions[0]
     assert isinstance(one, TokenRefused)
     return one
+
+
+def _place(metrics: str) -> str:
+    """Say where this process runs without naming it: on this machine, with the port that one process at a time has."""
+    machine = _MACHINE_ID.read_text().strip() if _MACHINE_ID.exists() else ""
+    return hashlib.sha256(f"{machine}\0{platform.node()}\0{metrics}".encode()).hexdigest()[:16]
 
 
 class Trust:

@@ -6,6 +6,7 @@ Its public side, which devices and people reach, is `public`.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import logging
@@ -13,15 +14,16 @@ import secrets
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from lockgate.tunnel.conduit import CONDUIT, FEATURE, GAP_SECONDS, RECEIVED, Conduit, ConduitError
+from lockgate.tunnel.conduit import CONDUIT, FEATURE, GAP_SECONDS, PLACE, RECEIVED, Conduit, ConduitError
 from lockgate.tunnel.h2_session import Headers, Session, SessionBusy, SessionLimits, Stream, StreamProtocol
 from lockgate.tunnel.headers import UPGRADE, HeaderError
 from lockgate.tunnel.http1 import Flow
 from lockgate.tunnel.jwks import Keeping
+from lockgate.tunnel.management import LogFollower, request
 from lockgate.tunnel.registration import (
     LocalConfiguration,
     Refused,
@@ -68,6 +70,11 @@ class Connection:
     draining: bool = False
 
     @property
+    def place(self) -> str:
+        """Where its process runs, of which there is one at a time; empty if it does not say."""
+        return next((one for one in self.features if one.startswith(PLACE)), "")
+
+    @property
     def rides_through(self) -> bool:
         return FEATURE in self.features
 
@@ -106,6 +113,12 @@ class Registry:
             del connections[place]
             if not connections:
                 del self._by_tunnel[connection.tunnel.id]
+
+    def has_new_process(self, connection: Connection) -> bool:
+        """Whether the process of a connection has certainly ended: another one is in its place."""
+        place = connection.place
+        others = (one for one in self.of(connection.tunnel.id) if one.client_id != connection.client_id)
+        return bool(place) and any(one.place == place for one in others)
 
     def streams(self, tunnel_id: uuid.UUID) -> int:
         """How many streams of the tunnel are open."""
@@ -151,6 +164,8 @@ class Hub:
         self._keys = Keeping()
         self.refused: dict[str, int] = defaultdict(int)
         self.resumed = 0
+        self._followers: dict[bytes, LogFollower] = {}
+        self._beginning: set[bytes] = set()  # connectors whose log is about to be followed
 
     @property
     def tunnels(self) -> Tunnels:
@@ -224,7 +239,7 @@ class Hub:
     async def _push(self, connection: Connection) -> None:
         body = connection.tunnel.configuration or b""
         try:
-            answer = await self.request(
+            answer = await self.ask(
                 connection,
                 [
                     (b":method", b"PUT"), (b":scheme", b"https"), (b":authority", b"lockgate"), (b":path", b"/"),
@@ -237,7 +252,7 @@ class Hub:
             return
         log.info("Tunnel %s: configuration pushed: %s", connection.tunnel.name, answer[:200].decode("utf-8", "replace"))
 
-    async def request(self, connection: Connection, headers: Headers, body: bytes) -> bytes:
+    async def ask(self, connection: Connection, headers: Headers, body: bytes) -> bytes:
         """Ask something small of a connector, and give the body of its answer."""
         flow = Answering()
         stream = connection.session.open(headers, flow)
@@ -254,6 +269,48 @@ class Hub:
                 return bytes(answer)
         finally:
             stream.abort()
+
+    # --- their logs ----------------------------------------------------------------------------------------------
+
+    def log_lines(self, name: str, after: Mapping[str, int], level: str) -> dict[str, object]:
+        """What the connectors of a tunnel logged behind the lines named, by connector; asking begins to follow."""
+        tunnel = self.tunnels.named(name)
+        if tunnel is None:
+            return {"error": f"there is no tunnel {name!r}"}
+        said: dict[str, object] = {}
+        for client_id in {one.client_id for one in self.registry.of(tunnel.id)}:
+            connector = str(uuid.UUID(bytes=client_id))
+            follower = self._followers.get(client_id)
+            if follower is None or follower.is_over:
+                self._followers.pop(client_id, None)
+                if client_id not in self._beginning:
+                    self._beginning.add(client_id)
+                    self.spawn(self._follow(tunnel, client_id, level))
+                said[connector] = []
+            else:
+                said[connector] = follower.after(after.get(connector, 0))
+        return {"connectors": said}
+
+    async def _follow(self, tunnel: Tunnel, client_id: bytes, level: str) -> None:
+        headers = [
+            *request(tunnel.id, tunnel.account_tag, "/logs"), (UPGRADE, b"websocket"),
+            (b"sec-websocket-version", b"13"), (b"sec-websocket-key", base64.b64encode(secrets.token_bytes(16))),
+        ]  # fmt: skip
+        flow = Answering()
+        try:
+            stream = self.registry.choose(tunnel, client_id=client_id).session.open(headers, flow)
+            stream.pause_reading()
+            async with asyncio.timeout(10):
+                answer = await flow.response()
+            if answer.switches:
+                self._followers[client_id] = LogFollower(stream, level)
+            else:
+                log.warning("Tunnel %s: a connector does not show its log: %d", tunnel.name, answer.status)
+                stream.abort()
+        except (NoConnector, ConnectionError, TimeoutError, HeaderError) as error:
+            log.warning("Tunnel %s: the log of a connector cannot be followed: %s", tunnel.name, error)
+        finally:
+            self._beginning.discard(client_id)
 
     # --- streams -------------------------------------------------------------------------------------------------
 
@@ -333,6 +390,9 @@ class Hub:
                 conduit.fail(str(error))
                 return
             except (NoConnector, ConnectionError, TimeoutError):
+                if self.registry.has_new_process(opened.connection):
+                    conduit.fail("its connector was started again")
+                    return
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), 0.2)
 
@@ -399,7 +459,9 @@ class Opened:
 
     def begin(self, protocol: StreamProtocol) -> asyncio.Transport:
         """Put a protocol on it, and give its transport; reading begins with `resume_reading`."""
-        if not self._identifier or RECEIVED not in dict(self.flow.headers or ()):
+        said = dict(self.flow.headers or ())
+        del self.flow  # its part is over, and a device may be idle for years
+        if not self._identifier or RECEIVED not in said:
             self.stream.set_protocol(protocol)
             protocol.connection_made(self.stream)
             return self.stream
@@ -532,7 +594,8 @@ class _Control(StreamProtocol):
                     self._newcomer.register(call, self._server)
                 elif isinstance(call, Unregister):
                     self._server.done(call)
-                    self._newcomer.unregister()
+                    # behind the answer, for it may be closed at once
+                    asyncio.get_running_loop().call_soon(self._newcomer.unregister)
                 elif isinstance(call, LocalConfiguration):
                     self._server.done(call)
         except RegistrationError as error:

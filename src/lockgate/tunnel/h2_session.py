@@ -126,9 +126,11 @@ class Stream(asyncio.Transport):
         self.id = stream_id
         self._session = session
         self._protocol: StreamProtocol | None = None
-        self._outbox: deque[bytes] = deque()
+        self._outbox: list[bytes] = []
+        self._sent_chunks = 0  # of the outbox
+        self._sent_bytes = 0  # of its first chunk that was not sent whole
         self._outbox_bytes = 0
-        self._inbox: deque[tuple[bytes, int]] = deque()
+        self._inbox: list[tuple[bytes, int]] = []
         self._reading_paused = False
         self._writing_paused = False
         self._trailers: Headers | None = None
@@ -245,15 +247,23 @@ class Stream(asyncio.Transport):
     def take(self, limit: int) -> tuple[bytes, bool]:
         """Up to `limit` bytes to send, and whether they are the last; trailers come after the last."""
         chunks: list[bytes] = []
-        size = 0
-        while self._outbox and size < limit:
-            chunk = self._outbox.popleft()
-            if len(chunk) > limit - size:
-                self._outbox.appendleft(chunk[limit - size :])
-                chunk = chunk[: limit - size]
+        left = limit
+        while left and self._sent_chunks < len(self._outbox):
+            chunk = self._outbox[self._sent_chunks]
+            begin = self._sent_bytes
+            if len(chunk) - begin > left:
+                self._sent_bytes += left
+                chunk = chunk[begin : begin + left]
+            else:
+                self._sent_bytes = 0
+                self._sent_chunks += 1
+                chunk = chunk[begin:]
             chunks.append(chunk)
-            size += len(chunk)
-        self._outbox_bytes -= size
+            left -= len(chunk)
+        if self._sent_chunks == len(self._outbox):
+            self._outbox.clear()
+            self._sent_chunks = 0
+        self._outbox_bytes -= limit - left
         if self._writing_paused and self._outbox_bytes <= self._session.limits.stream_buffer // 4:
             self._writing_paused = False
             asyncio.get_running_loop().call_soon(self._resume_writing)
@@ -291,7 +301,7 @@ class Stream(asyncio.Transport):
 
     def _deliver(self) -> None:
         while self._inbox and not self._reading_paused and not self._closed and self._protocol is not None:
-            data, credit = self._inbox.popleft()
+            data, credit = self._inbox.pop(0)
             self._session.give_credit(self, credit)
             if data:
                 self._protocol.data_received(data)

@@ -38,7 +38,7 @@ from lockgate.access import secret_file
 from lockgate.config import values
 from lockgate.config.errors import ConfigError, did_you_mean, raise_all
 from lockgate.config.values import BadValue, Kind
-from lockgate.tunnel import device_policy, json_tables, policy
+from lockgate.tunnel import device_policy, json_tables, management, policy
 from lockgate.tunnel.device_policy import DevicePolicy
 from lockgate.tunnel.ingress import host_without_port
 from lockgate.tunnel.ingress_files import from_json
@@ -154,8 +154,12 @@ class Tunnels:
         return found.refusal(now) or tunnel
 
     def host(self, name: str) -> tuple[Tunnel, Host] | None:
-        """Give where requests for a host go, by the name in the Host header or SNI; an exact name goes before `*.`."""
-        return _by_name(self._hosts, host_without_port(name))
+        """Give where requests for a host go, by the name in the Host header or SNI; an exact name goes before `*.`.
+
+        No name leads to what connectors answer themselves.
+        """
+        host = host_without_port(name)
+        return _by_name(self._hosts, host) if host != management.HOST else None
 
     def mqtts(self, server_name: str) -> tuple[Tunnel, Mqtts] | None:
         """Give where MQTT over TLS goes, by SNI."""
@@ -323,6 +327,8 @@ class _Reading:
             values.HOSTS.read([name])
         except BadValue as bad:
             table.wrong("", str(bad), "a.example or *.example")
+        if name.lower() == management.HOST:
+            table.wrong("", "is the management of connectors, where nobody from outside may be", "another name")
         self._once(table, "", kind, name.lower(), tunnel)
 
     def _once(self, table: Table, key: str, kind: str, name: str, tunnel: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ EVENTS = st.one_of(
     st.tuples(st.just("live"), st.sampled_from(CLASSES), st.integers(1, 12)),
     st.tuples(st.just("jump"), st.sampled_from(CLASSES), st.integers(1, 12)),
     st.tuples(st.just("time"), st.none(), st.integers(1, 40)),
-    st.tuples(st.sampled_from(["purge", "seal", "room", "reopen", "kill"]), st.none(), st.none()),
+    st.tuples(st.sampled_from(["purge", "seal", "pack", "room", "reopen", "kill"]), st.none(), st.none()),
 )
 
 
@@ -34,8 +35,11 @@ EVENTS = st.one_of(
     st.lists(EVENTS, max_size=40),
     st.sampled_from(["drop-oldest", "drop-newest", "roll-up"]),
     st.sampled_from([None, 60.0]),
+    st.sampled_from(["none", "zstd"]),
 )
-def test_every_row_has_one_outcome(events: list[tuple[str, str, object]], policy: str, keep: float | None) -> None:
+def test_every_row_has_one_outcome(
+    events: list[tuple[str, str, object]], policy: str, keep: float | None, compression: Literal["none", "zstd"]
+) -> None:
     folder = Path(tempfile.mkdtemp())
     limit = ClassConfig(
         name="telemetry", limit_bytes=LIMIT, keep_seconds=keep, when_full=policy,  # type: ignore[arg-type]
@@ -43,7 +47,10 @@ def test_every_row_has_one_outcome(events: list[tuple[str, str, object]], policy
         roll_up_into="history",
     )  # fmt: skip
     try:
-        asyncio.run(play(folder, events, BufferConfig(segment_bytes=49152, limit_bytes=1 << 30, limits=(limit,))))
+        config = BufferConfig(
+            segment_bytes=49152, limit_bytes=1 << 30, limits=(limit,), compression=compression
+        )  # fmt: skip
+        asyncio.run(play(folder, events, config))
     finally:
         shutil.rmtree(folder)
 
@@ -74,6 +81,9 @@ async def play(folder: Path, events: list[tuple[str, str, object]], config: Buff
                 await log.maintain()
             case "seal", _:
                 await log.maintain(seal=True)
+            case "pack", _:
+                while await log.pack():
+                    pass
             case "room", _:
                 await asyncio.wrap_future(log._writer.between(log._make_room))
             case "reopen", _:

@@ -12,7 +12,7 @@ import pytest
 
 from lockgate.buffer import Cursor, DamagedSegment, Log, LogReader, PacketRecord, Quarantined, RuleCursor
 from lockgate.buffer.ledger import read_ledger
-from lockgate.buffer.segments import list_segments, segment_path
+from lockgate.buffer.segments import list_files, list_segments, segment_path
 from lockgate.sqlite import CommitFailed, FolderInUse
 from tests.support.buffers import SINKS, batch, config, open_log
 
@@ -180,13 +180,13 @@ async def test_a_reader_keeps_up_with_a_purge_that_is_always_quicker(
     if opened:
         assert reader.pending("telemetry", 0) == 2001
 
-    def list_and_purge(folder: Path) -> list[int]:
-        listed = list_segments(folder)
+    def list_and_purge(folder: Path) -> dict[int, str]:
+        listed = list_files(folder)
         if len(listed) > 1:
-            segment_path(folder, listed[0]).unlink()
+            segment_path(folder, min(listed)).unlink()
         return listed
 
-    monkeypatch.setattr("lockgate.buffer.reader.list_segments", list_and_purge)
+    monkeypatch.setattr("lockgate.buffer.reader.list_files", list_and_purge)
     assert [row.seq for row in reader.read("telemetry", 0, 10)] == [2001]
     assert list_segments(tmp_path) == [21]
     reader.close()
@@ -310,7 +310,7 @@ async def test_a_damaged_sealed_segment_costs_its_damaged_rows_only(tmp_path: Pa
     reader.close()
     with pytest.raises(DamagedSegment):
         reader.read("telemetry", 100, 100)
-    assert not other.segments()[1].stale(99)
+    assert not other.segments()[1].stale(segment_path(tmp_path, 2).name, 99)
     await log.maintain()
     assert log.status()["damaged"]
     assert other.segments()[1].inode == segment_path(tmp_path, 2).stat().st_ino

@@ -21,7 +21,7 @@ EVENTS = st.one_of(
     st.tuples(st.just("append"), st.sampled_from(CLASSES), st.lists(st.integers(0, 9000), max_size=8)),
     st.tuples(st.just("read"), st.sampled_from(CLASSES), st.integers(0, 30)),
     st.tuples(st.just("settle"), st.sampled_from(CLASSES), st.integers(1, 12)),
-    st.tuples(st.sampled_from(["purge", "seal", "reopen", "kill", "new reader"]), st.none(), st.none()),
+    st.tuples(st.sampled_from(["purge", "seal", "pack", "reopen", "kill", "new reader"]), st.none(), st.none()),
 )
 
 
@@ -39,20 +39,20 @@ async def kill(log: Log) -> None:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(EVENTS, max_size=40))
-def test_the_log_agrees_with_a_list(events: list[tuple[str, str, object]]) -> None:
+@given(st.lists(EVENTS, max_size=40), st.booleans())
+def test_the_log_agrees_with_a_list(events: list[tuple[str, str, object]], compressed: bool) -> None:
     folder = Path(tempfile.mkdtemp())
     try:
-        asyncio.run(play(folder, events))
+        asyncio.run(play(folder, events, compressed))
     finally:
         shutil.rmtree(folder)
 
 
-async def play(folder: Path, events: list[tuple[str, str, object]]) -> None:
+async def play(folder: Path, events: list[tuple[str, str, object]], compressed: bool) -> None:
     model: dict[str, list[tuple[int, bytes]]] = {message_class: [] for message_class in CLASSES}
     next_seq = 1
     settled = dict.fromkeys(CLASSES, 0)  # position
-    log = await open_log(folder, segment_bytes=49152)
+    log = await open_log(folder, segment_bytes=49152, compressed=compressed)
     reader = LogReader(folder)
     cursor = await Cursor.open(folder, "cloud", CLASSES, reader)
     for name, message_class, argument in events:
@@ -78,12 +78,15 @@ async def play(folder: Path, events: list[tuple[str, str, object]]) -> None:
                 await log.maintain()
             case "seal", _:
                 await log.maintain(seal=True)
+            case "pack", _:
+                while await log.pack():
+                    pass
             case "reopen", _:
                 await log.close()
-                log = await open_log(folder, segment_bytes=49152)
+                log = await open_log(folder, segment_bytes=49152, compressed=compressed)
             case "kill", _:
                 await kill(log)
-                log = await open_log(folder, segment_bytes=49152)
+                log = await open_log(folder, segment_bytes=49152, compressed=compressed)
             case "new reader", _:
                 reader.close()
                 reader = LogReader(folder)

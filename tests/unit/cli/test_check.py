@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lockgate.cli import main
+from tests.support.certificates import Authority
 
 BRIDGE = ("connection b", "address h:1884 i", "topic #")
 
@@ -126,3 +127,26 @@ def test_filters_that_bring_a_message_twice_are_warned_of(
     path.write_text(text)
     assert main(["check", str(path)]) == 0
     assert capsys.readouterr().out.count("the processor gets what matches both twice") == warned
+
+
+def test_both_ends_of_a_tunnel_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toml = tmp_path / "lockgate.toml"
+    toml.write_text(
+        '[gateway]\ndata_dir = "data"\n[connector]\nedges = ["edge.example:7844"]\nallow = ["broker:1883"]\n'
+        '[edge]\nlocation = "HERE"\n'
+    )
+    assert main(["check", str(toml)]) == 0
+    said = capsys.readouterr().out
+    assert "connector  to edge.example:7844, the rules that its edge pushes; may dial broker:1883\n" in said
+    assert "edge       0.0.0.0:7844, 0.0.0.0:443, 0.0.0.0:8883; tunnels in " in said
+    assert "Warning: edge: " in said  # no certificates yet
+    assert "no certificate is in " in said
+    folder = tmp_path / "data" / "edge" / "certificates"
+    folder.mkdir(parents=True)
+    authority = Authority(tmp_path)
+    for source, target in zip(authority.issue("public", "a.example"), ("public.pem", "public.key"), strict=True):
+        source.rename(folder / target)
+    for source, target in zip(authority.issue("edge", "a.example"), ("tunnel.pem", "tunnel.key"), strict=True):
+        source.rename(folder.parent / target)
+    assert main(["check", str(toml)]) == 0
+    assert "Warning" not in capsys.readouterr().out

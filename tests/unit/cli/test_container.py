@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lockgate import cli
-from lockgate.app import SERVICES
+from lockgate.app import SERVICES, TUNNEL_SERVICES
 from lockgate.cli import container
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to others")
@@ -128,6 +128,17 @@ def test_nothing_of_root_is_left() -> None:
         (["lockgate", "run", "forwarder"], ["run", "forwarder"], ["forwarder"]),
         (["up"], ["up"], ["broker", "processor", "forwarder"]),
         (["/usr/bin/lockgate", "status", "--json"], ["status", "--json"], None),
+        (["connector"], ["run", "connector"], ["connector"]),
+        (["connector", "--token", "t"], ["connector", "--token", "t"], ["connector"]),
+        (["connector", "--help"], ["connector", "--help"], None),
+        (["edge"], ["run", "edge"], ["edge"]),
+        (["edge", "tunnel", "list"], ["edge", "tunnel", "list"], None),
+        (
+            ["tunnel", "--no-autoupdate", "run"],
+            ["cloudflared", "tunnel", "--no-autoupdate", "run"],
+            ["connector"],
+        ),
+        (["cloudflared", "tunnel", "ready"], ["cloudflared", "tunnel", "ready"], None),
     ],
 )
 def test_what_the_command_of_a_container_means(
@@ -140,7 +151,7 @@ def test_what_the_command_of_a_container_means(
         return 7
 
     monkeypatch.setattr(cli, "main", command)
-    monkeypatch.setattr(container, "_prepare", lambda: 0)
+    monkeypatch.setattr(container, "_prepare", lambda _services: 0)
     monkeypatch.setenv("LOCKGATE_GATEWAY_RUN_DIR", str(tmp_path / "run"))
     assert container.main(words) == 7
     assert calls == [called]
@@ -150,6 +161,28 @@ def test_what_the_command_of_a_container_means(
 
 def test_services_are_those_of_the_gateway() -> None:
     assert set(container.SERVICES) == set(SERVICES)
+    assert set(container.TUNNEL) == set(TUNNEL_SERVICES)
+
+
+def test_up_expects_what_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toml = tmp_path / "lockgate.toml"
+    toml.write_text('[connector]\ntoken_file = "token"\n')
+    monkeypatch.setattr(cli, "main", lambda _argv: 0)
+    monkeypatch.setattr(container, "_prepare", lambda _services: 0)
+    monkeypatch.setenv("LOCKGATE_GATEWAY_RUN_DIR", str(tmp_path / "run"))
+    assert container.main(["up", "-c", str(toml)]) == 0
+    assert (tmp_path / "run" / "services").read_text().split() == ["broker", "processor", "forwarder", "connector"]
+
+
+@as_root
+def test_a_connector_is_not_told_of_folders_it_does_not_use(home: Path) -> None:
+    (home / "data").chmod(0o700)
+    for parent in (home, *home.parents):
+        if parent.name.startswith("pytest-") or parent == home:
+            parent.chmod(0o755)
+    script = _AS_ANOTHER.replace("Path(sys.argv[2]))", "Path(sys.argv[2]), ())")
+    words = [sys.executable, "-c", script, str(home), "/proc/self/mountinfo"]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == ""
 
 
 def test_another_program_takes_this_ones_place() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 import uuid
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from lockgate import cli
 from lockgate.tunnel import tunnels
+from lockgate.tunnel.certificates import Certificates
 from lockgate.tunnel.token import Token
 from lockgate.tunnel.tunnels import Refusal, Tunnel
 
@@ -97,3 +100,33 @@ def test_check_reads_the_tunnels(toml: Path, capsys: pytest.CaptureFixture[str])
     capsys.readouterr()
     assert cli.main(["check", str(toml)]) == 3
     assert f"{path}: tunnel: is no key of it. Did you mean tunnels?" in capsys.readouterr().err
+
+
+def test_the_certificate_that_connectors_see_is_made_and_renewed(
+    toml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = toml.parent / "data" / "edge"
+    assert cli.main(["edge", "certificate", "edge.example", "192.0.2.1"]) == 0
+    assert "ca_file = " in capsys.readouterr().out
+    before = (folder / "tunnel.pem").read_bytes(), (folder / "ca.crt").read_bytes()
+    assert cli.main(["edge", "certificate", "edge.example"]) == 0
+    assert (folder / "tunnel.pem").read_bytes() != before[0]
+    assert (folder / "ca.crt").read_bytes() == before[1]
+    for name in ("tunnel.key", "ca.key"):
+        assert (folder / name).stat().st_mode & 0o077 == 0
+    trusted = ssl.create_default_context(cafile=folder / "ca.crt")
+    assert trusted.get_ca_certs()
+    found = x509.load_pem_x509_certificate((folder / "tunnel.pem").read_bytes())
+    names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [
+        "edge.example", "h2.cftunnel.com", "quic.cftunnel.com", "probe.cftunnel.com"
+    ]  # fmt: skip
+    assert tunnel_certificate(folder).context is not None
+    (folder / "ca.key").unlink()
+    assert cli.main(["edge", "certificate", "edge.example"]) == 3
+    assert "ca.key: cannot be read: No such file" in capsys.readouterr().err
+    assert cli.main(["edge", "certificate", "a b"]) == 3
+
+
+def tunnel_certificate(folder: Path) -> Certificates:
+    return Certificates([(folder / "tunnel.pem", folder / "tunnel.key")], client_ca=None, alpn=())

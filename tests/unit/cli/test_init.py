@@ -7,6 +7,7 @@ import re
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,30 @@ import pytest
 from lockgate import __version__
 from lockgate.access.password_file import PasswordFile
 from lockgate.cli import main
+from lockgate.tunnel import tunnels
+from lockgate.tunnel.token import Token
+from tests.support.certificates import Authority
 from tests.support.peers import program
 
 ROOT = Path(__file__).parents[3]
 TEMPLATES = ROOT / "src" / "lockgate" / "stacks"
 STACKS = sorted(path.name for path in TEMPLATES.iterdir())
+BROKERS = [name for name in STACKS if name != "edge"]
 # What a stack that is used has beside its templates, and git ignores
 MADE = {
     "broker": {"access/passwd", "ca.crt", "config/server.crt", "secrets/ca.key", "secrets/server.key"},
     "tunnel": {"access/passwd", "secrets/tunnel_token"},
+}
+MADE["edge"] = {
+    ".env",
+    "ca.crt",
+    "secrets/ca.key",
+    "data/edge/ca.crt",
+    "data/edge/certificates/public.key",
+    "data/edge/certificates/public.pem",
+    "data/edge/tunnel.key",
+    "data/edge/tunnel.pem",
+    "data/edge/tunnels.json",
 }
 MADE["gateway"] = MADE["broker"] | {"secrets/processor_password"}
 TOKEN = "eyJhIjoiMDEyMzQ1Njc4OWFiY2RlZiIsInQiOiIuLi4iLCJzIjoiLi4uIn0="
@@ -36,7 +52,9 @@ def init(folder: Path, stack: str, *words: str) -> int:
     if stack == "tunnel":
         (folder.parent / "token").write_text(f"{TOKEN}\n")
         return main(["init", str(folder), "--stack", stack, "--token-file", str(folder.parent / "token"), *words])
-    return main(["init", str(folder), "--stack", stack, "--host", "gw.example", "--host", "192.0.2.7", *words])
+    hosts = ("gw.example", "*.gw.example") if stack == "edge" else ("gw.example", "192.0.2.7")
+    given = [word for host in hosts for word in ("--host", host)]
+    return main(["init", str(folder), "--stack", stack, *given, *words])
 
 
 def passwords_in(said: str) -> dict[str, str]:
@@ -55,10 +73,10 @@ def test_the_image_is_that_of_this_version() -> None:
         for path in (ROOT / "packaging" / "compose").glob("*/*.yml")
         for version in re.findall(r"\$\{LOCKGATE_IMAGE:-lockgate:(.*)\}", path.read_text())
     ]
-    assert named == [__version__] * 3
+    assert named == [__version__] * 6  # twice in the tunnel's: ours beside cloudflared
 
 
-@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("stack", BROKERS)
 def test_a_stack_is_written_whole(stack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "new"
     assert init(folder, stack, "--device", "pump") == 0
@@ -77,7 +95,7 @@ def test_a_stack_is_written_whole(stack: str, tmp_path: Path, capsys: pytest.Cap
     assert len(set(shown.values())) == len(shown)
 
 
-@pytest.mark.parametrize("stack", ["gateway", "tunnel"])
+@pytest.mark.parametrize("stack", ["gateway", "tunnel", "edge"])
 def test_nobody_else_reads_the_secrets(stack: str, tmp_path: Path) -> None:
     old = os.umask(0)
     try:
@@ -87,10 +105,10 @@ def test_nobody_else_reads_the_secrets(stack: str, tmp_path: Path) -> None:
     for path in (tmp_path / "new").rglob("*"):
         status = path.stat()
         assert not status.st_mode & 0o022, path
-        if "secrets" in path.parts or path.name == "passwd":
+        if "secrets" in path.parts or path.suffix == ".key" or path.name in ("passwd", "tunnels.json"):
             assert path.is_dir() or not status.st_mode & 0o077, path
         if os.geteuid() == 0:  # then the containers' user has what it has to read, and no more
-            its = path.parent.name == "access" or path.name in ("access", "server.key", "processor_password")
+            its = {"access", "data", "server.key", "processor_password"} & set(path.relative_to(tmp_path / "new").parts)
             assert status.st_uid == (1883 if its else 65532 if path.name == "tunnel_token" else 0), path
 
 
@@ -134,6 +152,15 @@ def test_what_is_written_passes_check(
     """With the places of the container replaced by those of the folder."""
     assert init(tmp_path, stack) == 0
     monkeypatch.setenv("MOSQUITTO_UNSAFE_ALLOW_SYMLINKS", "1")
+    if stack == "edge":
+        monkeypatch.setenv("LOCKGATE_EDGE_PUBLIC", '["gw.example:7844"]')
+        monkeypatch.setenv("LOCKGATE_GATEWAY_DATA_DIR", str(tmp_path / "data"))
+        toml = tmp_path / "config" / "lockgate.toml"
+        toml.write_text(toml.read_text().replace("/mosquitto/", f"{tmp_path}/"))
+        assert main(["check", str(toml)]) == 0
+        assert main(["edge", "tunnel", "list", "-c", str(toml)]) == 0
+        assert "home" in capsys.readouterr().out
+        return
     conf = tmp_path / "config" / "mosquitto.conf"
     toml = tmp_path / "config" / "lockgate.toml"
     if stack != "gateway":
@@ -145,7 +172,9 @@ def test_what_is_written_passes_check(
     assert main(["check", str(toml)]) == 0
     said = capsys.readouterr().out
     assert "Warning" not in said
-    doors = "*:9001 (WebSocket), *:1883" if stack == "tunnel" else "*:8883 (TLS), *:1883"
+    doors = {"tunnel": "*:9001 (WebSocket), *:1883", "broker": "*:8883 (TLS), *:1883"}.get(
+        stack, "*:8883 (TLS), *:9001 (WebSocket), *:1883"
+    )
     assert f"{doors}; nobody is let in without a user name" in said
 
 
@@ -246,9 +275,9 @@ def test_the_token_comes_from_a_file_the_environment_or_the_terminal_and_is_neve
     monkeypatch.delenv("TUNNEL_TOKEN")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr("getpass.getpass", lambda _prompt: f" {TOKEN} ")
-    assert written("terminal", "--device", "pump") == f"{TOKEN}\n"
+    assert written("terminal", "--device", "pump", "--connector", "cloudflared") == f"{TOKEN}\n"
     monkeypatch.setattr("getpass.getpass", lambda _prompt: "")
-    assert written("later", "--device", "pump") is None
+    assert written("later", "--device", "pump", "--connector", "lockgate") is None
     said = capsys.readouterr()
     assert TOKEN not in said.out + said.err
 
@@ -260,6 +289,7 @@ def test_the_token_comes_from_a_file_the_environment_or_the_terminal_and_is_neve
         (["--token-file", "wrong"], "what was given is no tunnel's token (accepted: the Base64 text"),
         (["--token-file", "empty"], "what was given is no tunnel's token"),
         (["--host", "a.example"], "--host is for a broker with TLS of its own"),
+        (["--tunnel", "home"], "--tunnel: is not for the stack tunnel (accepted: edge)"),
     ],
 )
 def test_a_tunnel_that_cannot_be_made(
@@ -277,3 +307,86 @@ def test_a_tunnel_that_cannot_be_made(
     assert complaint in said
     assert "--token x" not in said
     assert not Path("new").exists()
+
+
+# --- an edge of one's own ---------------------------------------------------------------------------------------------
+
+
+def token_in(said: str) -> Token:
+    (text,) = re.findall(r"^[A-Za-z0-9+/=]{100,}$", said, re.M)
+    return Token.parse(text)
+
+
+def test_an_edge_has_a_tunnel_whose_token_is_good_and_certificates_for_everybody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert init(tmp_path / "edge", "edge", "--tunnel", "cabin") == 0
+    token = token_in(capsys.readouterr().out)
+    data = tmp_path / "edge" / "data" / "edge"
+    assert token.edges == ("gw.example:7844",)
+    assert token.ca == (tmp_path / "edge" / "ca.crt").read_text()
+    assert (tmp_path / "edge" / ".env").read_text() == "EDGE_PUBLIC=gw.example:7844\n"
+    found = tunnels.load(data / "tunnels.json")
+    one = found.authenticate(token.account_tag, token.tunnel_id, token.secret, time.time())
+    assert isinstance(one, tunnels.Tunnel)
+    assert one.name == "cabin"
+    for name in ("gw.example", "a.gw.example"):
+        assert found.host(name) is not None
+        assert found.mqtts(name) is not None
+    verify = [program("openssl"), "verify", "-x509_strict", "-purpose", "sslserver",
+              "-CAfile", str(tmp_path / "edge" / "ca.crt")]  # fmt: skip
+    for name, file in (
+        ("h2.cftunnel.com", "tunnel.pem"), ("quic.cftunnel.com", "tunnel.pem"), ("probe.cftunnel.com", "tunnel.pem"),
+        ("gw.example", "tunnel.pem"), ("gw.example", "certificates/public.pem"),
+        ("a.gw.example", "certificates/public.pem"),
+    ):  # fmt: skip
+        subprocess.run([*verify, "-verify_hostname", name, str(data / file)], capture_output=True, check=True)
+
+
+def test_the_tunnel_stack_with_our_connector_differs_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert init(tmp_path / "edge", "edge") == 0
+    (tmp_path / "token").write_text(token_in(capsys.readouterr().out).encode())
+    assert main(["init", str(tmp_path / "ours"), "--stack", "tunnel", "--token-file", str(tmp_path / "token")]) == 0
+    assert init(tmp_path / "theirs", "tunnel") == 0
+    ours, theirs = (
+        (tmp_path / name / "docker-compose.yml").read_text().splitlines() for name in ("ours", "theirs")
+    )  # fmt: skip
+    changed = [(one, other) for one, other in zip(ours, theirs, strict=True) if one != other]
+    assert changed == [
+        (f"    image: ${{LOCKGATE_IMAGE:-lockgate:{__version__}}}", "    image: cloudflare/cloudflared:2026.8.2")
+    ]
+    assert init(tmp_path / "asked", "tunnel", "--connector", "lockgate") == 0
+    assert (tmp_path / "asked" / "docker-compose.yml").read_text().splitlines() == ours
+
+
+def test_an_edge_takes_a_certificate_that_is_there(tmp_path: Path) -> None:
+    certificate, key = Authority(tmp_path).issue("public", "gw.example")
+    words = ("--certificate", str(certificate), "--key", str(key))
+    assert init(tmp_path / "edge", "edge", *words) == 0
+    made = tmp_path / "edge" / "data" / "edge" / "certificates"
+    assert (made / "public.pem").read_bytes() == certificate.read_bytes()
+    assert (made / "public.key").read_bytes() == key.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "an edge needs the name by which it is reached"),
+        (["--host", "192.0.2.7"], "is an address, and tunnels are found by names"),
+        (["--host", "*.a.example"], "is no name of one machine"),
+        (["--host", "a b"], "is no host name"),
+        (["--host", "a.example", "--device", "pump"], "--device: is not for the stack edge"),
+        (["--host", "a.example", "--token-file", "x"], "--token-file: is not for the stack edge (accepted: tunnel)"),
+        (["--host", "a.example", "--tunnel", "a/b"], "1 to 64 letters, digits, ., - and _"),
+        (["--host", "a.example", "--key", "nowhere"], "--certificate and --key: belong together"),
+        (["--host", "a.example", "--certificate", "no", "--key", "no"], "no: cannot be used: "),
+    ],
+)
+def test_an_edge_that_cannot_be_made(
+    words: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", str(tmp_path / "new"), "--stack", "edge", *words]) == 3
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -144,6 +144,7 @@ def test_check_knows_sources(toml: Path, capsys: pytest.CaptureFixture[str], mon
     out = capsys.readouterr().out
     assert "sources    push (http), meters (modbus)" in out
     assert "Warning: sources.push.clients.plant.secret_file: " in out
+    assert "Warning: sources.push: its clients send their secrets as they are: there is no certfile." in out
     for name in [name for name in sys.modules if name.partition(".")[0] == "pymodbus"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pymodbus", None)

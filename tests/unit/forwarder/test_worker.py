@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import importlib
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -342,9 +343,29 @@ async def test_dead_letters_are_sent_again_in_batches_of_bytes_too(tmp_path: Pat
     assert book_of(tmp_path).delivered == 6
 
 
+async def test_an_error_on_the_way_out_does_not_keep_a_sink_from_ending(
+    tmp_path: Path, log: Log, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sending = asyncio.Event()
+
+    async def send(_self: object, _rows: object) -> None:
+        sending.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            raise AttributeError("of a library, as it cleans up")
+
+    monkeypatch.setattr("lockgate.forwarder.sinks.http.HttpSink.send", send)
+    await log.append(batch(*numbers(1)))
+    async with asyncio.timeout(10):
+        async with forwarding(tmp_path, cloud.sink()):
+            await sending.wait()
+
+
 async def test_a_sink_whose_library_is_missing_fails_alone_and_keeps_its_backlog(
     tmp_path: Path, log: Log, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    library = importlib.import_module("nats")
     monkeypatch.setitem(sys.modules, "nats", None)
     url = f"nats://127.0.0.1:{free_port()}"
     nats = NatsSinkConfig(name="stream", classes=CLASSES, url=url, retry_min_seconds=0.01, retry_max_seconds=0.05)
@@ -357,7 +378,7 @@ async def test_a_sink_whose_library_is_missing_fails_alone_and_keeps_its_backlog
         assert "needs the library nats" in said["stream"]["error"]
         assert "pip install 'lockgate[nats]'" in said["stream"]["error"]
         assert said["stream"]["pending"] == {"telemetry": 5}
-        monkeypatch.delitem(sys.modules, "nats")  # installed meanwhile
+        monkeypatch.setitem(sys.modules, "nats", library)  # installed meanwhile
         await until(lambda: "it cannot be used" not in str(forwarder.status()))
     assert cloud.payloads == [*range(5)]
     assert len([one for one in caplog.messages if "needs the library nats" in one]) == 1

@@ -230,6 +230,24 @@ async def test_a_device_that_hangs_holds_up_no_other_and_is_tried_again(
     assert caplog.text.count("device deaf is away") == 1
 
 
+async def test_a_unit_that_is_silent_behind_a_gateway_leaves_its_neighbour_most_of_the_time(broker: Gateway) -> None:
+    async def gateway(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            transaction, unit, function, _, _ = await request(reader)
+            if unit == 1:
+                writer.write(response(transaction, unit, function, 7))
+
+    async with misbehaving(gateway) as port:
+        units = [device(port, name, unit=unit, timeout_seconds=0.1) for name, unit in (("there", 1), ("silent", 2))]
+        both = config(broker.url, *units, groups=(group(values=ONE),), interval_seconds=0.05, retry_max_seconds=60.0)
+        async with running(both) as source:
+            for _ in range(20):
+                assert await source.values("modbus/there/all") == {"v": 7}
+            await source.until("no answer within 0.1 seconds", "silent")
+            assert source.device("there")["failed"] == 0
+            assert source.device("silent")["failed"] < 20
+
+
 async def test_a_device_that_comes_back_is_online_again(broker: Gateway) -> None:
     port = free_port()
     async with running(config(broker.url, device(port))) as source:
