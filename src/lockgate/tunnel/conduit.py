@@ -64,7 +64,7 @@ class Conduit(asyncio.Transport):
         self._unconfirmed: list[bytes] = []  # b"" is the end
         self._unconfirmed_bytes = 0
         self._confirmed = 0  # bytes the other end has
-        self._inbox: deque[bytes] = deque()  # received, for a protocol that does not read; b"" is the end
+        self._inbox: list[bytes] = []  # received, for a protocol that does not read; b"" is the end
         self._inbox_bytes = 0
         self._handed_on = 0  # of `received`, what the protocol has
         self._confirmed_there = 0  # of `received`, what the other end was told
@@ -236,7 +236,7 @@ class Conduit(asyncio.Transport):
     def _deliver(self) -> None:
         """Hand on what was received, as far as the protocol reads."""
         while self._inbox and not self._reading_paused and not self._closed:
-            chunk = self._inbox.popleft()
+            chunk = self._inbox.pop(0)
             self._inbox_bytes -= len(chunk)
             self._handed_on += len(chunk) or 1
             if chunk:
