@@ -188,6 +188,8 @@ class Phone:
         self.acknowledged: asyncio.Queue[int] = asyncio.Queue()
         self.client.on_message = lambda _c, _u, m: self._soon(self.messages.put_nowait, (m.topic, m.payload))
         self.client.on_connect = lambda _c, _u, _f, code, _p: self._soon(self._connected, str(code))
+        self.subscribed: asyncio.Queue[int] = asyncio.Queue()
+        self.client.on_subscribe = lambda _c, _u, mid, _r, _p: self._soon(self.subscribed.put_nowait, mid)
         self.client.on_publish = lambda _c, _u, mid, _r, _p: self._soon(self.acknowledged.put_nowait, mid)
         self.client.on_disconnect = lambda *_: self._soon(self._disconnected)
 
@@ -205,6 +207,10 @@ class Phone:
         await asyncio.to_thread(self.client.connect, "localhost", self.port, keepalive)
         self.client.loop_start()
         return await asyncio.wait_for(self.connected, 10)
+
+    async def subscribe(self, topic_filter: str) -> None:
+        self.client.subscribe(topic_filter, qos=1)
+        await asyncio.wait_for(self.subscribed.get(), 10)
 
     async def close(self) -> None:
         self.client.disconnect()
@@ -254,8 +260,7 @@ async def converse(tunnel: Bench, *, websocket: bool, version: int) -> None:
     try:
         assert await listener.connect() == "Success"
         assert await speaker.connect() == "Success"
-        listener.client.subscribe("t/#", qos=1)
-        await asyncio.sleep(0.2)
+        await listener.subscribe("t/#")
         for n in range(200):
             speaker.client.publish(f"t/{n}", b"%d" % n, qos=1)
         got = [await asyncio.wait_for(listener.messages.get(), 10) for _ in range(200)]
@@ -308,8 +313,7 @@ async def test_nobody_notices_that_a_tunnel_connection_dies(tunnel: Bench, tmp_p
         phones = [Phone(tunnel, f"phone-{n}", websocket=n % 2 == 1) for n in range(6)]
         for phone in phones:
             assert await phone.connect() == "Success"
-            phone.client.subscribe(f"to/{phones.index(phone)}", qos=1)
-        await asyncio.sleep(0.3)
+            await phone.subscribe(f"to/{phones.index(phone)}")
         for round_number in range(60):
             for n, phone in enumerate(phones):
                 phone.client.publish(f"to/{(n + 1) % 6}", b"%d/" % round_number + b"x" * 300 * n, qos=1)
