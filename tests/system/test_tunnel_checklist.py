@@ -272,6 +272,25 @@ async def test_the_connector_tells_what_it_serves_and_takes_itself_back(tunnel: 
     assert isinstance(await asyncio.wait_for(fake_edge.calls.get(), 5), Unregister)
 
 
+async def test_a_conduit_that_is_not_known_is_refused(tunnel: Bench, fake_edge: FakeEdge) -> None:
+    connector = await tunnel.start_connector([], connections=1)
+    answered: asyncio.Future[Headers] = asyncio.get_running_loop().create_future()
+
+    class Asking(StreamProtocol):
+        def headers_received(self, headers: Headers) -> None:
+            answered.set_result(headers)
+
+    fake_edge.sessions[0].open(
+        [
+            (b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"127.0.0.1:1"), (b":path", b"/"),
+            (b"cf-cloudflared-proxy-src", b"10.0.0.1"), (b"lockgate-conduit", b"0" * 32), (b"lockgate-received", b"7"),
+        ],
+        Asking(),
+    )  # fmt: skip
+    assert dict(await asyncio.wait_for(answered, 5))[b":status"] == b"404"
+    assert connector.streams.counts.open == 0
+
+
 async def test_the_connector_comes_again_when_the_edge_says(tunnel: Bench, fake_edge: FakeEdge) -> None:
     fake_edge.answer = Refused("full for now", should_retry=True, retry_after=0.7)
     starting = asyncio.create_task(tunnel.start_connector([], connections=1))

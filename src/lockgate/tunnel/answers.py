@@ -104,11 +104,12 @@ class Answers:
             self._management.serve(stream, fields)
             return
         self.counts.requests += 1
+        if fields.get(RECEIVED, b"0") != b"0":
+            self._refuse(stream, 404, "a conduit that is not known here")
+            return
         self.counts.open += 1
         if kind is Kind.CONFIGURATION:
             self._spawn(stream, self._take_configuration(stream))
-        elif fields.get(RECEIVED, b"0") != b"0":
-            self._refuse(stream, 404, "a conduit that is not known here")
         elif kind is Kind.TCP:
             self._spawn(stream, self._serve_tcp(stream, fields))
         elif kind is Kind.WEBSOCKET:
