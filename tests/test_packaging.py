@@ -31,17 +31,19 @@ def tool(name: str) -> ModuleType:
     return module
 
 
-def test_every_program_of_mosquittos_has_its_link() -> None:
-    linked = set(re.findall(r"s?bin/(mosquitto\w*|lockgate)\b", DOCKERFILE.read_text()))
+def test_every_program_of_others_has_its_link() -> None:
+    linked = set(re.findall(r"s?bin/(mosquitto\w*|cloudflared|lockgate)\b", DOCKERFILE.read_text()))
     assert linked >= {*cli.PROGRAMS, "lockgate"}
     assert f"/image/{cli.ENTRY_POINT}" in DOCKERFILE.read_text()
 
 
 def test_both_images_say_the_same_of_themselves() -> None:
     stages = re.split(r"^FROM ", DOCKERFILE.read_text(), flags=re.MULTILINE)[-2:]
-    kinds = ("EXPOSE", "VOLUME", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD", "    CMD")
+    kinds = ("VOLUME", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD", "    CMD")
     small, gateway = ([line for line in stage.splitlines() if line.startswith(kinds)] for stage in stages)
     assert small == gateway
+    ports = [re.findall(r"^EXPOSE (.*)$", stage, flags=re.MULTILINE) for stage in stages]
+    assert ports == [["1883 8883 9001"], ["443 1883 7844 8883 9001"]]  # the edge is in the larger one alone
     assert f'CMD ["/usr/sbin/mosquitto", "-c", "{container.DEFAULT[-1]}"]' in small
     assert DOCKERFILE.read_text().count(f"{healthcheck.VARIABLE}=/dev/shm/lockgate") == 2
 
