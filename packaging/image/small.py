@@ -23,6 +23,8 @@ _LEFT_OUT = """
 test tests idlelib tkinter turtledemo turtle.py ensurepip lib2to3 pydoc_data distutils unittest venv curses dbm xmlrpc
 wsgiref site-packages dist-packages __pycache__ pydoc.py doctest.py LICENSE.txt _tkinter nis ossaudiodev _curses
 _curses_panel _dbm _gdbm readline audioop""".split()  # noqa: SIM905
+# Of lockgate: what a broker alone never imports, and could not without libraries that are not here
+_NOT_OF_THE_BROKER = frozenset({"demo", "deploy", "sources", "stacks", "tunnel"})
 _LEFT_OUT_LIKE = re.compile(r"config-3|_test|xx|_xx|_ctypes_test")
 _DATA = (
     "/etc/ld.so.cache",
@@ -103,6 +105,8 @@ def application(names: list[str]) -> Iterator[Path]:
         (distribution,) = importlib.metadata.distributions(name=name, path=[str(packages)])
         for file in sorted(distribution.files or (), key=str):
             path = Path(os.path.normpath(packages / file))
+            if path.is_relative_to(packages / "lockgate") and path.parts[len(packages.parts) + 1] in _NOT_OF_THE_BROKER:
+                continue
             if path.is_relative_to(APPLICATION) and path.exists():
                 yield path
                 if path.suffix == ".py":

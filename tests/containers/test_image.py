@@ -97,6 +97,12 @@ def test_the_small_image_says_what_it_does_not_hold() -> None:
     )
 
 
+def test_a_command_that_the_small_image_does_not_hold_says_so() -> None:
+    done = docker("run", "--rm", "--entrypoint", "lockgate", image("-small"), "deploy", "history", check=False)
+    assert done.returncode == 1
+    assert "is not here: this image holds the broker alone." in done.stderr
+
+
 def test_a_password_made_inside_counts_after_a_reload_and_connections_stay(either: str, config: Path) -> None:
     (config / "passwd").write_text("")
     os.chown(config, 1883, 1883)

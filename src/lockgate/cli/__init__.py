@@ -56,6 +56,16 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` (default: of this process); gives the exit status, 3 for what a person must correct."""
+    try:
+        return _main(argv)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("lockgate."):
+            raise
+        print(f"Error: {error.name} is not here: this image holds the broker alone.", file=sys.stderr)
+        return 1
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     called = os.path.basename(sys.argv[0]) if argv is None else ""
     if called == ENTRY_POINT:
