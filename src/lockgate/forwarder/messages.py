@@ -15,6 +15,15 @@ from lockgate.telemetry.clock import Clock
 _MS: Final = 1_000_000
 
 
+def json_text(payload: bytes) -> str | None:
+    """The payload as text where it is JSON, None where it is not."""
+    try:
+        orjson.loads(payload)
+        return payload.decode()
+    except (orjson.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
 class Messages:
     """Names and writes the messages of one gateway."""
 

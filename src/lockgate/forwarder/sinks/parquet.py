@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
-
 from lockgate.buffer import Row
 from lockgate.config.libraries import library
-from lockgate.forwarder.messages import Messages
+from lockgate.forwarder.messages import Messages, json_text
 
 _CODECS = {"none": "none", "gzip": "gzip", "zstd": "zstd"}
 
@@ -55,11 +53,7 @@ class Parquet:
 
     def _record(self, row: Row) -> tuple[Any, ...]:
         wall_ns, clock_ok = self._messages.wall_time(row)
-        try:
-            orjson.loads(row.payload)
-            payload: str | None = row.payload.decode()
-        except (orjson.JSONDecodeError, UnicodeDecodeError):
-            payload = None
+        payload = json_text(row.payload)
         return (
             self._messages.id_of(row), row.topic, row.message_class, wall_ns // 1_000_000, clock_ok, row.device_ts,
             payload, row.payload if payload is None else None,

@@ -8,14 +8,12 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-import orjson
-
 from lockgate.buffer import Row
 from lockgate.config.errors import ConfigError
 from lockgate.config.libraries import library
 from lockgate.config.model import PostgresSinkConfig
 from lockgate.config.secrets import first_line_text
-from lockgate.forwarder.messages import Messages
+from lockgate.forwarder.messages import Messages, json_text
 from lockgate.forwarder.sinks import Sent, halve
 
 _COLUMNS: Final = ("id", "class", "topic", "time", "clock_ok", "device_time", "payload", "payload_raw")
@@ -105,11 +103,7 @@ class PostgresSink:
 
     def _record(self, row: Row) -> tuple[object, ...]:
         wall_ns, clock_ok = self._messages.wall_time(row)
-        try:
-            orjson.loads(row.payload)
-            payload: str | None = row.payload.decode()
-        except (orjson.JSONDecodeError, UnicodeDecodeError):
-            payload = None
+        payload = json_text(row.payload)
         return (
             self._messages.id_of(row), row.message_class, row.topic, _time(wall_ns // 1_000_000), clock_ok,
             None if row.device_ts is None else _time(row.device_ts), payload, row.payload if payload is None else None,
