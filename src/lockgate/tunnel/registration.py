@@ -17,7 +17,7 @@ _REGISTER, _UNREGISTER, _UPDATE_LOCAL_CONFIGURATION = 0, 1, 2
 
 _UNIMPLEMENTED, _ABORT, _CALL, _RETURN, _FINISH, _RELEASE, _BOOTSTRAP = 0, 1, 2, 3, 4, 6, 8  # tags of a Message
 _RESULTS, _EXCEPTION = 0, 1  # tags of a Return
-_IMPORTED, _PROMISED = 0, 1  # tags of a MessageTarget
+_PROMISED: Final = 1  # tag of a MessageTarget
 _SENDER_HOSTED: Final = 1
 _KEEPS_PARAMETERS_AND_NEEDS_NO_FINISH: Final = 3
 _FAILED, _METHOD_UNKNOWN = 0, 3  # types of an Exception
@@ -312,25 +312,25 @@ class RegistrationServer:
 
     def _results(self, question: int, data_words: int, pointers: int) -> tuple[Builder, Builder]:
         self._open.discard(question)
-        message = Builder.root(1, 1)
-        message.u16(0, _RETURN)
-        answer = message.struct(0, 2, 1)
-        answer.u32(0, question)
-        answer.u16(4, _KEEPS_PARAMETERS_AND_NEEDS_NO_FINISH)
-        answer.u16(6, _RESULTS)
+        message, answer = self._return(question, _RESULTS)
         return message, answer.struct(0, 0, 2).struct(0, data_words, pointers)
 
     def _fail(self, question: int, kind: int, reason: str) -> None:
-        message = Builder.root(1, 1)
-        message.u16(0, _RETURN)
-        answer = message.struct(0, 2, 1)
-        answer.u32(0, question)
-        answer.u16(4, _KEEPS_PARAMETERS_AND_NEEDS_NO_FINISH)
-        answer.u16(6, _EXCEPTION)
+        message, answer = self._return(question, _EXCEPTION)
         exception = answer.struct(0, 1, 1)
         exception.u16(4, kind)
         exception.text(0, reason)
         self.output += message.message()
+
+    def _return(self, question: int, kind: int) -> tuple[Builder, Builder]:
+        """Begin the answer to a call."""
+        message = Builder.root(1, 1)
+        message.u16(0, _RETURN)
+        answer = message.struct(0, 2, 1)
+        answer.u32(0, question)
+        answer.u16(4, _KEEPS_PARAMETERS_AND_NEEDS_NO_FINISH)
+        answer.u16(6, kind)
+        return message, answer
 
     def _say_unimplemented(self, kind: int) -> None:
         message = Builder.root(1, 1)
