@@ -55,7 +55,6 @@ class Conduit(asyncio.Transport):
         super().__init__()
         self.id = identifier
         self.received = 0  # bytes of the other end
-        self.resumed = 0  # how often it went on
         self._protocol = protocol
         self._on_gap = gap
         self._on_gone = gone
@@ -141,9 +140,6 @@ class Conduit(asyncio.Transport):
             raise ConduitError(f"the other end has {peer_received} bytes, which cannot be")
         if self._carrier is not None:  # its end has not come to be known here
             self._carrier.leave()
-            self.resumed += 1
-        elif self._timer is not None:
-            self.resumed += 1
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -45,9 +45,6 @@ _LOOK_SECONDS: Final = 1.0  # how often the file of tunnels is looked at
 _PER_ADDRESS: Final = 20  # connections of an address that may be unregistered at a time
 _ATTEMPTS_PER_SECOND: Final = 10.0  # of an address, beyond a burst of _PER_ADDRESS
 
-# The edge gives and takes large windows; each stream has no more than SessionLimits.stream_outstanding on its way.
-_LIMITS: Final = SessionLimits()
-
 
 class NoConnector(Exception):
     """No connector of the tunnel is there, or none takes another stream."""
@@ -157,7 +154,7 @@ class Hub:
         self._file = tunnels
         self.location = location  # as connectors show it
         self.registry = Registry()
-        self.limits = _LIMITS
+        self.limits = SessionLimits()
         self._unregistered: dict[str, int] = defaultdict(int)
         self._attempts: dict[str, tuple[float, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
