@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Final
 from cryptography import x509
 
 from lockgate.config.errors import ConfigError
+from lockgate.tunnel.files import Stamp, stamp_if_there
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +94,10 @@ class Certificates:
         found = self._by_name.get(name) or self._by_name.get("*." + name.partition(".")[2])
         return found or self.context
 
-    def _state(self) -> list[tuple[int, int, int] | None]:
+    def _state(self) -> list[Stamp | None]:
         files = [file for pair in self._pairs for file in pair]
         files += [self._client_ca] if self._client_ca is not None else []
-        return [_stamp(file) for file in files]
+        return [stamp_if_there(file) for file in files]
 
 
 def pairs_of(folder: Path) -> list[tuple[Path, Path]]:
@@ -114,11 +114,3 @@ def _names(certificate: x509.Certificate) -> tuple[str, ...]:
     except x509.ExtensionNotFound:
         return ()
     return tuple(name.lower() for name in names.get_values_for_type(x509.DNSName))
-
-
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from lockgate.config.errors import ConfigError
+from lockgate.tunnel.files import Stamp, stamp
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class KeyFile:
     def __init__(self, path: Path) -> None:
         """Raises ConfigError."""
         self._path = path
-        self._state: tuple[int, int, int] | None = None
+        self._state: Stamp | None = None
         self._keys: tuple[PublicKey, ...] = ()
         self._read()
 
@@ -89,8 +89,7 @@ class KeyFile:
 
     def _read(self) -> None:
         try:
-            status = os.stat(self._path)
-            state = (status.st_ino, status.st_mtime_ns, status.st_size)
+            state = stamp(self._path)
             if state == self._state:
                 return
             self._state = state

@@ -26,7 +26,6 @@ import hashlib
 import hmac
 import json
 import logging
-import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping
@@ -40,6 +39,7 @@ from lockgate.config.errors import ConfigError, did_you_mean, raise_all
 from lockgate.config.values import BadValue, Kind
 from lockgate.tunnel import device_policy, json_tables, management, policy
 from lockgate.tunnel.device_policy import DevicePolicy
+from lockgate.tunnel.files import Stamp, stamp
 from lockgate.tunnel.ingress import host_without_port
 from lockgate.tunnel.ingress_files import from_json
 from lockgate.tunnel.json_tables import Table
@@ -219,12 +219,11 @@ class TunnelsFile:
         return True
 
 
-def _state(path: Path) -> tuple[int, ...] | None:
+def _state(path: Path) -> Stamp | None:
     try:
-        status = os.stat(path)
+        return stamp(path)
     except FileNotFoundError:
         return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
