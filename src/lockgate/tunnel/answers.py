@@ -34,7 +34,7 @@ from lockgate.tunnel.management import HOST, Management
 from lockgate.tunnel.origins import OriginError, Origins, Request, dial_service, dial_tcp, request_head
 from lockgate.tunnel.pushes import Configurations
 from lockgate.tunnel.relay import End
-from lockgate.tunnel.services import AllowList, Service
+from lockgate.tunnel.services import AllowList, Service, host_and_port
 
 log = logging.getLogger(__name__)
 
@@ -397,10 +397,11 @@ def _wait_for_the_edge(_: Conduit) -> None:
 
 
 def _target(authority: bytes) -> tuple[str, int]:
-    host, _, port = authority.decode("latin-1").rpartition(":")
+    text = authority.decode("latin-1")
+    host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port[:6]) < 65536:
         raise OriginError(f"{authority[:100]!r} is no HOST:PORT")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return host_and_port(text)
 
 
 def _say_who(origin: End, fields: Mapping[bytes, bytes]) -> None:

@@ -39,7 +39,7 @@ from lockgate.tunnel.registration import (
     RegistrationError,
     Unregistered,
 )
-from lockgate.tunnel.services import AllowList
+from lockgate.tunnel.services import AllowList, host_and_port
 from lockgate.tunnel.token import Token
 
 log = logging.getLogger(__name__)
@@ -155,12 +155,11 @@ class Connector:
         found: list[Edge] = []
         problem: OSError | None = None
         for text in self._edges:
-            host, _, port = text.rpartition(":")
-            host = host.removeprefix("[").removesuffix("]")
+            host, port = host_and_port(text)
             try:
                 loop = asyncio.get_running_loop()
-                for *_, name in await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM):
-                    found.append(Edge(host, int(port), str(name[0])))
+                for *_, name in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+                    found.append(Edge(host, port, str(name[0])))
             except OSError as error:
                 problem = error
         if not found:

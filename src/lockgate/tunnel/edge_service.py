@@ -15,6 +15,7 @@ from lockgate.tunnel.audit import AuditLog
 from lockgate.tunnel.certificates import Certificates, pairs_of
 from lockgate.tunnel.edge import Hub
 from lockgate.tunnel.public import Public
+from lockgate.tunnel.services import host_and_port
 from lockgate.tunnel.tunnels import TunnelsFile
 
 log = logging.getLogger(__name__)
@@ -106,12 +107,11 @@ class Edge:
     ) -> None:
         loop = asyncio.get_running_loop()
         for address in addresses:
-            host, _, port = address.rpartition(":")
-            host = host.removeprefix("[").removesuffix("]")
+            host, port = host_and_port(address)
             server = await loop.create_server(
                 factory,
                 host or None,
-                int(port),
+                port,
                 ssl=certificates.context,
                 backlog=_BACKLOG,
                 ssl_handshake_timeout=_HANDSHAKE_SECONDS,

@@ -13,6 +13,7 @@ import h11
 
 from lockgate import __version__
 from lockgate.tunnel.http1 import Http1
+from lockgate.tunnel.services import host_and_port
 
 if TYPE_CHECKING:
     from lockgate.tunnel.connector import Connector
@@ -114,9 +115,9 @@ class FiguresServer:
 async def serve_figures(connector: Connector, address: str) -> FiguresServer:
     """Listen at `HOST:PORT`; OSError with the address in its text where that cannot be."""
     server = FiguresServer(connector)
-    host, _, port = address.rpartition(":")
+    host, port = host_and_port(address)
     loop = asyncio.get_running_loop()
-    server.server = await loop.create_server(server.accept, host.removeprefix("[").removesuffix("]") or None, int(port))
+    server.server = await loop.create_server(server.accept, host or None, port)
     log.info("Figures are at http://%s/metrics", address)
     return server
 

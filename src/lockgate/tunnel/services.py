@@ -129,6 +129,12 @@ class AllowList:
         return bool(self.names or self.networks or self.sockets)
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    """Give the parts of `HOST:PORT` or `[IPV6]:PORT`, which was checked before."""
+    host, _, port = address.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
 def _address(host: str) -> IPv4Address | IPv6Address | None:
     """Give the address that is written here; one of IPv4 within IPv6 is itself."""
     try:
