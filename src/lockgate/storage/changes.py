@@ -20,6 +20,7 @@ from lockgate.broker.ports import (
     StoredWill,
 )
 from lockgate.mqtt.properties import encode_properties
+from lockgate.storage import checksums
 
 # The identifier of a delivery: its Session's number above its position, so that a queue lies together and in order.
 POSITION_BITS: Final = 36
@@ -298,17 +299,21 @@ class Changes:
                         written.add(message_id)
                     messages.append(message_id)
                     _add_message(batch, messages, message, offset)
+                row = base | position
+                size = len(message.topic) + len(message.payload)
+                qos, retain, identifier, share = delivery.qos, delivery.retain, delivery.identifier, delivery.share
                 deliveries += (
-                    base | position,
+                    row,
                     message_id,
                     is_shared,
-                    len(message.topic) + len(message.payload),
-                    delivery.qos,
-                    delivery.retain,
-                    delivery.identifier,
-                    delivery.share,
+                    size,
+                    qos,
+                    retain,
+                    identifier,
+                    share,
                     delivery.packet_id,
                     delivery.state,
+                    checksums.of_delivery(row, message_id, is_shared, size, qos, retain, identifier, share),
                 )
         values = batch.values
         values["messages"] = messages
@@ -331,16 +336,21 @@ def _moved(at: float, offset: float) -> float:
 
 
 def _add_message(batch: Batch, values: Values, message: Message, offset: float) -> None:
-    topic = message.topic
-    properties = message.properties
+    topic, payload, qos, retain = message.topic, message.payload, message.qos, message.retain
+    properties = encode_properties(message.properties) if message.properties is not None else None
+    expires_at, arrived_at = _moved(message.expires_at, offset), _moved(message.arrived_at, offset)
+    publisher, user = message.publisher, message.publisher_user
     values.append(topic)
-    values.append(message.payload)
-    values.append(encode_properties(properties) if properties is not None else None)
-    values.append(message.qos)
-    values.append(message.retain)
-    values.append(_moved(message.expires_at, offset))
-    values.append(_moved(message.arrived_at, offset))
-    values.append(message.publisher)
-    values.append(message.publisher_user)
+    values.append(payload)
+    values.append(properties)
+    values.append(qos)
+    values.append(retain)
+    values.append(expires_at)
+    values.append(arrived_at)
+    values.append(publisher)
+    values.append(user)
+    values.append(
+        checksums.of_message(topic, payload, properties, qos, retain, expires_at, arrived_at, publisher, user)
+    )
     prefix = topic.partition("/")[0]
     batch.bytes_by_prefix[prefix] = batch.bytes_by_prefix.get(prefix, 0) + _size(message)

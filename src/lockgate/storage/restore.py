@@ -40,7 +40,7 @@ from lockgate.storage.rows import (
     read_will,
 )
 from lockgate.storage.schema import MESSAGE_COLUMNS, SCHEMA
-from lockgate.storage.statements import IN_FLIGHT
+from lockgate.storage.statements import IN_FLIGHT, remove_unusable
 
 log = logging.getLogger(__name__)
 
@@ -131,10 +131,11 @@ class Stored:
     def remove_unusable(self, connection: sqlite3.Connection) -> None:
         """Remove the rows that cannot be used, deliveries without message and messages without delivery."""
         connection.execute("BEGIN IMMEDIATE")
+        deliveries = self._unusable.pop("deliveries", [])
         for table, rowids in self._unusable.items():
             execute_rows(connection, Statement(f"DELETE FROM {table} WHERE rowid IN (", "?", ")"), rowids)
+        remove_unusable(connection, deliveries)
         lost = connection.execute("DELETE FROM deliveries WHERE message NOT IN (SELECT id FROM messages)").rowcount
-        connection.execute("DELETE FROM messages WHERE id NOT IN (SELECT message FROM deliveries)")
         connection.execute("COMMIT")
         if lost:
             self.summary.left_out["deliveries"] += lost

@@ -24,6 +24,7 @@ from lockgate.mqtt.packets import PUBLISH
 from lockgate.mqtt.properties import Properties, decode_properties
 from lockgate.mqtt.topics import check_topic_filter, check_topic_name
 from lockgate.mqtt.wire import MAXIMUM_REMAINING_LENGTH
+from lockgate.storage import checksums
 from lockgate.storage.changes import PACKET_ID_BITS, POSITION_BITS
 from lockgate.storage.clock import ClockRow, StoreClock
 from lockgate.storage.schema import MESSAGE_COLUMNS
@@ -32,14 +33,18 @@ from lockgate.storage.schema import MESSAGE_COLUMNS
 CLOCK_COLUMNS: Final = "store_time, boottime, boot_id, wall_time, clock_ok"
 SESSION_COLUMNS: Final = "client_id, username, expiry_interval, expires_at"
 SUBSCRIPTION_COLUMNS: Final = "session, topic_filter, qos, no_local, retain_as_published, identifier"
-DELIVERY_COLUMNS: Final = "qos, retain, identifier, share, packet_id, state, message"
+DELIVERY_COLUMNS: Final = "message, shared, size, qos, retain, identifier, share, packet_id, state, checksum"
 WILL_COLUMNS: Final = f"client_id, delay, keep_alive, due_at, {MESSAGE_COLUMNS}"
 
 HIGHEST_NUMBER: Final = (1 << 63 - POSITION_BITS) - 2  # of a Session
 _HIGHEST_POSITION: Final = (1 << POSITION_BITS) - 1
+_HIGHEST_ROWID: Final = (1 << 63) - 1
 _TWO_BYTES: Final = 0xFFFF
 _FOUR_BYTES: Final = 0xFFFF_FFFF
 HIGHEST_TIME: Final = 1e11  # seconds; about three thousand years
+
+_DELIVERY_WIDTH: Final = 1 + DELIVERY_COLUMNS.count(",") + 1  # with the row's identifier before them
+_WRONG_SUM: Final = "its checksum is that of something else: a bit has turned over"
 
 
 class UnusableRow(Exception):
@@ -84,7 +89,7 @@ def read_subscription(row: Sequence[Any]) -> tuple[int, str, StoredSubscription]
 
 def read_message(row: Sequence[Any], clock: StoreClock) -> Message:
     """Make a Message of the columns of one."""
-    topic, payload, encoded, qos, retain, expires_at, arrived_at, publisher, publisher_user = row
+    topic, payload, encoded, qos, retain, expires_at, arrived_at, publisher, publisher_user, checksum = row
     try:
         check_topic_name(_text(topic))
     except MqttError as error:
@@ -103,6 +108,8 @@ def read_message(row: Sequence[Any], clock: StoreClock) -> Message:
     )
     message.arrived_at = clock.from_store(_time(arrived_at))
     message.publisher_user = _text(publisher_user) if publisher_user is not None else None
+    if checksum is not None and checksum != checksums.of_message(*row[:-1]):
+        raise UnusableRow(_WRONG_SUM)
     return message
 
 
@@ -116,14 +123,14 @@ def read_received(row: Sequence[Any], clock: StoreClock) -> tuple[int, int, Mess
 
 def read_delivery(row: Sequence[Any], clock: StoreClock) -> Delivery:
     """Make a Delivery of identifier, columns and the columns of its message, which are NULL where there is none."""
-    if row[8] is None:
+    if row[_DELIVERY_WIDTH] is None:
         raise UnusableRow("without its message")
-    return delivery_of(row[:8], read_message(row[8:], clock))
+    return delivery_of(row[:_DELIVERY_WIDTH], read_message(row[_DELIVERY_WIDTH:], clock))
 
 
 def delivery_of(row: Sequence[Any], message: Message) -> Delivery:
     """Make a Delivery of identifier and columns, and its Message."""
-    number, qos, retain, identifier, share, packet_id, state, stored_message = row
+    number, stored_message, shared, size, qos, retain, identifier, share, packet_id, state, checksum = row
     delivery = Delivery(
         message,
         _number(qos, 2),
@@ -136,6 +143,11 @@ def delivery_of(row: Sequence[Any], message: Message) -> Delivery:
     delivery.state = _number(state, AWAITING_PUBCOMP)
     if packet_id == 0 and state != QUEUED:
         raise UnusableRow("in flight without a Packet Identifier")
+    _number(stored_message, _HIGHEST_ROWID)
+    _number(size, _HIGHEST_ROWID)
+    _number(shared, 1)
+    if checksum is not None and checksum != checksums.of_delivery(*row[:8]):
+        raise UnusableRow(_WRONG_SUM)
     delivery.stored_message = stored_message
     return delivery
 

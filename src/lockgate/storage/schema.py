@@ -13,17 +13,20 @@ from lockgate.sqlite import Schema
 from lockgate.storage.changes import PACKET_ID_BITS, POSITION_BITS
 
 # A message, in whatever table it lies
-MESSAGE_COLUMNS: Final = "topic, payload, properties, qos, retain, expires_at, arrived_at, publisher, publisher_user"
+MESSAGE_COLUMNS: Final = (
+    "topic, payload, properties, qos, retain, expires_at, arrived_at, publisher, publisher_user, checksum"
+)
 _MESSAGE: Final = """
     topic TEXT NOT NULL, payload BLOB NOT NULL,
     properties BLOB,  -- as in a PUBLISH of version 5, with their length before them
     qos INTEGER NOT NULL, retain INTEGER NOT NULL,
     expires_at REAL NOT NULL,  -- of the store's clock; 0: never
-    arrived_at REAL NOT NULL, publisher TEXT NOT NULL, publisher_user TEXT
+    arrived_at REAL NOT NULL, publisher TEXT NOT NULL, publisher_user TEXT,
+    checksum INTEGER  -- of these columns; NULL: written before there were any
 """
 
 SCHEMA: Final = Schema(
-    version=1,
+    version=2,
     statements=f"""
         CREATE TABLE clock (
             id INTEGER PRIMARY KEY CHECK (id = 1), store_time REAL NOT NULL, boottime REAL NOT NULL,
@@ -45,7 +48,8 @@ SCHEMA: Final = Schema(
             message INTEGER NOT NULL, shared INTEGER NOT NULL, size INTEGER NOT NULL, qos INTEGER NOT NULL,
             retain INTEGER NOT NULL, identifier INTEGER NOT NULL, share TEXT NOT NULL,
             packet_id INTEGER NOT NULL,  -- 0: not sent yet
-            state INTEGER NOT NULL
+            state INTEGER NOT NULL,
+            checksum INTEGER  -- without packet_id and state
         );
         CREATE INDEX shared_deliveries ON deliveries (message) WHERE shared;
         CREATE TRIGGER delivered AFTER DELETE ON deliveries BEGIN
@@ -64,5 +68,11 @@ SCHEMA: Final = Schema(
         );
     """,
     tables=("clock", "sessions", "subscriptions", "messages", "deliveries", "received", "retained", "wills"),
+    migrations={
+        1: "".join(
+            f"ALTER TABLE {table} ADD COLUMN checksum INTEGER;"
+            for table in ("messages", "deliveries", "received", "retained", "wills")
+        ),
+    },
     keeps_bad_text=True,
 )

@@ -48,9 +48,7 @@ STATEMENTS: Final = {
     "no wills": Statement("DELETE FROM wills WHERE client_id IN (", "?", ")"),
     "wills": _insert("wills", "client_id", WILL_COLUMNS),
     "messages": _insert("messages", "id", f"id, {MESSAGE_COLUMNS}"),
-    "deliveries": _insert(
-        "deliveries", "id", "id, message, shared, size, qos, retain, identifier, share, packet_id, state"
-    ),
+    "deliveries": _insert("deliveries", "id", f"id, {DELIVERY_COLUMNS}"),
     "flights": Statement(
         "UPDATE deliveries SET packet_id = flight.column2, state = flight.column3 FROM (VALUES ",
         "(?, ?, ?)",
@@ -59,6 +57,7 @@ STATEMENTS: Final = {
     "delivered": Statement("DELETE FROM deliveries WHERE id IN (", "?", ")"),
 }
 DELIVERY_WIDTH: Final = STATEMENTS["deliveries"].row.count("?")  # values of a row; the first one is its id
+_APART: Final = Statement("UPDATE deliveries SET message = -1 WHERE id IN (", "?", ")")  # no trigger follows it then
 _END_SESSIONS: Final = (
     Statement("DELETE FROM sessions WHERE number IN (", "?", ")"),
     Statement("DELETE FROM subscriptions WHERE session IN (", "?", ")"),
@@ -126,5 +125,15 @@ def wanted(
             break
         at = rows[-1][0]
     if unusable:
-        execute_rows(connection, STATEMENTS["delivered"], unusable)
+        remove_unusable(connection, unusable)
     return found, unusable
+
+
+def remove_unusable(connection: sqlite3.Connection, rowids: list[int]) -> None:
+    """Remove deliveries that nobody wrote so, and messages that are left without any.
+
+    Not by what they say of their messages: others may be waiting for those.
+    """
+    execute_rows(connection, _APART, rowids)
+    execute_rows(connection, STATEMENTS["delivered"], rowids)
+    connection.execute("DELETE FROM messages WHERE id NOT IN (SELECT message FROM deliveries)")
