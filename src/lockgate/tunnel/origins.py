@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, TypeVar, cast
 
 import h11
 
+from lockgate.tunnel.files import Stamp, stamp_if_there
 from lockgate.tunnel.h2_session import Headers
 from lockgate.tunnel.http1 import Http1
 from lockgate.tunnel.ingress import OriginRequest, Rule, host_without_port
@@ -80,18 +83,30 @@ async def dial_service(rule: Rule, host: str, factory: Callable[[], P]) -> P:
 
 
 def _cause(error: OSError) -> str:
-    """The system's word: asyncio's own repeats the address."""
+    """The system's word: asyncio's own repeats the address. The number of a TLS error is none of the system's."""
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}"
     return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)
 
 
-def _tls(request: OriginRequest, service_host: str, host: str) -> tuple[ssl.SSLContext, str]:
-    try:
-        context = ssl.create_default_context(cafile=request.ca_pool or None)
-    except OSError as error:
-        raise OriginError(f"caPool {request.ca_pool!r}: {error.strerror or error}") from None
-    if request.no_tls_verify:
+@functools.lru_cache(maxsize=32)
+def _context(ca_pool: str, no_tls_verify: bool, _: tuple[Stamp | None, ...]) -> ssl.SSLContext:
+    """What is trusted, read anew when its files have changed: reading the system's takes longer than a handshake."""
+    context = ssl.create_default_context(cafile=ca_pool or None)
+    if no_tls_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _tls(request: OriginRequest, service_host: str, host: str) -> tuple[ssl.SSLContext, str]:
+    paths = ssl.get_default_verify_paths()
+    trusted = [request.ca_pool] if request.ca_pool else [paths.openssl_cafile, paths.openssl_capath]
+    stamps = tuple(stamp_if_there(Path(path)) for path in trusted)
+    try:
+        context = _context(request.ca_pool, request.no_tls_verify, stamps)
+    except OSError as error:
+        raise OriginError(f"caPool {request.ca_pool!r}: {error.strerror or error}") from None
     name = host_without_port(host) if request.match_sni_to_host else request.origin_server_name or service_host
     return context, name or "localhost"
 
