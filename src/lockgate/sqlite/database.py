@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -18,8 +20,12 @@ BUSY_TIMEOUT_SECONDS: Final = 5.0
 CHECK_LIMIT_BYTES: Final = 256 * 1024 * 1024
 _DAMAGE_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _UNREADABLE_CODES: Final = frozenset({sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ})
+_COMMENT: Final = re.compile(r"\s*--.*")
 _NOTHING: Final = "cannot be read from row"
 _LAST_ROWID: Final = (1 << 63) - 1
+# Of the database header (SQLite: Database File Format, 1.3)
+_WRITE_AND_READ_VERSION: Final = slice(18, 20)
+_SIZE_IN_PAGES: Final = slice(28, 32)
 
 # What a damaged file can raise; sqlite3 does not get to its own error where the text of it repeats damaged bytes.
 FAILURES: Final = (sqlite3.Error, UnicodeDecodeError)
@@ -30,7 +36,7 @@ class Schema:
     """The tables of one kind of file, all with a rowid, which is how salvage walks them."""
 
     version: int  # kept as user_version
-    statements: str  # CREATE … IF NOT EXISTS
+    statements: str  # CREATE …; without comments they have to fit into one page, for `open_copy`
     tables: tuple[str, ...]
     migrations: Mapping[int, str] = field(default_factory=dict)  # statements that lead from a version to the next
     # Text that is not UTF-8: salvage keeps it, as bytes, for who looks at each row; else with replacement characters.
@@ -107,9 +113,9 @@ def create_tables(connection: sqlite3.Connection, schema: Schema, path: Path) ->
 
 
 def _statements(script: str) -> Iterator[str]:
-    """Part a script; the semicolons within a trigger do not part it."""
+    """Part a script, without its comments: SQLite would keep them. The semicolons within a trigger do not part it."""
     statement = ""
-    for piece in script.split(";"):
+    for piece in _COMMENT.sub("", script).split(";"):
         statement += f"{piece};"
         if sqlite3.complete_statement(statement):
             yield statement
@@ -266,21 +272,20 @@ def _salvage_from(aside: Path, path: Path, schema: Schema, finding: str) -> Dama
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)
     target = sqlite3.connect(fresh, isolation_level=None)
-    source = sqlite3.connect(aside, isolation_level=None)
-    source.text_factory = _legible
-    source.execute("PRAGMA writable_schema = ON")  # or a file that is shorter than its header says is not read at all
+    copy = path.with_name(path.name + ".copy")
+    source = open_copy(aside, copy, schema) if find_wrong_schema(aside, schema) else sqlite3.connect(aside)
+    source.text_factory = text_or_bytes if schema.keeps_bad_text else _legible
     try:
+        source.execute("PRAGMA writable_schema = ON")  # or a file shorter than its header says is not read at all
         target.execute("PRAGMA synchronous = FULL")
         create_tables(target, schema, fresh)
-        mend_schema(source, schema)
-        if schema.keeps_bad_text:
-            source.text_factory = text_or_bytes
         target.execute("BEGIN")
         rows = {table: _copy_readable(source, target, table) for table in schema.tables}
         target.execute("COMMIT")
     finally:
         source.close()
         target.close()
+        _remove_database(copy)
     os.rename(fresh, path)
     _rename_database(aside, _final_name(aside))
     sync_folder(path.parent)
@@ -289,36 +294,38 @@ def _salvage_from(aside: Path, path: Path, schema: Schema, finding: str) -> Dama
     return Damage(aside, finding, aside.stat().st_size, rows)
 
 
-def mend_schema(source: sqlite3.Connection, schema: Schema) -> None:
-    """Let a connection see the tables of a file whose schema is damaged: in a transaction that is never committed."""
-    try:
-        if compare_schema(source, schema) is None:
-            return
-    except FAILURES:
-        pass
-    finally:
-        source.text_factory = _legible
+def open_copy(path: Path, copy: Path, schema: Schema) -> sqlite3.Connection:
+    """Copy a file whose schema is damaged, give the copy the first page of a new file, and open it.
+
+    Header and schema lie in that page, and the tables of all files of a kind begin where those of a new one do. It is
+    also the page that is written most often.
+    """
+    _remove_database(copy)  # of a salvage that was cut short
+    shutil.copyfile(path, copy)
+    wal = path.with_name(f"{path.name}-wal")
+    if wal.exists():
+        shutil.copyfile(wal, copy.with_name(f"{copy.name}-wal"))
+    page = bytearray(first_page(schema))
+    pages = copy.stat().st_size // len(page)
+    page[_WRITE_AND_READ_VERSION] = b"\2\2"  # of a file with a write-ahead log
+    page[_SIZE_IN_PAGES] = pages.to_bytes(4, "big")
+    with copy.open("r+b") as file:
+        file.write(page)
+    return sqlite3.connect(copy, isolation_level=None)
+
+
+def first_page(schema: Schema) -> bytes:
+    """The first page of a new file."""
     model = sqlite3.connect(":memory:", isolation_level=None)
-    try:
+    with contextlib.closing(model):
         create_tables(model, schema, Path(":memory:"))
-        wanted = model.execute("SELECT name, type, tbl_name, sql FROM sqlite_schema ORDER BY rowid").fetchall()
-        source.execute("PRAGMA writable_schema = ON")  # also lets a schema that cannot be parsed be read
-        roots = dict(source.execute("SELECT name, rootpage FROM sqlite_schema ORDER BY rowid"))
-        missing = [row[0] for row in wanted if row[0] not in roots]
-        misspelt = [name for name in roots if name not in {row[0] for row in wanted}]
-        for name, found in zip(missing, misspelt, strict=False):
-            roots[name] = roots[found]
-        source.execute("BEGIN")
-        source.execute("DELETE FROM sqlite_schema")
-        source.executemany(
-            "INSERT INTO sqlite_schema (name, type, tbl_name, sql, rootpage) VALUES (?, ?, ?, ?, ?)",
-            [(*row, roots[row[0]]) for row in wanted if row[0] in roots],
-        )
-        source.execute("PRAGMA writable_schema = RESET")  # the schema is read anew
-    except FAILURES as error:
-        log.debug("the schema cannot be mended: %s", told(error))
-    finally:
-        model.close()
+        size: int = model.execute("PRAGMA page_size").fetchone()[0]
+        return bytes(model.serialize()[:size])
+
+
+def _remove_database(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _rename_database(old: Path, new: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import shutil
 import sqlite3
 import tempfile
 from collections import Counter
@@ -25,7 +24,7 @@ from lockgate.broker.ports import (
 )
 from lockgate.mqtt.properties import KINDS, Properties
 from lockgate.sqlite import NewerFile, open_readonly
-from lockgate.sqlite.database import FAILURES, compare_schema, findings, mend_schema, readable_rows, text_or_bytes, told
+from lockgate.sqlite.database import FAILURES, compare_schema, findings, open_copy, readable_rows, text_or_bytes, told
 from lockgate.storage.changes import POSITION_BITS
 from lockgate.storage.clock import ClockRow, MomentSource, StoreClock
 from lockgate.storage.restore import read_clock
@@ -241,11 +240,7 @@ def open_view(path: Path, source: MomentSource) -> Iterator[View]:
         if wrong:
             connection.close()
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockgate-store-")))
-            for part in (path, path.with_name(f"{path.name}-wal")):
-                if part.exists():
-                    shutil.copyfile(part, folder / part.name)
-            connection = sqlite3.connect(folder / path.name, isolation_level=None)
-            mend_schema(connection, SCHEMA)
+            connection = open_copy(path, folder / path.name, SCHEMA)
         connection.text_factory = text_or_bytes
         if not connection.in_transaction:
             connection.execute("BEGIN")

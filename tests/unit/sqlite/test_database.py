@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
 
+from lockgate.buffer.cursor import CURSOR
+from lockgate.buffer.segments import SEGMENT
 from lockgate.sqlite import NewerFile, Schema, open_database
-from lockgate.sqlite.database import find_damage, interrupted_salvages
+from lockgate.sqlite.database import find_damage, first_page, interrupted_salvages
+from lockgate.storage.schema import SCHEMA as STORE
 
 SCHEMA = Schema(1, "CREATE TABLE t (id INTEGER PRIMARY KEY, x); CREATE INDEX t_x ON t (x)", ("t",))
 ROWS = 3000
@@ -62,12 +66,39 @@ def test_damage_in_the_middle_costs_only_what_it_hit(path: Path, place: float) -
     assert find_damage(path) is None
 
 
-def test_a_file_without_a_readable_header_is_set_aside_and_begun_anew(path: Path) -> None:
-    overwrite(path, 0, 4096)
+@pytest.mark.parametrize("sector", [None, *range(8)])
+@pytest.mark.parametrize("killed", [False, True])
+def test_damage_to_the_first_page_costs_no_row(path: Path, tmp_path: Path, sector: int | None, killed: bool) -> None:
+    if killed:
+        running, _ = open_database(path, SCHEMA)
+        insert(running, [(n, f"{n:06}" * 10) for n in range(ROWS + 1, ROWS + 101)])
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{path}{suffix}", tmp_path / f"killed.sqlite{suffix}")
+        path = tmp_path / "killed.sqlite"
+    data = bytearray(path.read_bytes())
+    place = slice(0, 4096) if sector is None else slice(512 * sector, 512 * sector + 512)
+    is_in_use = any(data[place])
+    data[place] = bytes(place.stop - place.start)
+    path.write_bytes(data)
+    connection, damage = open_database(path, SCHEMA)
+    assert connection.execute("SELECT count(*), max(x) FROM t").fetchone()[0] == ROWS + 100 * killed
+    assert (damage is not None) == (is_in_use and not killed)
+    connection.execute("INSERT INTO t (x) VALUES ('new')")
+    assert not list(tmp_path.glob("*.copy*"))
+
+
+def test_a_file_that_is_no_database_is_set_aside_and_begun_anew(path: Path) -> None:
+    path.write_text("a letter\n" * 1000)
     connection, damage = open_database(path, SCHEMA)
     assert damage is not None
     assert damage.rows == {"t": 0}
+    assert damage.path.read_text() == "a letter\n" * 1000
     connection.execute("INSERT INTO t (x) VALUES ('new')")
+
+
+@pytest.mark.parametrize("schema", [STORE, SEGMENT, CURSOR], ids=["store", "segment", "cursor"])
+def test_a_schema_fits_into_the_first_page(schema: Schema) -> None:
+    assert first_page(schema)[100] == 13, "a leaf of a table"
 
 
 def test_rows_still_in_the_write_ahead_log_are_saved_too(path: Path) -> None:
