@@ -50,6 +50,7 @@ STATES: Final = {
     AWAITING_PUBCOMP: "awaiting PUBCOMP",
 }
 _MOST_FINDINGS: Final = 20
+_READ_ALL: Final = "PRAGMA writable_schema = ON"  # lets a file be read that is shorter than it says
 _APART: Final = Message("-", b"", 0, False, None, NEVER, "")  # in place of one that is an object of its own
 
 # Rows that nobody can reach: what they are, and how many
@@ -241,6 +242,7 @@ def open_view(path: Path, source: MomentSource) -> Iterator[View]:
             connection.close()
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockgate-store-")))
             connection = open_copy(path, folder / path.name, SCHEMA)
+            connection.execute(_READ_ALL)
         connection.text_factory = text_or_bytes
         if not connection.in_transaction:
             connection.execute("BEGIN")
@@ -262,7 +264,7 @@ def open_view(path: Path, source: MomentSource) -> Iterator[View]:
 def _open(path: Path) -> sqlite3.Connection:
     """Open a file that somebody may be writing; a WAL file lies beside it as long as it is open for writing."""
     connection = open_readonly(path, immutable=not path.with_name(f"{path.name}-wal").exists())
-    connection.execute("PRAGMA writable_schema = ON")  # lets a file be read that is shorter than it says
+    connection.execute(_READ_ALL)
     return connection
 
 
