@@ -10,9 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "lockgate"
 
-# Our own modules a part may import, besides itself. `config` and `telemetry` are open to all but `mqtt` and `broker`.
+# Our own modules a part may import, besides itself and the leaves, which are open to all but `mqtt` and `broker`.
 EVERYTHING = frozenset({""})
-LEAVES = frozenset({"config", "telemetry"})
+LEAVES = frozenset({"config", "telemetry", "files"})
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "mqtt": frozenset(),
     "transport": LEAVES,
@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "console": LEAVES | {"client"},
     "deploy": LEAVES | {"client"},
     "config": frozenset(),
+    "files": frozenset(),
     "telemetry": frozenset({"config"}),
     "app": EVERYTHING,
     "cli": EVERYTHING,

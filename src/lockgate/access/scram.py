@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lockgate import files
 from lockgate.mqtt import reason_codes
 
 METHOD: Final = "SCRAM-SHA-256"
@@ -247,15 +248,7 @@ def write_user(path: Path, username: str, verifier: Verifier | None) -> bool:
     lines = [line for line in text.splitlines() if not line.startswith(f"{username}:{METHOD}$")]
     if verifier is not None:
         lines.append(f"{username}:{verifier}")
-    new = path.with_name(f"{path.name}.new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists():
-        os.chmod(new, path.stat().st_mode & 0o777)
-    os.replace(new, path)
+    files.replace(path, "".join(f"{line}\n" for line in lines).encode())
     return known
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -10,6 +9,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from lockgate import files
 from lockgate.config.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -63,48 +63,4 @@ def replace(path: Path, data: bytes) -> None:
         path = Path(os.path.realpath(path))
     elif path.is_symlink():
         raise OSError(errno.ELOOP, f"is a symbolic link, followed only with {SYMLINKS_VARIABLE}=1", str(path))
-    new = path.with_name(f"{path.name}.new")
-    with contextlib.suppress(FileNotFoundError):
-        new.unlink()  # of a program that was killed; a new one cannot be somebody else's link
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            with contextlib.suppress(FileNotFoundError):
-                _keep_owner(descriptor, os.stat(path))
-            os.fsync(descriptor)
-        try:
-            os.replace(new, path)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            # one file mounted into a container cannot be replaced, only written over; the new one stays until it is
-            _write_over(path, data)
-            new.unlink()
-    except BaseException:
-        with contextlib.suppress(OSError):
-            new.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
-
-
-def _write_over(path: Path, data: bytes) -> None:
-    with path.open("r+b") as file:
-        file.write(data)
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _keep_owner(descriptor: int, old: os.stat_result) -> None:
-    ours = os.fstat(descriptor)
-    if (ours.st_uid, ours.st_gid) != (old.st_uid, old.st_gid):
-        # as root, else the file of a broker would become one it cannot read; others cannot, and keep it themselves
-        with contextlib.suppress(PermissionError):
-            os.fchown(descriptor, old.st_uid, old.st_gid)
-    os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+    files.replace(path, data)

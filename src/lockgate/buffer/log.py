@@ -51,8 +51,9 @@ from lockgate.buffer.segments import (
 )
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import BufferConfig
+from lockgate.files import sync_folder
 from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer, open_database
-from lockgate.sqlite.database import create_tables, find_damage, interrupted_salvages, salvage, sync_folder
+from lockgate.sqlite.database import create_tables, find_damage, interrupted_salvages, salvage
 from lockgate.sqlite.reserve import Reserve
 from lockgate.telemetry.clock import Clock, Moment
 

@@ -24,7 +24,7 @@ from lockgate.buffer.segments import (
     suspect_path,
 )
 from lockgate.config.model import BufferConfig
-from lockgate.sqlite.database import sync_folder
+from lockgate.files import sync_folder
 
 log = logging.getLogger(__name__)
 

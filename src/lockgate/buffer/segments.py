@@ -12,8 +12,9 @@ from typing import Any, Final
 import orjson
 
 from lockgate.buffer.rows import RuleCursor
+from lockgate.files import sync_folder
 from lockgate.sqlite import Schema
-from lockgate.sqlite.database import create_tables, sync_folder
+from lockgate.sqlite.database import create_tables
 
 SEGMENT: Final = Schema(
     version=1,

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
+from lockgate import files
 from lockgate.config.model import DeployConfig
-from lockgate.deploy import archive, files, project, signature
+from lockgate.deploy import archive, project, signature
 from lockgate.deploy.container import Container
 from lockgate.deploy.engine import Engine
 from lockgate.deploy.errors import Broken, DeployError, Refused, RolledBack
@@ -268,7 +269,7 @@ class Agent:
             before = path.read_text("utf-8") if path.exists() else ""
             after = project.of_environment(before, VARIABLE, entry.after.image)
             if after != before:
-                files.write(path, after, path.stat() if path.exists() else None)
+                files.replace(path, after.encode())
         except (OSError, UnicodeDecodeError) as error:
             log.error("%s cannot be written (%s): the next `docker-compose up` takes another image", path, error)
 

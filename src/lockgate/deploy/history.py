@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lockgate.deploy import files
+from lockgate.deploy import json_files
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class History:
         self.records: list[Record] = []
         self.not_again: dict[str, str] = {}  # digest → reason
         try:
-            said: Any = files.read_json(path)
+            said: Any = json_files.read(path)
             if said is not None:
                 self.records = [Record(**one) for one in said["records"]]
                 self.not_again = {str(digest): str(reason) for digest, reason in said["not_again"].items()}
@@ -77,4 +77,4 @@ class History:
 
     def save(self) -> None:
         records = [dataclasses.asdict(record) for record in self.records]
-        files.write_json(self.path, {"records": records, "not_again": self.not_again})
+        json_files.write(self.path, {"records": records, "not_again": self.not_again})

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lockgate.deploy import files
+from lockgate.deploy import json_files
 from lockgate.deploy.errors import DeployError
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Journal:
     def read(self) -> Entry | None:
         """Give the update that did not end. Raises DeployError where the file makes no sense."""
         try:
-            said: Any = files.read_json(self.path)
+            said: Any = json_files.read(self.path)
             if said is None:
                 return None
             parts = [Part(**part) for part in said.pop("parts")]
@@ -85,7 +85,7 @@ class Journal:
             raise DeployError(f"{self.path} cannot be read ({error}): {hint}") from None
 
     def write(self, entry: Entry) -> None:
-        files.write_json(self.path, dataclasses.asdict(entry))
+        json_files.write(self.path, dataclasses.asdict(entry))
 
     @contextlib.contextmanager
     def step(self, entry: Entry, what: str, must_write: bool = True) -> Iterator[None]:
@@ -103,4 +103,4 @@ class Journal:
         self._on_step(f"behind: {what}")
 
     def end(self) -> None:
-        files.remove(self.path)
+        json_files.remove(self.path)

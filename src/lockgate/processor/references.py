@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,6 +12,7 @@ from urllib.parse import quote
 
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import TableConfig
+from lockgate.files import stamp_if_there
 from lockgate.processor.sandbox import Sandbox
 from lockgate.processor.schemas import SQL_TYPES, Value, check_name
 
@@ -34,9 +34,6 @@ class Content(NamedTuple):
     rows: list[tuple[Value, ...]]
 
 
-Stamp = tuple[int, int, int]
-
-
 class Reference:
     """One [tables.NAME]. Its first column is indexed."""
 
@@ -44,7 +41,7 @@ class Reference:
         self.name = config.name
         self.config = config
         self.problem: str | None = None  # why the file as it is now is not used
-        self._stamp = self._look()
+        self._stamp = stamp_if_there(self.config.path)
         try:
             self.content = read_table(config)
         except BadTable as error:
@@ -62,7 +59,7 @@ class Reference:
 
     def changed(self) -> bool:
         """Whether the file is another one than when it was looked at last."""
-        stamp = self._look()
+        stamp = stamp_if_there(self.config.path)
         if stamp == self._stamp:
             return False
         self._stamp = stamp
@@ -86,13 +83,6 @@ class Reference:
 
     def status(self) -> dict[str, object]:
         return {"rows": len(self.content.rows), "problem": self.problem}
-
-    def _look(self) -> Stamp | None:
-        try:
-            found = os.stat(self.config.path)
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def read_table(config: TableConfig) -> Content:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from lockgate.files import sync_folder
+
 log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_SECONDS: Final = 5.0
@@ -237,15 +239,6 @@ def interrupted_salvages(folder: Path) -> list[Path]:
     """The database files of a folder that are missing because their salvage was cut short."""
     found = {aside.with_name(aside.name.split(".salvaging-")[0]) for aside in _salvaging(folder, "*")}
     return sorted(path for path in found if not path.exists())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _finish_salvage(path: Path, schema: Schema) -> Damage | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from lockgate.broker.ports import Store
-from lockgate.sqlite.database import sync_folder
+from lockgate.files import sync_folder
 from lockgate.storage.imported import Counts, Imported, UnreadableStore, write
 
 log = logging.getLogger(__name__)

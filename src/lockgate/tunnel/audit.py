@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from lockgate.files import sync_folder
+
 log = logging.getLogger(__name__)
 
 FIRST: Final = "0" * 64  # the hash before the first line
@@ -200,7 +202,7 @@ class AuditLog:
         finally:
             os.close(descriptor)
         if not self._size:
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         self._size += len(data)
         self._sequence, self._hash = sequence, before
 
@@ -259,14 +261,6 @@ def _shown(value: object) -> object:
 
 def _spoken(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Final
 from cryptography import x509
 
 from lockgate.config.errors import ConfigError
-from lockgate.tunnel.files import Stamp, stamp_if_there
+from lockgate.files import Stamp, stamp_if_there
 
 log = logging.getLogger(__name__)
 

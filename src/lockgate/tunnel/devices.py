@@ -145,16 +145,6 @@ class DeviceFilter:
         return self.connect.keep_alive if self.connect is not None else 0
 
     @property
-    def uplink_at_boundary(self) -> bool:
-        """Whether what was passed on towards the broker ends with a packet's end."""
-        return self._up.at_boundary
-
-    @property
-    def downlink_at_boundary(self) -> bool:
-        """Whether what was passed on towards the device does."""
-        return self._down.at_boundary
-
-    @property
     def is_slow(self) -> bool:
         """Whether `log_in` has a password to hash, and belongs in a thread."""
         return self.policy.passwords is not None

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from lockgate.config.errors import ConfigError
-from lockgate.tunnel.files import Stamp, stamp
+from lockgate.files import Stamp, stamp
 
 log = logging.getLogger(__name__)
 

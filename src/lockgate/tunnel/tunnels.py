@@ -37,9 +37,9 @@ from lockgate.access import secret_file
 from lockgate.config import values
 from lockgate.config.errors import ConfigError, did_you_mean, raise_all
 from lockgate.config.values import BadValue, Kind
+from lockgate.files import Stamp, stamp
 from lockgate.tunnel import device_policy, json_tables, management, policy
 from lockgate.tunnel.device_policy import DevicePolicy
-from lockgate.tunnel.files import Stamp, stamp
 from lockgate.tunnel.ingress import host_without_port
 from lockgate.tunnel.ingress_files import from_json
 from lockgate.tunnel.json_tables import Table

@@ -106,7 +106,7 @@ def test_connect_goes_on_as_it_came_with_what_follows(version: int) -> None:
     assert (device.client_id, device.username, device.version, device.keep_alive) == ("c1", "anna", version, 7)
     assert admitted(device) == connect + behind
     assert device.state is State.OPEN
-    assert device.uplink_at_boundary
+    assert device._up.at_boundary
     assert device.deadline is None
 
 
@@ -206,9 +206,9 @@ def test_without_a_policy_for_packets_the_very_bytes_go_on() -> None:
     assert device.receive(data) is data
     assert device.from_broker(data) is data
     assert device.receive(data[:7]) == data[:7]
-    assert not device.uplink_at_boundary
+    assert not device._up.at_boundary
     device.receive(data[7:])
-    assert device.uplink_at_boundary
+    assert device._up.at_boundary
 
 
 ALL = DevicePolicy(publish=("#", "$s/#"), subscribe=("#", "$s/#"))
@@ -224,7 +224,7 @@ def test_what_is_allowed_goes_on_unchanged_whatever_the_pieces(
     stream = b"".join(encode(one, version) for one in data.draw(st.lists(kinds, max_size=5)))
     assert b"".join(device.receive(piece) for piece in in_pieces(stream, sizes)) == stream
     assert device.state is State.OPEN
-    assert device.uplink_at_boundary
+    assert device._up.at_boundary
     assert device.answer() == b""
 
 
@@ -246,7 +246,7 @@ def test_a_large_payload_is_not_collected() -> None:
         assert device.receive(piece) is piece
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
-    assert device.uplink_at_boundary
+    assert device._up.at_boundary
 
 
 # --- PUBLISH ------------------------------------------------------------------------------------------------------
@@ -338,7 +338,7 @@ def test_v5_an_alias_whose_packet_was_refused_is_told_to_the_broker() -> None:
     assert device.receive(alias("d/c1/x", 1, b"x" * 11, qos=1)) == b""  # too large, and it set the alias
     assert device.receive(alias("", 1, b"small", qos=1)) == alias("d/c1/x", 1, b"small", qos=1)
     assert device.receive(alias("", 1, b"small")) == alias("", 1, b"small")
-    assert device.uplink_at_boundary
+    assert device._up.at_boundary
     assert device.receive(alias("d/c1/y", 1, b"x" * 11)) == b""
     stream = alias("", 1, b"0123456789")
     passed = b"".join(device.receive(piece) for piece in in_pieces(stream, [3]))
@@ -543,7 +543,7 @@ def test_pings_are_answered_here_during_a_gap_and_go_no_further(policy: DevicePo
     assert device.receive(b"\x00") == PINGREQ_FRAME
     assert device.receive(PINGREQ_FRAME) == PINGREQ_FRAME
     assert device.answer() == b""
-    assert device.uplink_at_boundary
+    assert device._up.at_boundary
 
 
 @given(st.lists(packets(V5), max_size=5), cuts)

@@ -7,11 +7,11 @@ import contextlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Final
 
 from lockgate.buffer import Row
 from lockgate.config.model import FileSinkConfig
+from lockgate.files import replace, sync_folder
 from lockgate.forwarder.messages import Messages
 from lockgate.forwarder.sinks import Sent
 from lockgate.forwarder.sinks.parquet import Parquet
@@ -78,7 +78,7 @@ class FileSink:
         finally:
             os.close(file)
         if new:
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
 
 
 class ParquetFileSink(FileSink):
@@ -95,24 +95,11 @@ class ParquetFileSink(FileSink):
         path = self._path / f"{self._messages.name_of(rows)}.parquet"
         data = self._parquet.write(rows)
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.new")
-        with fresh.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(fresh, path)
+        replace(path, data, mode=0o666)
         folder = path.parent
         while folder != self._path.parent:  # each may be new
-            _sync_folder(folder)
+            sync_folder(folder)
             folder = folder.parent
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _end_of_last_line(file: int) -> int:
