@@ -22,8 +22,12 @@ import h2.exceptions
 import h2.settings
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
+from hyperframe.frame import Frame
 
 log = logging.getLogger(__name__)
+
+# h2 makes a text of each frame it receives, of all its bytes, for a log that nobody keeps.
+Frame.__repr__ = object.__repr__  # type: ignore[method-assign]
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -32,6 +36,8 @@ _FLUSH_AT: Final = 64 * 1024  # bytes given to the transport at a time
 _MAX_OUTPUT: Final = 4 * 1024 * 1024  # bytes waiting in the transport of a peer that does not read
 _MAX_FRAME: Final = 16_384  # bytes of a frame to us, the least a peer must be allowed (RFC 9113 §4.2)
 _PREFACE_BYTES: Final = 24
+_WINDOW_UPDATE: Final = 8  # RFC 9113 §6.9
+_CREDIT_BYTES: Final = 512  # a peer that gives credit for less at a time is counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,8 @@ class SessionLimits:
     connection_window: int = 16 * 1024 * 1024  # of all streams, to us
     stream_outstanding: int = 128 * 1024  # bytes of a stream on their way to a peer whose windows are larger
     stream_buffer: int = 64 * 1024  # bytes a stream keeps before its writer is paused
-    control_frames: int = 200  # PING, SETTINGS, RST_STREAM and empty DATA of the peer per second, beyond a burst
+    # PING, SETTINGS, RST_STREAM, empty DATA and WINDOW_UPDATE for nothing of the peer per second, beyond a burst
+    control_frames: int = 200
     control_burst: int = 20_000
     linger: float = 60.0  # seconds for the peer to end a stream that we have closed
     ping_interval: float = 4.0  # seconds
@@ -68,6 +75,7 @@ class _FrameSizes:
 
     def __init__(self, preface: int) -> None:
         """`preface`: bytes of the connection before its first frame."""
+        self.window_updates = 0  # so many frames
         self._left = preface
         self._head = b""
 
@@ -83,6 +91,8 @@ class _FrameSizes:
             length = head[0] << 16 | head[1] << 8 | head[2]
             if length > _MAX_FRAME:
                 return length
+            if head[3] == _WINDOW_UPDATE:
+                self.window_updates += 1
             at += 9 - len(self._head) + length
             self._head = b""
         self._left = at - size
@@ -373,6 +383,7 @@ class Session(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._control_left = float(limits.control_burst)
         self._control_at = 0.0
+        self._credits_due = 0  # frames of WINDOW_UPDATE that what we sent explains
         self._ping_sent = 0.0
         self.round_trip: float | None = None  # seconds, of the last PING
         self.bytes_in = 0
@@ -482,6 +493,11 @@ class Session(asyncio.Protocol):
                 handler(event)
             if self._reason is not None:
                 return
+        self._credits_due -= self._sizes.window_updates
+        self._sizes.window_updates = 0
+        if self._credits_due < 0:
+            self._count_control(-self._credits_due)
+            self._credits_due = 0
         self._flush()
 
     def eof_received(self) -> bool:
@@ -588,6 +604,7 @@ class Session(asyncio.Protocol):
 
     def _send(self, stream: Stream, window: int) -> int:
         data, ends = stream.take(window)
+        self._credits_due += 2 + len(data) // _CREDIT_BYTES
         try:
             if not ends:
                 self._h2.send_data(stream.id, data)
@@ -688,12 +705,12 @@ class Session(asyncio.Protocol):
         code = event.error_code
         self._end(f"the peer said goodbye ({getattr(code, 'name', code)})")
 
-    def _count_control(self) -> None:
+    def _count_control(self, count: int = 1) -> None:
         """Frames that cost the peer nothing and us something are bounded (CVE-2023-44487 and its like)."""
         now = self._loop.time()
         limits = self.limits
         earned = (now - self._control_at) * limits.control_frames
-        self._control_left = min(self._control_left + earned, limits.control_burst) - 1
+        self._control_left = min(self._control_left + earned, limits.control_burst) - count
         self._control_at = now
         if self._control_left < 0:
             self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)

@@ -373,6 +373,26 @@ async def test_a_flood_of_empty_data_is_stopped() -> None:
         assert "floods" in await ends_for(both, hostile)
 
 
+@pytest.mark.parametrize("stream", [0, 1, 3])
+async def test_a_flood_of_credit_for_nothing_is_stopped(stream: int) -> None:
+    async with attacked(STRICT) as (both, hostile):
+        hostile.h2.send_headers(1, REQUEST)
+        hostile.h2.send_headers(3, REQUEST)
+        hostile.h2.reset_stream(3)
+        hostile.send(frame(8, 0, stream, b"\0\0\0\1") * 300)
+        assert "floods" in await ends_for(both, hostile)
+
+
+async def test_credit_for_what_was_sent_is_no_flood() -> None:
+    async with pair(server=STRICT) as both:
+        _, here, there, _ = await both.request()
+        there.send_headers(OK)
+        for n in range(1, 401):
+            there.write(b"x" * 1000)
+            await here.until(lambda n=n: len(here.data) == n * 1000)  # type: ignore[misc]
+        assert not both.reasons["server"].done()
+
+
 async def test_a_flood_of_continuation_is_stopped() -> None:
     async with attacked(SessionLimits()) as (both, hostile):
         hostile.send(frame(1, 0, 1, b"\x82") + frame(9, 0, 1, b"\x82") * 10_000)
