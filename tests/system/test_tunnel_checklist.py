@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lockgate.tunnel.h2_session import Headers, Session, SessionLimits, Stream, StreamProtocol
+from lockgate.tunnel.h2_session import Session, SessionLimits, Stream, StreamProtocol
 from lockgate.tunnel.headers import Kind, kind_of
+from lockgate.tunnel.http2 import Headers
 from lockgate.tunnel.registration import (
     Answer,
     LocalConfiguration,

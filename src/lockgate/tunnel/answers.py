@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 import h11
-from h2.errors import ErrorCodes
 
 from lockgate.transport import proxy_protocol
 from lockgate.transport.websocket import WebSocket
 from lockgate.tunnel.conduit import CONDUIT, RECEIVED, Conduit, ConduitError
 from lockgate.tunnel.framed import WEBSOCKET_MAGIC, Framed
 from lockgate.tunnel.guards import Guards
-from lockgate.tunnel.h2_session import Headers, HeadersTooLarge, Stream, StreamProtocol
+from lockgate.tunnel.h2_session import HeadersTooLarge, Stream, StreamProtocol
 from lockgate.tunnel.headers import (
     FROM_CONNECTOR,
     SOURCE,
@@ -29,6 +28,7 @@ from lockgate.tunnel.headers import (
     response,
 )
 from lockgate.tunnel.http1 import Flow, Http1
+from lockgate.tunnel.http2 import ErrorCode, Headers
 from lockgate.tunnel.ingress import Rule
 from lockgate.tunnel.management import HOST, Management
 from lockgate.tunnel.origins import OriginError, Origins, Request, dial_service, dial_tcp, request_head
@@ -159,7 +159,7 @@ class Answers:
 
     def _break(self, stream: Stream) -> None:
         if stream.answered:
-            stream.abort(ErrorCodes.INTERNAL_ERROR)
+            stream.abort(ErrorCode.INTERNAL_ERROR)
         else:
             self._refuse(stream, 502, "the origin broke off")
 

@@ -24,8 +24,9 @@ from lockgate.config.errors import ConfigError
 from lockgate.config.model import ConnectorConfig
 from lockgate.tunnel.answers import Answers
 from lockgate.tunnel.conduit import FEATURE, PLACE
-from lockgate.tunnel.h2_session import Headers, Session, SessionLimits, Stream, StreamProtocol
+from lockgate.tunnel.h2_session import Session, SessionLimits, Stream, StreamProtocol
 from lockgate.tunnel.headers import Kind, kind_of
+from lockgate.tunnel.http2 import Headers
 from lockgate.tunnel.ingress import Ingress
 from lockgate.tunnel.management import Management
 from lockgate.tunnel.pushes import Configurations

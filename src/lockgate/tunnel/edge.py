@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from lockgate.tunnel.conduit import CONDUIT, FEATURE, GAP_SECONDS, PLACE, RECEIVED, Conduit, ConduitError
-from lockgate.tunnel.h2_session import Headers, Session, SessionBusy, SessionLimits, Stream, StreamProtocol
+from lockgate.tunnel.h2_session import Session, SessionBusy, SessionLimits, Stream, StreamProtocol
 from lockgate.tunnel.headers import UPGRADE, HeaderError
 from lockgate.tunnel.http1 import Flow
+from lockgate.tunnel.http2 import Headers
 from lockgate.tunnel.jwks import Keeping
 from lockgate.tunnel.management import LogFollower, request
 from lockgate.tunnel.registration import (

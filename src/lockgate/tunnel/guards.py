@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from lockgate.tunnel import policy
-from lockgate.tunnel.h2_session import Headers
+from lockgate.tunnel.http2 import Headers
 from lockgate.tunnel.ingress import Access, Ingress, Rule
 from lockgate.tunnel.jwks import Keeping, urls
 from lockgate.tunnel.policy import ASSERTION_HEADER, Policy, Request

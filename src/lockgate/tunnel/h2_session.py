@@ -15,28 +15,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-import h2.config
-import h2.connection
-import h2.events
-import h2.exceptions
-import h2.settings
-from h2.errors import ErrorCodes
-from h2.settings import SettingCodes
-from hyperframe.frame import Frame
+from lockgate.tunnel.http2 import Connection, ErrorCode, Headers, Http2Error, name_of
 
 log = logging.getLogger(__name__)
-
-# h2 makes a text of each frame it receives, of all its bytes, for a log that nobody keeps.
-Frame.__repr__ = object.__repr__  # type: ignore[method-assign]
-
-Headers = list[tuple[bytes, bytes]]
 
 _QUANTUM: Final = 16 * 1024  # bytes of a stream in its turn
 _FLUSH_AT: Final = 64 * 1024  # bytes given to the transport at a time
 _MAX_OUTPUT: Final = 4 * 1024 * 1024  # bytes waiting in the transport of a peer that does not read
-_MAX_FRAME: Final = 16_384  # bytes of a frame to us, the least a peer must be allowed (RFC 9113 §4.2)
-_PREFACE_BYTES: Final = 24
-_WINDOW_UPDATE: Final = 8  # RFC 9113 §6.9
 _CREDIT_BYTES: Final = 512  # a peer that gives credit for less at a time is counted
 
 
@@ -68,52 +53,6 @@ class HeadersTooLarge(ConnectionError):
 
 class SessionBusy(ConnectionError):
     """The peer takes no more streams, or the session is at its end."""
-
-
-class _FrameSizes:
-    """Looks at the length of each frame as it begins: h2 does so when it is whole, after up to 16 MiB."""
-
-    def __init__(self, preface: int) -> None:
-        """`preface`: bytes of the connection before its first frame."""
-        self.window_updates = 0  # so many frames
-        self._left = preface
-        self._head = b""
-
-    def follow(self, data: bytes) -> int | None:
-        """The length of a frame that is too long, None while there is none."""
-        at, size = self._left, len(data)
-        while at < size:
-            head = self._head + data[at : at + 9 - len(self._head)]
-            if len(head) < 9:
-                self._head = head
-                self._left = 0
-                return None
-            length = head[0] << 16 | head[1] << 8 | head[2]
-            if length > _MAX_FRAME:
-                return length
-            if head[3] == _WINDOW_UPDATE:
-                self.window_updates += 1
-            at += 9 - len(self._head) + length
-            self._head = b""
-        self._left = at - size
-        return None
-
-
-class _Connection(h2.connection.H2Connection):
-    """h2 without what would make the mistake of one request the end of all others.
-
-    It takes a body that does not keep its Content-Length for an error of the connection, also where there is no body to
-    keep it (304). Who passes a body on over HTTP/1.1 counts it anyway.
-    """
-
-    def _begin_new_stream(self, stream_id: int, allowed_ids: Any) -> Any:
-        stream = super()._begin_new_stream(stream_id, allowed_ids)
-        stream._initialize_content_length = _count_nothing  # type: ignore[method-assign, assignment]
-        return stream
-
-
-def _count_nothing(_: object) -> None:
-    """Expect nothing of a body."""
 
 
 def header_list_bytes(headers: Headers) -> int:
@@ -223,7 +162,7 @@ class Stream(asyncio.Transport):
             return
         self._session.forgo(self)
 
-    def abort(self, code: ErrorCodes = ErrorCodes.CANCEL) -> None:
+    def abort(self, code: ErrorCode = ErrorCode.CANCEL) -> None:
         """Reset the stream."""
         if not self._closed:
             self._session.reset(self, code)
@@ -359,14 +298,14 @@ class Session(asyncio.Protocol):
 
         `made`, `lost`: the connection is up, has ended and why.
         """
-        config = h2.config.H2Configuration(
-            client_side=client,
-            header_encoding=None,
-            validate_inbound_headers=False,  # a mistake would end all streams; who uses the fields looks at them
-            validate_outbound_headers=False,
-            normalize_outbound_headers=False,
+        self._http2 = Connection(
+            self,
+            client=client,
+            streams=limits.streams,
+            header_bytes=limits.header_bytes,
+            window=limits.window,
+            connection_window=limits.connection_window,
         )
-        self._h2 = _Connection(config=config)
         self.limits = limits
         self._opened = opened
         self._made = made
@@ -388,22 +327,6 @@ class Session(asyncio.Protocol):
         self.round_trip: float | None = None  # seconds, of the last PING
         self.bytes_in = 0
         self.bytes_out = 0
-        self._sizes = _FrameSizes(0 if client else _PREFACE_BYTES)
-        self._handlers: dict[type[h2.events.Event], Callable[[Any], None]] = {
-            h2.events.RequestReceived: self._on_request,
-            h2.events.ResponseReceived: self._on_headers,
-            h2.events.TrailersReceived: self._on_headers,
-            h2.events.DataReceived: self._on_data,
-            h2.events.StreamEnded: self._on_end,
-            h2.events.StreamReset: self._on_reset,
-            h2.events.WindowUpdated: self._on_window,
-            h2.events.RemoteSettingsChanged: self._on_settings,
-            h2.events.PingReceived: self._on_control,
-            h2.events.PingAckReceived: self._on_pong,
-            h2.events.UnknownFrameReceived: self._on_control,
-            h2.events.PriorityUpdated: self._on_control,
-            h2.events.ConnectionTerminated: self._on_goodbye,
-        }
 
     # --- for those who use it ------------------------------------------------------------------------------------
 
@@ -420,13 +343,9 @@ class Session(asyncio.Protocol):
         if self._reason is not None:
             raise SessionBusy(self._reason)
         self.check_size(headers)
-        stream_id = self._h2.get_next_available_stream_id()
-        try:
-            self._h2.send_headers(stream_id, headers, end_stream=end_stream)
-        except (h2.exceptions.TooManyStreamsError, h2.exceptions.NoAvailableStreamIDError) as error:
-            raise SessionBusy(f"the peer takes no more streams ({len(self._streams)} are open)") from error
-        except h2.exceptions.ProtocolError as error:
-            raise SessionBusy(f"the connection ends ({error})") from error
+        if not self._http2.can_open:
+            raise SessionBusy(f"the peer takes no more streams ({len(self._streams)} are open)")
+        stream_id = self._http2.open(headers, end_stream=end_stream)
         stream = self._streams[stream_id] = Stream(self, stream_id)
         stream.set_protocol(protocol)
         stream._ends = stream._said_end = end_stream
@@ -436,7 +355,7 @@ class Session(asyncio.Protocol):
 
     def check_size(self, headers: Headers) -> None:
         """Raise HeadersTooLarge where the peer has said that it does not take as much."""
-        limit, size = self._h2.remote_settings.max_header_list_size, header_list_bytes(headers)
+        limit, size = self._http2.peer_header_bytes, header_list_bytes(headers)
         if limit is not None and size > limit:
             raise HeadersTooLarge(f"header fields of {size} bytes, the peer takes {limit}")
 
@@ -457,20 +376,8 @@ class Session(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         self._loop = asyncio.get_running_loop()
         self._heard = self._control_at = self._loop.time()
-        self._h2.initiate_connection()
-        limits = self.limits
-        # After initiate_connection: h2 believes what is set before it, but sends its defaults.
-        settings: dict[SettingCodes | int, int] = {
-            SettingCodes.INITIAL_WINDOW_SIZE: limits.window,
-            SettingCodes.MAX_CONCURRENT_STREAMS: limits.streams,
-            SettingCodes.MAX_HEADER_LIST_SIZE: limits.header_bytes,
-        }
-        if self._h2.config.client_side:
-            settings[SettingCodes.ENABLE_PUSH] = 0
-        self._h2.update_settings(settings)
-        self._h2.decoder.max_header_list_size = limits.header_bytes
-        self._h2.increment_flow_control_window(limits.connection_window - 65_535)
-        self._timer = self._loop.call_later(limits.ping_interval, self._look)
+        self._http2.begin()
+        self._timer = self._loop.call_later(self.limits.ping_interval, self._look)
         self._made(self)
         self._flush()
 
@@ -479,22 +386,15 @@ class Session(asyncio.Protocol):
         if self._reason is not None:
             return  # and it does not live on by talking
         self._heard = self._loop.time()
-        if length := self._sizes.follow(data):
-            self._end(f"the peer broke HTTP/2: a frame of {length} bytes")
-            return
         try:
-            events = self._h2.receive_data(data)
-        except h2.exceptions.ProtocolError as error:
-            self._end(f"the peer broke HTTP/2: {error or type(error).__name__}")
+            self._http2.receive(data)
+        except Http2Error as error:
+            self._http2.goodbye(error.code)
+            self._end(f"the peer broke HTTP/2: {error}")
+        if self._reason is not None:
             return
-        for event in events:
-            handler = self._handlers.get(type(event))
-            if handler is not None:
-                handler(event)
-            if self._reason is not None:
-                return
-        self._credits_due -= self._sizes.window_updates
-        self._sizes.window_updates = 0
+        self._credits_due -= self._http2.window_updates
+        self._http2.window_updates = 0
         if self._credits_due < 0:
             self._count_control(-self._credits_due)
             self._credits_due = 0
@@ -532,22 +432,21 @@ class Session(asyncio.Protocol):
     def send_headers(self, stream: Stream, headers: Headers, *, end_stream: bool) -> None:
         if self._reason is not None:
             return
-        try:
-            self._h2.send_headers(stream.id, headers, end_stream=end_stream)
-        except h2.exceptions.ProtocolError as error:  # it was reset, which is told in a moment
-            self._loop.call_soon(stream.lose, StreamClosed(f"the stream was closed ({error})"))
+        if stream.id not in self._http2.flows:  # it was reset, which is told in a moment
+            self._loop.call_soon(stream.lose, StreamClosed("the stream was closed"))
             return
+        self._http2.send_headers(stream.id, headers, end_stream=end_stream)
         self._plan_flush()
 
     def give_credit(self, stream: Stream, size: int) -> None:
         """So many bytes of the stream were handed on."""
         if size and self._reason is None:
-            self._h2.acknowledge_received_data(size, stream.id)
+            self._http2.credit(stream.id, size)
             self._plan_flush()
 
-    def reset(self, stream: Stream, code: ErrorCodes) -> None:
-        if self._reason is None and not self._h2_closed(stream):
-            self._h2.reset_stream(stream.id, code)
+    def reset(self, stream: Stream, code: ErrorCode) -> None:
+        if self._reason is None:
+            self._http2.reset(stream.id, code)
             self._plan_flush()
 
     def forgo(self, stream: Stream) -> None:
@@ -559,10 +458,6 @@ class Session(asyncio.Protocol):
     def forget(self, stream: Stream) -> None:
         self._streams.pop(stream.id, None)
         self._blocked.discard(stream.id)
-
-    def _h2_closed(self, stream: Stream) -> bool:
-        known = self._h2.streams.get(stream.id)
-        return known is None or known.closed
 
     # --- sending -------------------------------------------------------------------------------------------------
 
@@ -578,7 +473,7 @@ class Session(asyncio.Protocol):
             return
         written = 0
         while self._round and not self._paused:
-            room = self._h2.outbound_flow_control_window
+            room = self._http2.window
             stream = self._round[0]
             if room <= 0 and stream._outbox:
                 break
@@ -587,7 +482,7 @@ class Session(asyncio.Protocol):
             if not stream.has_output:
                 continue
             if stream._outbox:
-                window = min(self._window(stream), room, _QUANTUM, self._h2.max_outbound_frame_size)
+                window = min(self._window(stream), room, _QUANTUM, self._http2.max_frame)
                 if window <= 0:
                     self._blocked.add(stream.id)
                     continue
@@ -605,24 +500,24 @@ class Session(asyncio.Protocol):
     def _send(self, stream: Stream, window: int) -> int:
         data, ends = stream.take(window)
         self._credits_due += 2 + len(data) // _CREDIT_BYTES
-        try:
-            if not ends:
-                self._h2.send_data(stream.id, data)
-                return len(data)
-            trailers = stream.take_trailers()
-            if trailers is not None:
+        http2 = self._http2
+        if stream.id not in http2.flows:  # it was reset, which is told in a moment
+            self._loop.call_soon(stream.lose, StreamClosed("the stream was closed"))
+            return 0
+        if not ends:
+            http2.send_data(stream.id, data, end_stream=False)
+            return len(data)
+        trailers = stream.take_trailers()
+        if data or trailers is None:
+            http2.send_data(stream.id, data, end_stream=trailers is None)
+        if trailers is not None:
+            try:
                 self.check_size(trailers)
-            if data or trailers is None:
-                self._h2.send_data(stream.id, data, end_stream=trailers is None)
-            if trailers is not None:
-                self._h2.send_headers(stream.id, trailers, end_stream=True)
-        except HeadersTooLarge as error:
-            self.reset(stream, ErrorCodes.INTERNAL_ERROR)
-            stream.lose(StreamClosed(str(error)))
-            return 0
-        except h2.exceptions.ProtocolError as error:
-            stream.lose(StreamClosed(f"the stream was closed ({error})"))
-            return 0
+            except HeadersTooLarge as error:
+                self.reset(stream, ErrorCode.INTERNAL_ERROR)
+                stream.lose(StreamClosed(str(error)))
+                return 0
+            http2.send_headers(stream.id, trailers, end_stream=True)
         stream.finish_if_done()
         return len(data)
 
@@ -631,16 +526,15 @@ class Session(asyncio.Protocol):
 
         A window of up to twice the cap is its own cap: its receiver may give credit back by halves (as h2 does).
         """
-        known = self._h2.streams.get(stream.id)
-        if known is None:
+        flow = self._http2.flows.get(stream.id)
+        if flow is None:
             return 0
-        own: int = known.outbound_flow_control_window
-        whole, cap = self._h2.remote_settings.initial_window_size, self.limits.stream_outstanding
-        return own if whole <= 2 * cap else min(own, cap - (whole - own))
+        whole, cap = self._http2.peer_window, self.limits.stream_outstanding
+        return flow.window if whole <= 2 * cap else min(flow.window, cap - (whole - flow.window))
 
     def _write(self) -> None:
-        data = self._h2.data_to_send()
-        if data:
+        if self._http2.output:
+            data = self._http2.take_output()
             self.bytes_out += len(data)
             self.transport.write(data)
             if self.transport.get_write_buffer_size() > _MAX_OUTPUT:
@@ -648,62 +542,57 @@ class Session(asyncio.Protocol):
 
     # --- what the peer says --------------------------------------------------------------------------------------
 
-    def _on_request(self, event: h2.events.RequestReceived) -> None:
-        stream = self._streams[event.stream_id] = Stream(self, event.stream_id)
+    def on_request(self, stream_id: int, headers: Headers) -> None:
+        stream = self._streams[stream_id] = Stream(self, stream_id)
         if self._opened is None:
-            stream.abort(ErrorCodes.REFUSED_STREAM)
+            stream.abort(ErrorCode.REFUSED_STREAM)
             return
-        self._opened(stream, event.headers)
+        self._opened(stream, headers)
 
-    def _on_headers(self, event: h2.events.ResponseReceived | h2.events.TrailersReceived) -> None:
-        if stream := self._streams.get(event.stream_id):
-            stream.receive_headers(event.headers)
+    def on_headers(self, stream_id: int, headers: Headers) -> None:
+        if stream := self._streams.get(stream_id):
+            stream.receive_headers(headers)
 
-    def _on_data(self, event: h2.events.DataReceived) -> None:
-        stream = self._streams.get(event.stream_id)
-        size = event.flow_controlled_length
-        if stream is not None:
-            if not size:
-                self._count_control()
-            stream.receive(event.data, size)
-        elif size:
-            self._h2.acknowledge_received_data(size, event.stream_id)
+    def on_data(self, stream_id: int, data: bytes, credit: int) -> None:
+        if not credit:
+            self._count_control()
+        if stream := self._streams.get(stream_id):
+            stream.receive(data, credit)
+        else:
+            self._http2.credit(stream_id, credit)
 
-    def _on_end(self, event: h2.events.StreamEnded) -> None:
-        if stream := self._streams.get(event.stream_id):
+    def on_end(self, stream_id: int) -> None:
+        if stream := self._streams.get(stream_id):
             stream.receive_end()
 
-    def _on_reset(self, event: h2.events.StreamReset) -> None:
-        self._count_control()
-        if stream := self._streams.get(event.stream_id):
-            code = event.error_code
-            stream.lose(StreamClosed(f"the peer reset the stream ({getattr(code, 'name', code)})"))
+    def on_reset(self, stream_id: int, code: int) -> None:
+        if stream := self._streams.get(stream_id):
+            stream.lose(StreamClosed(f"the stream was reset ({name_of(code)})"))
 
-    def _on_window(self, event: h2.events.WindowUpdated) -> None:
-        if event.stream_id in self._blocked:
-            self._blocked.discard(event.stream_id)
-            stream = self._streams[event.stream_id]
+    def on_window(self, stream_id: int) -> None:
+        if stream_id in self._blocked:
+            self._blocked.discard(stream_id)
+            stream = self._streams[stream_id]
             if stream.has_output:
                 self.enqueue(stream)
 
-    def _on_settings(self, event: h2.events.RemoteSettingsChanged) -> None:
+    def on_settings(self, *, window_changed: bool) -> None:
         self._count_control()
-        if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
+        if window_changed:
             blocked, self._blocked = self._blocked, set()
             for stream_id in blocked:
                 self.enqueue(self._streams[stream_id])
 
-    def _on_control(self, _: h2.events.Event) -> None:
+    def on_control(self) -> None:
         self._count_control()
 
-    def _on_pong(self, _: h2.events.PingAckReceived) -> None:
+    def on_pong(self) -> None:
         if self._ping_sent:
             self.round_trip = self._loop.time() - self._ping_sent
             self._ping_sent = 0.0
 
-    def _on_goodbye(self, event: h2.events.ConnectionTerminated) -> None:
-        code = event.error_code
-        self._end(f"the peer said goodbye ({getattr(code, 'name', code)})")
+    def on_goodbye(self, code: int) -> None:
+        self._end(f"the peer said goodbye ({name_of(code)})")
 
     def _count_control(self, count: int = 1) -> None:
         """Frames that cost the peer nothing and us something are bounded (CVE-2023-44487 and its like)."""
@@ -713,7 +602,7 @@ class Session(asyncio.Protocol):
         self._control_left = min(self._control_left + earned, limits.control_burst) - count
         self._control_at = now
         if self._control_left < 0:
-            self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+            self._http2.goodbye(ErrorCode.ENHANCE_YOUR_CALM)
             self._end("the peer floods us with frames that carry nothing")
 
     # --- the end -------------------------------------------------------------------------------------------------
@@ -726,7 +615,7 @@ class Session(asyncio.Protocol):
             return
         if self._reason is None:
             self._ping_sent = now
-            self._h2.ping(b"lockgate")
+            self._http2.ping()
             self._write()
         self._timer = self._loop.call_later(self.limits.ping_interval, self._look)
 
@@ -735,6 +624,7 @@ class Session(asyncio.Protocol):
             return
         self._write()  # a GOAWAY that says what was wrong, and what streams had said
         self._reason = reason
+        self._http2.ended = True
         self.transport.close()
 
 
@@ -746,7 +636,7 @@ class _Forgone(StreamProtocol):
 
     def data_received(self, _: bytes) -> None:
         if self._stream._said_end:
-            self._stream.abort(ErrorCodes.NO_ERROR)
+            self._stream.abort(ErrorCode.NO_ERROR)
 
     def eof_received(self) -> bool:
         return True

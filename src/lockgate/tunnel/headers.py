@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Final
 
-from lockgate.tunnel.h2_session import Headers
+from lockgate.tunnel.http2 import Headers
 
 UPGRADE: Final = b"cf-cloudflared-proxy-connection-upgrade"
 SOURCE: Final = b"cf-cloudflared-proxy-src"  # of a raw TCP stream: where the device is

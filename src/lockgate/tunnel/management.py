@@ -27,8 +27,9 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import CLIENT, OPEN, SERVER, Protocol
 
 from lockgate.tunnel.framed import WEBSOCKET_MAGIC
-from lockgate.tunnel.h2_session import Headers, Stream, StreamProtocol
+from lockgate.tunnel.h2_session import Stream, StreamProtocol
 from lockgate.tunnel.headers import response
+from lockgate.tunnel.http2 import Headers
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from lockgate.mqtt import reason_codes
 from lockgate.tunnel.device_policy import DevicePolicy, Peer, Refused
 from lockgate.tunnel.devices import DeviceFilter, State
 from lockgate.tunnel.edge import NoConnector
-from lockgate.tunnel.h2_session import Headers
 from lockgate.tunnel.headers import SOURCE, UPGRADE, HeaderError
+from lockgate.tunnel.http2 import Headers
 from lockgate.tunnel.logins import TooManyLogins
 from lockgate.tunnel.paced import Pace, PacedEnd
 from lockgate.tunnel.tunnels import Mqtts, Tunnel

@@ -17,8 +17,8 @@ from typing import Final, TypeVar, cast
 import h11
 
 from lockgate.files import Stamp, stamp_if_there
-from lockgate.tunnel.h2_session import Headers
 from lockgate.tunnel.http1 import Http1
+from lockgate.tunnel.http2 import Headers
 from lockgate.tunnel.ingress import OriginRequest, Rule, host_without_port
 
 P = TypeVar("P", bound=asyncio.Protocol)

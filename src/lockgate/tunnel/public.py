@@ -22,9 +22,10 @@ from lockgate.tunnel.audit import AuditLog, Visit
 from lockgate.tunnel.device_policy import DevicePolicy, Peer
 from lockgate.tunnel.edge import Answering, Hub, NoConnector, Opened
 from lockgate.tunnel.framed import UP_FRAME_BYTES, WEBSOCKET_MAGIC, Framed
-from lockgate.tunnel.h2_session import Headers, HeadersTooLarge, StreamProtocol
+from lockgate.tunnel.h2_session import HeadersTooLarge, StreamProtocol
 from lockgate.tunnel.headers import UPGRADE, HeaderError, end_to_end
 from lockgate.tunnel.http1 import Http1
+from lockgate.tunnel.http2 import Headers
 from lockgate.tunnel.logins import Logins
 from lockgate.tunnel.mqtt_door import Device, Route, to_target, websocket_route
 from lockgate.tunnel.paced import Pace, PacedEnd

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lockgate.tunnel.h2_session import Headers
 from lockgate.tunnel.headers import META, SERIALISED, HeaderError, deserialise
+from lockgate.tunnel.http2 import Headers
 
 
 @dataclass(frozen=True, slots=True)

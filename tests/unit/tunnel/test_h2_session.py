@@ -10,10 +10,8 @@ import h2.config
 import h2.connection
 import h2.settings
 import pytest
-from h2.errors import ErrorCodes
 
 from lockgate.tunnel.h2_session import (
-    Headers,
     Session,
     SessionBusy,
     SessionLimits,
@@ -21,6 +19,7 @@ from lockgate.tunnel.h2_session import (
     StreamClosed,
     StreamProtocol,
 )
+from lockgate.tunnel.http2 import ErrorCode, Headers
 from tests.support.loops import event_loop_policy  # noqa: F401, a fixture
 
 REQUEST: Headers = [(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/"), (b":authority", b"x")]
@@ -210,7 +209,7 @@ async def test_data_of_a_reset_stream_gives_its_credit_back() -> None:
             there.pause_reading()
             stream.write(b"x" * 60_000)
             await both.request()  # the bytes before it have arrived
-            there.abort(ErrorCodes.CANCEL)
+            there.abort(ErrorCode.CANCEL)
             await asyncio.wait_for(recorder.lost, 5)
         stream, _, _, recorder = await both.request()
         stream.write(b"y" * 60_000)
