@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -27,11 +28,16 @@ def program(name: str) -> str:
     return found
 
 
+# Ports below those of outgoing connections, one after the other from anywhere on
+_FIRST_PORT = 10_000
+_PORTS = max(20_000, int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])) - _FIRST_PORT
+_turns = itertools.count(random.SystemRandom().randrange(_PORTS))
+
+
 def free_port() -> int:
-    """A TCP port of the loopback that nobody uses now, and that no outgoing connection takes meanwhile."""
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    """A TCP port of the loopback that nobody uses now, that nobody else was given, and no outgoing connection takes."""
     while True:
-        port = random.randrange(10_000, max(first, 20_000))
+        port = _FIRST_PORT + next(_turns) % _PORTS
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
