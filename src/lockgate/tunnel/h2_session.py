@@ -368,6 +368,7 @@ class Session(asyncio.Protocol):
     def abort(self, reason: str) -> None:
         """End the connection at once."""
         self._reason = self._reason or reason
+        self._http2.ended = True
         self.transport.abort()
 
     # --- what asyncio says ---------------------------------------------------------------------------------------
@@ -524,7 +525,7 @@ class Session(asyncio.Protocol):
     def _window(self, stream: Stream) -> int:
         """Bytes the stream may send now: of its own window, with no more than the cap on the way.
 
-        A window of up to twice the cap is its own cap: its receiver may give credit back by halves (as h2 does).
+        A window of up to twice the cap is its own cap: its receiver may give credit back by halves, as ours does.
         """
         flow = self._http2.flows.get(stream.id)
         if flow is None:
