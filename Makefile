@@ -61,7 +61,7 @@ fuzz: $(VENV)/installed ## ten million packets of two clients; differential, gui
 	for target in decoder properties topics websocket proxy; do \
 	  PYTHONPATH=$(CURDIR)/src $(BIN)/python -m tests.fuzz.guided $$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 || exit 1; \
 	done
-	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m pytest tests/properties --hypothesis-seed=random -p no:timeout $(PYTEST_ARGS)
+	PYTHONPATH=$(CURDIR)/src $(BIN)/python -m pytest tests/properties --hypothesis-profile=drawn -p no:timeout $(PYTEST_ARGS)
 	FAULT_ROUNDS=$(FAULT_ROUNDS) $(BIN)/python -m pytest tests/faults -k test_broker_ -s $(PYTEST_ARGS)
 
 mutate: $(VENV)/locked ## what the tests of mqtt/ and broker/ do not notice; ARGS="--sample 300 --seed 1" for a quick look
