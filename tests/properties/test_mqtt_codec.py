@@ -13,6 +13,7 @@ from lockgate.mqtt.errors import MqttError
 from lockgate.mqtt.packets import V5, Connect, Packet
 from lockgate.mqtt.topics import matches
 from tests.support.packets import BAD, GOOD
+from tests.support.pieces import in_pieces
 from tests.support.strategies import VERSIONS, packets, small_filters, small_names
 
 streams = VERSIONS.flatmap(
@@ -42,13 +43,9 @@ def test_any_chunking_gives_the_same_packets(stream: tuple[int, list[Packet]], s
     data = b"".join(encode(packet, version) for packet in expected)
     decoder = Decoder(version)
     decoded: list[Packet] = []
-    at = number = 0
-    while at < len(data):
-        size = sizes[number % len(sizes)]
-        decoder.feed(data[at : at + size])
+    for piece in in_pieces(data, sizes):
+        decoder.feed(piece)
         decoded += decode_all(decoder)
-        at += size
-        number += 1
     assert decoded == expected
 
 

@@ -38,6 +38,7 @@ from lockgate.tunnel.boundaries import Boundaries
 from lockgate.tunnel.device_policy import DevicePolicy, Peer
 from lockgate.tunnel.devices import DeviceFilter, State
 from lockgate.tunnel.patterns import covers
+from tests.support.pieces import in_pieces
 from tests.support.strategies import packets, small_filters, small_names
 
 WALL = 1_800_000_000.0
@@ -76,17 +77,6 @@ def read(data: bytes, version: int) -> list[Packet]:
         found.append(packet)
     assert decoder.pending == 0
     return found
-
-
-def in_pieces(data: bytes, cuts: list[int]) -> list[bytes]:
-    """The same bytes, cut into pieces of these sizes, again and again."""
-    pieces, at, turn = [], 0, 0
-    while at < len(data):
-        size = cuts[turn % len(cuts)]
-        pieces.append(data[at : at + size])
-        at += size
-        turn += 1
-    return pieces
 
 
 cuts = st.lists(st.integers(1, 40), min_size=1, max_size=5)

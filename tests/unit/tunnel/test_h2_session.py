@@ -20,10 +20,8 @@ from lockgate.tunnel.h2_session import (
     StreamProtocol,
 )
 from lockgate.tunnel.http2 import ErrorCode, Headers
+from tests.support.http2 import OK, REQUEST, frame
 from tests.support.loops import event_loop_policy  # noqa: F401, a fixture
-
-REQUEST: Headers = [(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/"), (b":authority", b"x")]
-OK: Headers = [(b":status", b"200")]
 
 
 class Recorder(StreamProtocol):
@@ -330,10 +328,6 @@ async def attacked(limits: SessionLimits) -> AsyncIterator[tuple[Pair, Hostile]]
         listener.close()
         writer.close()
         both.server.abort("the test is over")
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
 STRICT = SessionLimits(control_frames=10, control_burst=100)

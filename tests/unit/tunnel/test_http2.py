@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockgate.tunnel.http2 import MAX_FRAME, PREFACE, Connection, ErrorCode, Headers, Http2Error, name_of
+from tests.support.http2 import OK, REQUEST, frame
+from tests.support.pieces import in_pieces
 
-REQUEST: Headers = [(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/"), (b":authority", b"x")]
-OK: Headers = [(b":status", b"200")]
 WINDOW = 128 * 1024
 
 
@@ -76,10 +76,6 @@ def connection(
     )
     heard.connection.begin()
     return heard.connection, heard
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
 def head(stream: int, headers: Headers = REQUEST, flags: int = 4) -> bytes:
@@ -161,15 +157,6 @@ FIELDS = st.lists(
 ).map(lambda fields: [one for one in fields if one[0] not in _SPECIAL])
 BODIES = st.lists(st.binary(max_size=5000), max_size=5)  # within the windows of h2
 SIZES = st.lists(st.integers(1, 5000), min_size=1, max_size=5)
-
-
-def in_pieces(data: bytes, sizes: list[int]) -> list[bytes]:
-    pieces, at, turn = [], 0, 0
-    while at < len(data):
-        pieces.append(data[at : at + sizes[turn % len(sizes)]])
-        at += sizes[turn % len(sizes)]
-        turn += 1
-    return pieces
 
 
 @settings(max_examples=40, deadline=None)
