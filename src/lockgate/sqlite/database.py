@@ -24,6 +24,7 @@ _DAMAGE_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _UNREADABLE_CODES: Final = frozenset({sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ})
 _COMMENT: Final = re.compile(r"\s*--.*")
 _NOTHING: Final = "cannot be read from row"
+READ_ALL: Final = "PRAGMA writable_schema = ON"  # or a file shorter than its header says is not read at all
 _LAST_ROWID: Final = (1 << 63) - 1
 # Of the database header (SQLite: Database File Format, 1.3)
 _WRITE_AND_READ_VERSION: Final = slice(18, 20)
@@ -269,7 +270,7 @@ def _salvage_from(aside: Path, path: Path, schema: Schema, finding: str) -> Dama
     source = open_copy(aside, copy, schema) if find_wrong_schema(aside, schema) else sqlite3.connect(aside)
     source.text_factory = text_or_bytes if schema.keeps_bad_text else _legible
     try:
-        source.execute("PRAGMA writable_schema = ON")  # or a file shorter than its header says is not read at all
+        source.execute(READ_ALL)
         target.execute("PRAGMA synchronous = FULL")
         create_tables(target, schema, fresh)
         target.execute("BEGIN")

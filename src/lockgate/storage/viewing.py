@@ -24,7 +24,16 @@ from lockgate.broker.ports import (
 )
 from lockgate.mqtt.properties import KINDS, Properties
 from lockgate.sqlite import NewerFile, open_readonly
-from lockgate.sqlite.database import FAILURES, compare_schema, findings, open_copy, readable_rows, text_or_bytes, told
+from lockgate.sqlite.database import (
+    FAILURES,
+    READ_ALL,
+    compare_schema,
+    findings,
+    open_copy,
+    readable_rows,
+    text_or_bytes,
+    told,
+)
 from lockgate.storage.changes import POSITION_BITS
 from lockgate.storage.clock import ClockRow, MomentSource, StoreClock
 from lockgate.storage.restore import read_clock
@@ -50,7 +59,6 @@ STATES: Final = {
     AWAITING_PUBCOMP: "awaiting PUBCOMP",
 }
 _MOST_FINDINGS: Final = 20
-_READ_ALL: Final = "PRAGMA writable_schema = ON"  # lets a file be read that is shorter than it says
 _APART: Final = Message("-", b"", 0, False, None, NEVER, "")  # in place of one that is an object of its own
 
 # Rows that nobody can reach: what they are, and how many
@@ -242,7 +250,7 @@ def open_view(path: Path, source: MomentSource) -> Iterator[View]:
             connection.close()
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockgate-store-")))
             connection = open_copy(path, folder / path.name, SCHEMA)
-            connection.execute(_READ_ALL)
+            connection.execute(READ_ALL)
         connection.text_factory = text_or_bytes
         if not connection.in_transaction:
             connection.execute("BEGIN")
@@ -264,7 +272,7 @@ def open_view(path: Path, source: MomentSource) -> Iterator[View]:
 def _open(path: Path) -> sqlite3.Connection:
     """Open a file that somebody may be writing; a WAL file lies beside it as long as it is open for writing."""
     connection = open_readonly(path, immutable=not path.with_name(f"{path.name}-wal").exists())
-    connection.execute(_READ_ALL)
+    connection.execute(READ_ALL)
     return connection
 
 
