@@ -9,15 +9,12 @@ who does not read cannot take the window that all share.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from lockgate.tunnel.http2 import Connection, ErrorCode, Headers, Http2Error, name_of
-
-log = logging.getLogger(__name__)
 
 _QUANTUM: Final = 16 * 1024  # bytes of a stream in its turn
 _FLUSH_AT: Final = 64 * 1024  # bytes given to the transport at a time
