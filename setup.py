@@ -16,7 +16,13 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 COMPILED_PACKAGES = ("src/lockgate/mqtt", "src/lockgate/broker")
-COMPILED_MODULES = ("src/lockgate/storage/changes.py", "src/lockgate/storage/checksums.py")
+COMPILED_MODULES = (
+    "src/lockgate/net/layered.py",
+    "src/lockgate/net/stream.py",
+    "src/lockgate/net/turns.py",
+    "src/lockgate/storage/changes.py",
+    "src/lockgate/storage/checksums.py",
+)
 
 
 def modules() -> list[str]:

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from lockgate.net.stream import LARGE_READ, Stream
+from lockgate.net.turns import clock
 from lockgate.transport.layer import Layer, TransportError
 from lockgate.transport.proxy_protocol import ProxyProtocol
 
@@ -32,7 +33,7 @@ class LayeredStream(Stream):
 
     def data_received(self, data: bytes) -> None:
         """Handle everything that was read, then write once for each connection it touched."""
-        now = self._clock()
+        now = clock()
         connection = self.connection
         try:
             if self._opening:
@@ -47,14 +48,14 @@ class LayeredStream(Stream):
             connection.close(str(error))
         if data:
             connection.receive(data, now)
-            if len(data) >= LARGE_READ and self._broker.takes_too_much(self, len(data)):
+            if len(data) >= LARGE_READ and self._turns.takes_too_much(self, len(data)):
                 self._give_way(now)
         for layer in self._layers:
             if layer.ended:
                 connection.close("")
             if layer.ended or layer.has_output:
                 connection.touch()
-        self._broker.end_read(now)
+        self._turns.end_read(now)
 
     def _open(self, data: bytes) -> bytes:
         """Take the first bytes up to MQTT, and learn on the way who the client is."""
@@ -99,7 +100,7 @@ class LayeredStream(Stream):
             if data:
                 self._write(data)
             if connection.has_more:
-                self._broker.continue_later(connection)
+                self._turns.continue_later(connection)
         if not connection.writable:
             connection.count_unsent(self._transport.get_write_buffer_size())
         if not connection.is_closing:

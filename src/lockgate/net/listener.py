@@ -11,7 +11,7 @@ import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lockgate.broker.limits import ListenerLimits
 from lockgate.broker.ports import Authority
@@ -160,8 +160,9 @@ class Listener:
             place = self.config.path if self.config.path is not None else f"port {self.config.port}"
             log.info("New connection from %s on %s.", peer, place)
 
-    def _accept(self) -> Stream:
-        return self._layered(self, [make() for make in self._layers]) if self._layers else Stream(self)
+    def _accept(self) -> asyncio.Protocol:
+        stream = self._layered(self, [make() for make in self._layers]) if self._layers else Stream(self)
+        return cast(asyncio.Protocol, stream)
 
     def close(self) -> None:
         """Accept nothing more and close what was accepted."""

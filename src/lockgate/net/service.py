@@ -1,7 +1,4 @@
-"""The broker as a service: listeners around one `Broker`, and the turn they share.
-
-A turn is: read, route, let the store answer, write once for each touched connection.
-"""
+"""The broker as a service: listeners around one `Broker`, its store, and what changes with a reload."""
 
 from __future__ import annotations
 
@@ -48,7 +45,7 @@ from lockgate.net.control import ControlTopics
 from lockgate.net.figures import Figures
 from lockgate.net.listener import Listener, ListenerSettings, PortInUse, door
 from lockgate.net.logins import Access, Hashing, Logins, MakeAccess, Methods, Rules, SomeListener, no_access
-from lockgate.net.stream import Stream
+from lockgate.net.turns import Served, Settled, Turns, clock
 from lockgate.telemetry import logs
 
 log = logging.getLogger(__name__)
@@ -69,24 +66,14 @@ _AT_START = (
     "user",
     "standing_sessions",
 )
-# While the machine sleeps this clock goes on, and no one can set it.
-_BOOTTIME = time.CLOCK_BOOTTIME
 _STOP_SECONDS = 2.0
 _KEEP_WILLS_SECONDS = 60.0  # from being asked to the stop that was meant
 _STUCK_SECONDS = 10.0  # a commit takes longer only on a disk that has stopped to answer
-# Two reads this close to each other belong to one turn of a busy loop.
-_BUSY_SECONDS = 50e-6
-# So many at most are written for together: what the first of them brought does not wait for a thousand others.
-_MOST_READS = 64
-# How long connections with more output may make it before others come in: many of them search at length
-_CONTINUE_SECONDS = 0.005
 # Objects, more made than freed, before the garbage collector looks at them: about 500 closed connections
 _COLLECT_AFTER = 10_000
-# libuv reads one socket up to 32 times in a turn.
-_MOST_BYTES = 524_288
 
 
-class ServedStore(Store, Protocol):
+class ServedStore(Store, Settled, Protocol):
     """A store as the service needs it, from its start to its end."""
 
     def restore(self, keeper: Keeper) -> object:
@@ -95,30 +82,14 @@ class ServedStore(Store, Protocol):
     def start(self) -> None:
         """Go on with the running event loop."""
 
-    def settle(self) -> None:
-        """End a turn: give the answers that are ready, begin to write what has to be written."""
-
     def flush(self) -> None:
         """Write everything with the next `settle`."""
 
     def close(self) -> None:
         """Write what is left."""
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of messages that are not written yet."""
-
     def status(self) -> Mapping[str, object]:
         """Give the store's figures, for JSON."""
-
-
-class Served(Protocol):
-    """The other end of a Connection: a socket, or a part of this program."""
-
-    connection: Connection
-
-    def write(self) -> None:
-        """Take what the connection has to say, and notice when it closes."""
 
 
 class Bridging(Protocol):
@@ -315,23 +286,13 @@ class BrokerService:
         self._keep_wills_until = 0.0  # a stop before that keeps Wills, whatever is configured
         self._make_bridges = make_bridges
         self.bridges = self._bridges(config)
-        self._deadlines = self.broker.deadlines
-        self._streams: dict[int, Served] = {}
-        self._timer: asyncio.Handle | None = None
-        self._timer_at = 0.0
-        self._continuing: list[Connection] = []  # that have more output to make
-        self._reading: Stream | None = None  # the last
-        self._read_bytes = 0
-        self._busy = False
-        self._reads = 0  # in this turn, counted while busy
-        self._last_read_at = 0.0
+        self.turns = Turns(self.broker, self._store)
         self._end: asyncio.Future[None]
-        self._held_by_store = 0  # bytes, as they are counted in the memory budget
 
     @staticmethod
     def clock() -> float:
         """Give seconds since the machine was started."""
-        return time.clock_gettime(_BOOTTIME)
+        return clock()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Open all listeners, call `ready`, and serve until cancelled; then every client is disconnected."""
@@ -549,11 +510,11 @@ class BrokerService:
         self.flush()
         for listener in self.listeners:
             listener.close()
-        for timer in (self._timer, self._figures_timer):
-            if timer is not None:
-                timer.cancel()
+        self.turns.stop_watching()
+        if self._figures_timer is not None:
+            self._figures_timer.cancel()
         deadline = self.clock() + _STOP_SECONDS
-        while self._streams and self.clock() < deadline:
+        while self.turns.served and self.clock() < deadline:
             await asyncio.sleep(0.01)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._topic_log is not None:
@@ -567,8 +528,8 @@ class BrokerService:
     def admit(self, stream: Served, peer: str, limits: ListenerLimits, address: str) -> Connection:
         """Give a new socket its connection; `address` is that of the peer, empty where nothing counts it."""
         connection = self.broker.connect(peer, limits, self.clock(), self._counted(address))
-        self._streams[connection.number] = stream
-        self._watch()
+        self.turns.served[connection.number] = stream
+        self.turns.watch()
         return connection
 
     def count_address(self, connection: Connection, address: str) -> None:
@@ -594,7 +555,7 @@ class BrokerService:
     def dismiss(self, stream: Served, now: float) -> None:
         """Take back the connection of a closed socket."""
         connection = stream.connection
-        self._streams.pop(connection.number, None)
+        self.turns.served.pop(connection.number, None)
         if not connection.client_name:  # anybody can cause that, as often as they like
             if connection.closing_reason:
                 self.complaints.tell(connection.peer, connection.closing_reason, now)
@@ -604,98 +565,9 @@ class BrokerService:
         self.broker.connection_lost(connection, now)
         self.flush()
 
-    def takes_too_much(self, stream: Stream, size: int) -> bool:
-        """Count what is read of one stream without another in between; say whether others should have their turn."""
-        if stream is not self._reading:
-            self._reading = stream
-            self._read_bytes = size
-            return False
-        self._read_bytes += size
-        if self._read_bytes < _MOST_BYTES:
-            return False
-        self._read_bytes = 0
-        return True
-
-    def end_read(self, now: float) -> None:
-        """Write what a read led to: at once, or together with the other reads of a busy turn.
-
-        A quiet loop wakes up for one read, and waiting for others would only cost a hop. When reads follow each other
-        closely, one write for all of them at the end of the turn saves most system calls towards a common receiver.
-        """
-        if not self._busy:
-            self.flush()
-            self._busy = now - self._last_read_at < _BUSY_SECONDS
-            self._last_read_at = now
-            return
-        self._reads += 1
-        if self._reads == 1:
-            asyncio.get_running_loop().call_soon(self._end_turn)
-        elif self._reads % _MOST_READS == 0:
-            self.flush()
-
-    def _end_turn(self) -> None:
-        self._busy = self._reads > 1
-        self._reads = 0
-        self.flush()
-
     def flush(self) -> None:
         """End a turn: let the store answer, then write for every touched connection."""
-        store = self._store
-        store.settle()
-        held = store.held_bytes
-        if held != self._held_by_store:
-            self.broker.memory.used += held - self._held_by_store
-            self._held_by_store = held
-        if self._deadlines.moved:
-            self._watch()
-        streams = self._streams
-        touched = self.broker.take_touched()
-        while touched:
-            for connection in touched:
-                stream = streams.get(connection.number)
-                if stream is not None:
-                    stream.write()
-            touched = self.broker.take_touched()
-
-    def continue_later(self, connection: Connection) -> None:
-        """Let a connection make its next piece of output in the next turn, so that others come in between."""
-        if not self._continuing:
-            asyncio.get_running_loop().call_soon(self._continue)
-        self._continuing.append(connection)
-
-    def _continue(self) -> None:
-        continuing, self._continuing = self._continuing, []
-        now = self.clock()
-        for place, connection in enumerate(continuing):
-            if place and self.clock() - now > _CONTINUE_SECONDS:
-                for later in continuing[place:]:
-                    self.continue_later(later)
-                break
-            if connection.writable:
-                connection.set_writable(True, now)
-        self.flush()
-
-    def _watch(self) -> None:
-        """Set the one timer to the broker's next deadline."""
-        self._deadlines.moved = False
-        at = self.broker.next_deadline()
-        if at is None or (self._timer is not None and self._timer_at <= at):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = at
-        delay = at - self.clock()
-        loop = asyncio.get_running_loop()
-        # A timer that is due would run before the sockets are looked at, again and again.
-        self._timer = loop.call_later(delay, self._expire) if delay > 0 else loop.call_soon(self._expire)
-
-    def _expire(self) -> None:
-        self._timer = None
-        try:
-            self.broker.expire(self.clock())
-            self.flush()
-        finally:  # whatever went wrong with one deadline, the next ones have to come
-            self._watch()
+        self.turns.flush()
 
     # --- the store -----------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import struct
 from typing import TYPE_CHECKING, cast
 
 from lockgate.broker.connection import Connection
+from lockgate.net.turns import Turns, clock
 
 if TYPE_CHECKING:
     from lockgate.net.listener import Listener
@@ -22,26 +23,31 @@ LARGE_READ = 65_536
 _LINGER_SECONDS = 5.0
 
 
-class Stream(asyncio.Protocol):
-    """The asyncio side of one Network Connection."""
+class Stream:
+    """The asyncio side of one Network Connection.
+
+    It is an `asyncio.Protocol` by its methods alone: a compiled class has no interpreted base.
+    """
 
     __slots__ = (
         "_broker",
-        "_clock",
+        "_handed_over",
         "_linger",
         "_listener",
         "_reading",
         "_socket",
         "_transport",
+        "_turns",
         "connection",
     )
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._broker = listener.broker
-        self._clock = listener.broker.clock
+        self._turns: Turns = listener.broker.turns
         self._reading = True
         self._socket = -1
+        self._handed_over = False  # bytes to the transport, which may still have them
         self._linger: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
         self.connection: Connection
@@ -65,7 +71,7 @@ class Stream(asyncio.Protocol):
             self.connection.close("max_connections of the listener is reached")
         listener.streams.add(self)
         if self.connection.is_closing:
-            self._broker.flush()
+            self._turns.flush()
         if listener.is_closed:  # it was accepted just before
             self.close()
 
@@ -74,14 +80,14 @@ class Stream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Handle everything that was read, then write once for each connection it touched."""
-        now = self._clock()
+        now = clock()
         connection = self.connection
         connection.receive(data, now)
-        if len(data) >= LARGE_READ and self._broker.takes_too_much(self, len(data)):
+        if len(data) >= LARGE_READ and self._turns.takes_too_much(self, len(data)):
             self._give_way(now)
         if connection.closing_reason and connection.version == 0:
             self._name_mistake(data)
-        self._broker.end_read(now)
+        self._turns.end_read(now)
 
     def _name_mistake(self, data: bytes) -> None:
         """Say what bytes that are no CONNECT seem to be."""
@@ -93,14 +99,14 @@ class Stream(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Note that the peer reads too slowly."""
-        self.connection.set_writable(False, self._clock())
+        self.connection.set_writable(False, clock())
         self.connection.count_unsent(self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """Go on with what gathered meanwhile."""
-        self.connection.set_writable(True, self._clock())
+        self.connection.set_writable(True, clock())
         self.connection.touch()
-        self._broker.flush()
+        self._turns.flush()
 
     def eof_received(self) -> bool:
         """Let the transport close: a client that has stopped sending is gone."""
@@ -112,7 +118,7 @@ class Stream(asyncio.Protocol):
         if self._linger is not None:
             self._linger.cancel()  # it would keep all of this for as long
         self._listener.streams.discard(self)
-        self._broker.dismiss(self, self._clock())
+        self._broker.dismiss(self, clock())
 
     def write(self) -> None:
         """Write what the connection has, if the peer takes it, and close the socket when that is over."""
@@ -123,7 +129,7 @@ class Stream(asyncio.Protocol):
             if not connection.writable:
                 connection.count_unsent(self._transport.get_write_buffer_size())
         if connection.has_more and connection.writable:
-            self._broker.continue_later(connection)
+            self._turns.continue_later(connection)
         if connection.is_closing:
             if not self._transport.is_closing():
                 self._transport.close()
@@ -154,7 +160,8 @@ class Stream(asyncio.Protocol):
 
         The transport's own way puts each write off to the end of the loop's turn, which costs more than the write.
         """
-        if self._socket >= 0 and self._transport.get_write_buffer_size() == 0:
+        if not self._handed_over or self._transport.get_write_buffer_size() == 0:
+            self._handed_over = False
             try:
                 written = os.write(self._socket, data)
             except (BlockingIOError, InterruptedError):
@@ -165,6 +172,7 @@ class Stream(asyncio.Protocol):
             if written == len(data):
                 return
             data = data[written:]
+        self._handed_over = True
         self._transport.write(data)
 
     def close(self) -> None:

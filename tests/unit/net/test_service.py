@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -44,7 +45,6 @@ from lockgate.mqtt.packets import (
 from lockgate.net import listener
 from lockgate.net.listener import PortInUse
 from lockgate.net.service import BrokerService, broker_limits, machine_memory
-from lockgate.net.stream import Stream
 from lockgate.storage.memory import MemoryStore
 
 
@@ -290,13 +290,13 @@ async def test_a_flood_of_retained_messages_arrives_whole_in_bounded_pieces(monk
         publisher.send(Publish("end", b"", 1, packet_id=1))
         assert isinstance(await publisher.receive(), PubAck)
         written: list[int] = []
-        write = Stream._write
+        write = os.write
 
-        def measured(stream: Stream, data: bytes) -> None:
+        def measured(number: int, data: bytes) -> int:
             written.append(len(data))
-            write(stream, data)
+            return write(number, data)
 
-        monkeypatch.setattr(Stream, "_write", measured)
+        monkeypatch.setattr(os, "write", measured)
         subscriber = await Wire.client(service, "s")
         await subscriber.subscribe("t/#")
         topics = set()
@@ -346,7 +346,7 @@ async def test_a_trusted_proxy_is_not_counted_by_its_address() -> None:
 
 
 async def test_many_that_search_at_length_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lockgate.net.service._CONTINUE_SECONDS", -1.0)  # one in each turn
+    monkeypatch.setattr("lockgate.net.turns._CONTINUE_SECONDS", -1.0)  # one in each turn
     async with serving() as service:
         publisher = await Wire.client(service, "p")
         for number in range(100):
