@@ -68,4 +68,5 @@ def extensions() -> list[Extension]:
     )
 
 
-setup(ext_modules=extensions())
+if __name__ == "__main__":
+    setup(ext_modules=extensions())
