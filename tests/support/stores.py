@@ -33,23 +33,24 @@ class Owner:
 
     def __init__(self) -> None:
         self.awaited = 0
-        self.committed_number = 0
-        self.found: dict[str, list[Delivery]] = {}
-        self.asked = 0
+        self.commits: list[int] = []
+        self.found: list[tuple[str, list[Delivery]]] = []
+        self.asked = 0  # questions that wait for an answer, where the test counts them
         self.failures: list[int] = []
         self.damaged = ""
+        self.sessions: dict[str, StoredSession] = {}
+        self.subscriptions: dict[str, dict[str, StoredSubscription]] = {}
+        self.received: dict[str, dict[int, Message]] = {}
         self.queues: dict[str, StoredQueue] = {}
-        self.subscriptions: dict[str, list[str]] = {}
-        self.received: dict[str, list[int]] = {}
         self.retained: dict[str, Message] = {}
         self.wills: dict[str, StoredWill] = {}
 
     def committed(self, number: int) -> None:
-        self.committed_number = number
+        self.commits.append(number)
 
     def loaded(self, client_id: str, deliveries: list[Delivery]) -> None:
         self.asked -= 1
-        self.found.setdefault(client_id, []).extend(deliveries)
+        self.found.append((client_id, deliveries))
 
     def store_failed(self, reason_code: int) -> None:
         self.failures.append(reason_code)
@@ -67,9 +68,10 @@ class Owner:
         received: dict[int, Message],
         queue: StoredQueue,
     ) -> None:
+        self.sessions[client_id] = stored
+        self.subscriptions[client_id] = dict(subscriptions)
+        self.received[client_id] = received
         self.queues[client_id] = queue
-        self.subscriptions[client_id] = [topic_filter for topic_filter, _ in subscriptions]
-        self.received[client_id] = list(received)
 
     def restore_retained(self, message: Message) -> None:
         self.retained[message.topic] = message
@@ -92,7 +94,7 @@ def settle(store: SqliteStore, owner: Owner, commit: int) -> None:
     owner.awaited = commit
     store.settle()
     for _ in range(20):
-        if owner.committed_number >= commit and not owner.asked:
+        if max(owner.commits, default=0) >= commit and not owner.asked:
             return
         if owner.damaged:
             raise StoreDamaged(owner.damaged)

@@ -8,7 +8,6 @@ import json
 import logging
 import sys
 import time
-from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +31,7 @@ from lockgate.sources.modbus import ModbusSource
 from tests.support.gateway import Gateway
 from tests.support.modbus import meter, misbehaving, modbus_server, request, response
 from tests.support.peers import free_port
-
-WAIT = 15
+from tests.support.sources import WAIT, Heard, heard
 
 
 def group(name: str = "all", **more: Any) -> ModbusGroupConfig:
@@ -68,18 +66,10 @@ def config(url: str, *devices: ModbusDeviceConfig, **more: Any) -> ModbusSourceC
 class Running:
     """A source that runs, and what arrives of it."""
 
-    def __init__(self, source: ModbusSource, client: Client) -> None:
+    def __init__(self, source: ModbusSource, heard: Heard) -> None:
         self.source = source
-        self._messages = client.messages()
-        self._seen: defaultdict[str, deque[Message]] = defaultdict(deque)
-
-    async def next(self, topic: str) -> Message:
-        """The next message there; those of other topics wait for who asks."""
-        async with asyncio.timeout(WAIT):
-            while not self._seen[topic]:
-                message = await anext(self._messages)
-                self._seen[message.topic].append(message)
-        return self._seen[topic].popleft()
+        self.next = heard.next
+        self._heard = heard
 
     async def values(self, topic: str = "modbus/main/all") -> dict[str, Any]:
         said: dict[str, Any] = json.loads((await self.next(topic)).payload)
@@ -87,8 +77,7 @@ class Running:
         return said
 
     async def state(self, expected: bytes, name: str = "main") -> None:
-        while (await self.next(f"sources/meters/status/{name}")).payload != expected:
-            pass
+        await self._heard.state(expected, name)
 
     def device(self, name: str = "main") -> dict[str, Any]:
         devices: Any = self.source.status()["devices"]
@@ -109,15 +98,8 @@ class Running:
 @contextlib.asynccontextmanager
 async def running(config: ModbusSourceConfig) -> AsyncIterator[Running]:
     source = ModbusSource(config)
-    async with Client(ConnectionConfig(url=config.connection.url, client_id="ear"), clean_start=True) as client:
-        await client.subscribe([("modbus/#", 1), ("sources/#", 1)])
-        task = asyncio.create_task(source.run(lambda: None))
-        try:
-            yield Running(source, client)
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait_for(task, WAIT)
+    async with heard(source, config, "modbus/#") as what:
+        yield Running(source, what)
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------

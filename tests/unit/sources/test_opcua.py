@@ -7,7 +7,6 @@ import contextlib
 import json
 import sys
 import time
-from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -19,7 +18,6 @@ from uuid import UUID
 import pytest
 from asyncua import ua
 
-from lockgate.client import Client, Message
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import ConnectionConfig, OpcuaSourceConfig
 from lockgate.config.templates import parse
@@ -30,8 +28,8 @@ from tests.support.gateway import Gateway
 from tests.support.modbus import misbehaving
 from tests.support.opcua import CLIENT_URI, certificate, opcua_server
 from tests.support.peers import free_port
+from tests.support.sources import WAIT, Heard, heard
 
-WAIT = 20
 NODES = (("temperature", "ns=2;s=temperature"), ("running", "ns=2;s=running"))
 
 
@@ -47,17 +45,10 @@ def config(url: str, endpoint: str, **more: Any) -> OpcuaSourceConfig:
 class Running:
     """A source that runs, and what arrives of it."""
 
-    def __init__(self, source: OpcuaSource, client: Client) -> None:
+    def __init__(self, source: OpcuaSource, heard: Heard) -> None:
         self.source = source
-        self._messages = client.messages()
-        self._seen: defaultdict[str, deque[Message]] = defaultdict(deque)
-
-    async def next(self, topic: str) -> Message:
-        async with asyncio.timeout(WAIT):
-            while not self._seen[topic]:
-                arrived = await anext(self._messages)
-                self._seen[arrived.topic].append(arrived)
-        return self._seen[topic].popleft()
+        self.next = heard.next
+        self._heard = heard
 
     async def value(self, name: str = "temperature") -> dict[str, Any]:
         said: dict[str, Any] = json.loads((await self.next(f"plant/{name}")).payload)
@@ -70,8 +61,7 @@ class Running:
                 return said
 
     async def state(self, expected: bytes) -> None:
-        while (await self.next("sources/plc/status/server")).payload != expected:
-            pass
+        await self._heard.state(expected, "server")
 
     async def until(self, problem: str) -> None:
         async with asyncio.timeout(WAIT):
@@ -82,15 +72,8 @@ class Running:
 @contextlib.asynccontextmanager
 async def running(config: OpcuaSourceConfig) -> AsyncIterator[Running]:
     source = OpcuaSource(config)
-    async with Client(ConnectionConfig(url=config.connection.url, client_id="ear"), clean_start=True) as client:
-        await client.subscribe([("plant/#", 1), ("sources/#", 1)])
-        task = asyncio.create_task(source.run(lambda: None))
-        try:
-            yield Running(source, client)
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait_for(task, WAIT)
+    async with heard(source, config, "plant/#") as what:
+        yield Running(source, what)
 
 
 @pytest.mark.parametrize("mode", ["subscribe", "poll"])

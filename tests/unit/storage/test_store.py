@@ -18,7 +18,6 @@ from lockgate.broker.ports import (
     WILLS,
     Delivery,
     Message,
-    StoredQueue,
     StoredSession,
     StoredSubscription,
     StoredWill,
@@ -28,52 +27,7 @@ from lockgate.mqtt.properties import Properties
 from lockgate.sqlite import FolderInUse
 from lockgate.storage.store import SqliteStore
 from lockgate.telemetry.clock import Clock
-
-
-class Owner:
-    """Both the broker that answers are given to and the one that is restored."""
-
-    def __init__(self) -> None:
-        self.awaited = 0
-        self.commits: list[int] = []
-        self.found: list[tuple[str, list[Delivery]]] = []
-        self.failures: list[int] = []
-        self.damaged = ""
-        self.sessions: dict[str, tuple[StoredSession, dict[str, StoredSubscription], dict[int, Message]]] = {}
-        self.queues: dict[str, StoredQueue] = {}
-        self.retained: dict[str, Message] = {}
-        self.wills: dict[str, StoredWill] = {}
-
-    def committed(self, number: int) -> None:
-        self.commits.append(number)
-
-    def loaded(self, client_id: str, deliveries: list[Delivery]) -> None:
-        self.found.append((client_id, deliveries))
-
-    def store_failed(self, reason_code: int) -> None:
-        self.failures.append(reason_code)
-
-    def store_damaged(self, problem: str) -> None:
-        self.damaged = problem
-
-    def wake(self) -> None: ...
-
-    def restore_session(
-        self,
-        client_id: str,
-        stored: StoredSession,
-        subscriptions: list[tuple[str, StoredSubscription]],
-        received: dict[int, Message],
-        queue: StoredQueue,
-    ) -> None:
-        self.sessions[client_id] = (stored, dict(subscriptions), received)
-        self.queues[client_id] = queue
-
-    def restore_retained(self, message: Message) -> None:
-        self.retained[message.topic] = message
-
-    def restore_will(self, client_id: str, will: StoredWill) -> None:
-        self.wills[client_id] = will
+from tests.support.stores import Owner
 
 
 class Disk:
@@ -188,7 +142,7 @@ def test_everything_is_there_after_a_restart(disk: Disk) -> None:
     disk.stop()
     store = disk.start()
     owner = disk.owner
-    stored, subscriptions, received = owner.sessions["s"]
+    stored, subscriptions, received = owner.sessions["s"], owner.subscriptions["s"], owner.received["s"]
     assert (stored.expiry_interval, stored.expires_at, stored.username) == (100, NEVER, "user")
     options = subscriptions["a/#"]
     assert (options.qos, options.no_local, options.retain_as_published, options.identifier) == (2, True, True, 7)
