@@ -7,7 +7,7 @@ import contextlib
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from lockgate.access import hashes
 from lockgate.mqtt.encoder import PINGREQ_FRAME, encode
 from lockgate.mqtt.packets import V3_1_1, V5, Connect, Publish
 from lockgate.transport.proxy_protocol import parse_v2
+from lockgate.tunnel.connector import Connector
+from lockgate.tunnel.edge_service import Edge
 from lockgate.tunnel.policy import new_service_token
 from tests.support.certificates import Authority
 from tests.support.peers import Mosquitto
 from tests.support.tunnels import NAMES, Bench, bench
-from tests.system.test_tunnel import Phone, http_origin, visitor
+from tests.system.test_tunnel import Phone, http_origin, mosquitto_behind, visitor
 
 
 @pytest.fixture
@@ -132,6 +134,22 @@ async def test_what_a_device_may_not_say_stays_outside(tunnel: Bench, broker: Mo
         await phone.close()
 
 
+async def lose_connection(edge: Edge, connector: Connector) -> Callable[[], None]:
+    """Break a connector's one connection; it finds no edge until what is given is called."""
+
+    async def away(_: object) -> Any:
+        raise OSError("the edge cannot be reached")
+
+    resolve, connector.resolve = connector.resolve, away  # type: ignore[method-assign, assignment]
+    session = connector.slots[0].session
+    assert session is not None
+    session.abort("a test")
+    async with asyncio.timeout(5):
+        while list(edge.hub.registry):
+            await asyncio.sleep(0.01)
+    return lambda: setattr(connector, "resolve", resolve)
+
+
 async def test_pings_are_answered_while_there_is_no_connection(tunnel: Bench, broker: Mosquitto) -> None:
     settings(tunnel, mqtts={"localhost": {"target": f"127.0.0.1:{broker.port}"}})
     edge = await tunnel.start_edge()
@@ -140,27 +158,53 @@ async def test_pings_are_answered_while_there_is_no_connection(tunnel: Bench, br
     assert await device.read(4) == b"\x20\x02\x00\x00"
     device.writer.write(PINGREQ_FRAME)
     assert await device.read(2) == b"\xd0\x00"  # the broker's
-    held = connector.slots[0]
-
-    async def away(_: object) -> Any:
-        raise OSError("the edge cannot be reached")
-
-    resolve, connector.resolve = connector.resolve, away  # type: ignore[method-assign, assignment]
-    assert held.session is not None
-    held.session.abort("a test")
-    async with asyncio.timeout(5):
-        while list(edge.hub.registry):
-            await asyncio.sleep(0.01)
+    come_back = await lose_connection(edge, connector)
     said = encode(Publish("t", b"in the gap", qos=1, packet_id=7), V3_1_1)
     device.writer.write(PINGREQ_FRAME + said[:5])
     assert await device.read(2) == b"\xd0\x00"  # the edge's: there is nobody else
     device.writer.write(said[5:] + PINGREQ_FRAME)
     assert await device.read(2) == b"\xd0\x00"
-    connector.resolve = resolve  # type: ignore[method-assign]
+    come_back()
     assert await device.read(4, 20) == b"\x40\x02\x00\x07"
     device.writer.write(PINGREQ_FRAME)
     assert await device.read(2) == b"\xd0\x00"
     device.writer.close()
+
+
+async def test_a_websocket_without_a_policy_has_its_pings_answered_as_well(tunnel: Bench, tmp_path: Path) -> None:
+    broker, websockets = mosquitto_behind(tmp_path)
+    edge = await tunnel.start_edge()
+    rules = [{"hostname": "home.example.org", "service": f"ws://127.0.0.1:{websockets}"}]
+    connector = await tunnel.start_connector(rules, connections=1)
+    phone = Phone(tunnel, "phone", websocket=True)
+    pings: asyncio.Queue[str] = asyncio.Queue()
+
+    def note(_client: object, _userdata: object, _level: int, line: str) -> None:
+        if "PING" in line:
+            phone.loop.call_soon_threadsafe(pings.put_nowait, line.partition(" ")[2])
+
+    async def ping() -> None:
+        async with asyncio.timeout(10):
+            while await pings.get() != "PINGREQ":
+                pass
+            assert await pings.get() == "PINGRESP"
+
+    try:
+        phone.client.on_log = note
+        assert await phone.connect() == "Success"
+        await phone.subscribe("t")
+        phone.client._keepalive = 2  # the broker, which hears nothing in the gap, was told of a longer one
+        await ping()  # the broker answers
+        come_back = await lose_connection(edge, connector)
+        await ping()  # the edge does: there is nobody else
+        phone.client.publish("t", b"in the gap", qos=1)
+        come_back()
+        assert await asyncio.wait_for(phone.messages.get(), 20) == ("t", b"in the gap")
+        await ping()
+        assert phone.disconnects == 0
+    finally:
+        await phone.close()
+        broker.kill()
 
 
 async def test_the_broker_is_told_where_a_device_is(tunnel: Bench) -> None:

@@ -455,6 +455,11 @@ class Opened:
         self._hub = hub
         self._identifier = identifier
 
+    @property
+    def may_ride(self) -> bool:
+        """Whether the connector was asked for a conduit."""
+        return bool(self._identifier)
+
     def begin(self, protocol: StreamProtocol) -> asyncio.Transport:
         """Put a protocol on it, and give its transport; reading begins with `resume_reading`."""
         said = dict(self.flow.headers or ())

@@ -27,7 +27,7 @@ from lockgate.tunnel.headers import UPGRADE, HeaderError, end_to_end
 from lockgate.tunnel.http1 import Http1
 from lockgate.tunnel.http2 import Headers
 from lockgate.tunnel.logins import Logins
-from lockgate.tunnel.mqtt_door import Device, Route, to_target, websocket_route
+from lockgate.tunnel.mqtt_door import Device, FramedDevice, FramedOrigin, Route, to_target, websocket_route
 from lockgate.tunnel.paced import Pace, PacedEnd
 from lockgate.tunnel.policy import Request
 from lockgate.tunnel.relay import End
@@ -336,19 +336,29 @@ class _Visitor(Http1):
         if self.is_gone:
             raise VisitorGone(self._address)
         rest = self.take_over()
-        device = PacedEnd(self._public.paces(tunnel)[0])
+        device, end = self._ends(tunnel, opened)
         device.gone = self._public.leave
         self._admitted = False
         device.attach(cast("asyncio.Transport", self.transport))
         if rest:
             device.data_received(rest)
-        end = PacedEnd(self._public.paces(tunnel)[1])
         visit = self._public.audit.begin(
             who=who, address=peer_name(device.transport), tunnel=tunnel.name, host=host, kind="websocket"
         )
         self._public.record(device, end, visit)
         self._public.join(device, end, opened)
         return True
+
+    def _ends(self, tunnel: Tunnel, opened: Opened) -> tuple[PacedEnd, PacedEnd]:
+        """Both ends of a WebSocket that is passed on; its MQTT is followed where that is of use in a gap."""
+        pace, back = self._public.paces(tunnel)
+        said = dict(opened.response.fields)
+        protocol, extensions = said.get(b"sec-websocket-protocol", b""), said.get(b"sec-websocket-extensions")
+        if not opened.may_ride or extensions or protocol.decode("latin-1") not in SUBPROTOCOLS:
+            return PacedEnd(pace), PacedEnd(back)
+        device = FramedDevice(pace)
+        opened.on_gap = device.on_gap
+        return device, FramedOrigin(back, device)
 
     async def _mqtt(self, tunnel: Tunnel, fields: Headers, target: str, policy: DevicePolicy) -> bool:
         """A WebSocket whose MQTT is looked at: the edge ends it here, and is the client of another one."""
