@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from lockgate.access import hashes
@@ -21,7 +22,7 @@ from lockgate.tunnel.connector import Connector
 from lockgate.tunnel.edge_service import Edge
 from lockgate.tunnel.policy import new_service_token
 from tests.support.certificates import Authority
-from tests.support.peers import Mosquitto
+from tests.support.peers import Mosquitto, free_port
 from tests.support.tunnels import NAMES, Bench, bench
 from tests.system.test_tunnel import Phone, http_origin, mosquitto_behind, visitor
 
@@ -132,6 +133,40 @@ async def test_what_a_device_may_not_say_stays_outside(tunnel: Bench, broker: Mo
         assert phone.disconnects == 0
     finally:
         await phone.close()
+
+
+async def figures(port: int) -> dict[str, float]:
+    """What a connector's /metrics says."""
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+        lines = [line.rpartition(" ") for line in (await answer.text()).splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
+async def test_calls_and_dialling_have_the_histograms_that_dashboards_know(tunnel: Bench, broker: Mosquitto) -> None:
+    there, gone = f"127.0.0.1:{broker.port}", f"127.0.0.1:{free_port()}"
+    settings(tunnel, mqtts={"localhost": {"target": there}, "home.example.org": {"target": gone}})
+    await tunnel.start_edge()
+    port = free_port()
+    await tunnel.start_connector([], allow=(there, gone), connections=1, metrics=f"127.0.0.1:{port}")
+    for name, answer in (("localhost", b"\x20\x02\x00\x00"), ("home.example.org", b"\x20\x02\x00\x03")):
+        device = await Raw.connect(tunnel, Connect("d", V3_1_1), name)
+        assert await device.read(4) == answer
+        device.writer.close()
+    said = await figures(port)
+    connect = "cloudflared_proxy_connect_"
+    buckets = [value for name, value in said.items() if name.startswith(f"{connect}latency_bucket")]
+    assert len(buckets) == 9
+    assert buckets == sorted(buckets)
+    assert said[f'{connect}latency_bucket{{le="5000"}}'] == said[f"{connect}latency_count"] == 1
+    assert 0 < said[f"{connect}latency_sum"] < 5000
+    assert said[f"{connect}streams_errors"] == 1
+    for method in ("register_connection", "update_local_configuration"):
+        label = f'handler="registration",method="{method}"'
+        assert said[f"cloudflared_rpc_client_operations{{{label}}}"] == 1
+        assert said[f"cloudflared_rpc_client_failures{{{label}}}"] == 0
+        assert said[f'cloudflared_rpc_client_latency_secs_bucket{{{label},le="+Inf"}}'] == 1
+    assert said["cloudflared_config_local_config_pushes"] == 1
+    assert said["cloudflared_config_local_config_pushes_errors"] == 0
 
 
 async def lose_connection(edge: Edge, connector: Connector) -> Callable[[], None]:
