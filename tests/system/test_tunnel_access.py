@@ -71,6 +71,7 @@ class Raw:
         return await asyncio.wait_for(self.reader.readexactly(count), seconds)
 
     async def until_closed(self) -> bytes:
+        """What came before it was closed; TimeoutError where it is not."""
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             return await asyncio.wait_for(self.reader.read(-1), 10)
         return b""
@@ -203,6 +204,25 @@ async def test_pings_are_answered_while_there_is_no_connection(tunnel: Bench, br
     assert await device.read(4, 20) == b"\x40\x02\x00\x07"
     device.writer.write(PINGREQ_FRAME)
     assert await device.read(2) == b"\xd0\x00"
+    device.writer.close()
+
+
+async def test_devices_of_a_stopped_connector_come_back_by_another_one_at_once(
+    tunnel: Bench, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lockgate.tunnel.conduit.GAP_SECONDS", 3600.0)
+    target = f"127.0.0.1:{broker.port}"
+    settings(tunnel, mqtts={"localhost": {"target": target}})
+    edge = await tunnel.start_edge()
+    old = await tunnel.start_connector([], allow=(target,), grace_seconds=0.1)
+    device = await Raw.connect(tunnel, Connect("d", V3_1_1))
+    assert await device.read(4) == b"\x20\x02\x00\x00"
+    new = await tunnel.start_connector([], allow=(target,))  # elsewhere: its figures have another port
+    await tunnel.stop(old)
+    assert await device.until_closed() == b""
+    device = await Raw.connect(tunnel, Connect("d", V3_1_1))
+    assert await device.read(4) == b"\x20\x02\x00\x00"
+    assert {one.client_id for one in edge.hub.registry} == {new.client_id.bytes}
     device.writer.close()
 
 
