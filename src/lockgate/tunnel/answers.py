@@ -317,6 +317,9 @@ class Answers:
         if rule.service.kind == "tcp":
             raise OriginError(f"{rule.service.text} is reached by WebSocket, not by plain HTTP")
         host, has_body = request.host.decode("latin-1"), not stream.has_ended
+        if has_body and rule.request.disable_chunked_encoding and b"content-length" not in fields:
+            self._refuse(stream, 411, "the origin takes no body of unknown length")
+            return
         head = request_head(rule, request, has_body=has_body)
         flow = Flow()
         async with self._origins.connection(rule, host) as http:
