@@ -7,21 +7,24 @@ import contextlib
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from lockgate.access import hashes
 from lockgate.mqtt.encoder import PINGREQ_FRAME, encode
 from lockgate.mqtt.packets import V3_1_1, V5, Connect, Publish
 from lockgate.transport.proxy_protocol import parse_v2
+from lockgate.tunnel.connector import Connector
+from lockgate.tunnel.edge_service import Edge
 from lockgate.tunnel.policy import new_service_token
 from tests.support.certificates import Authority
-from tests.support.peers import Mosquitto
+from tests.support.peers import Mosquitto, free_port
 from tests.support.tunnels import NAMES, Bench, bench
-from tests.system.test_tunnel import Phone, http_origin, visitor
+from tests.system.test_tunnel import Phone, http_origin, mosquitto_behind, visitor
 
 
 @pytest.fixture
@@ -68,6 +71,7 @@ class Raw:
         return await asyncio.wait_for(self.reader.readexactly(count), seconds)
 
     async def until_closed(self) -> bytes:
+        """What came before it was closed; TimeoutError where it is not."""
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             return await asyncio.wait_for(self.reader.read(-1), 10)
         return b""
@@ -132,6 +136,56 @@ async def test_what_a_device_may_not_say_stays_outside(tunnel: Bench, broker: Mo
         await phone.close()
 
 
+async def figures(port: int) -> dict[str, float]:
+    """What a connector's /metrics says."""
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+        lines = [line.rpartition(" ") for line in (await answer.text()).splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
+async def test_calls_and_dialling_have_the_histograms_that_dashboards_know(tunnel: Bench, broker: Mosquitto) -> None:
+    there, gone = f"127.0.0.1:{broker.port}", f"127.0.0.1:{free_port()}"
+    settings(tunnel, mqtts={"localhost": {"target": there}, "home.example.org": {"target": gone}})
+    await tunnel.start_edge()
+    port = free_port()
+    await tunnel.start_connector([], allow=(there, gone), connections=1, metrics=f"127.0.0.1:{port}")
+    for name, answer in (("localhost", b"\x20\x02\x00\x00"), ("home.example.org", b"\x20\x02\x00\x03")):
+        device = await Raw.connect(tunnel, Connect("d", V3_1_1), name)
+        assert await device.read(4) == answer
+        device.writer.close()
+    said = await figures(port)
+    connect = "cloudflared_proxy_connect_"
+    buckets = [value for name, value in said.items() if name.startswith(f"{connect}latency_bucket")]
+    assert len(buckets) == 9
+    assert buckets == sorted(buckets)
+    assert said[f'{connect}latency_bucket{{le="5000"}}'] == said[f"{connect}latency_count"] == 1
+    assert 0 < said[f"{connect}latency_sum"] < 5000
+    assert said[f"{connect}streams_errors"] == 1
+    for method in ("register_connection", "update_local_configuration"):
+        label = f'handler="registration",method="{method}"'
+        assert said[f"cloudflared_rpc_client_operations{{{label}}}"] == 1
+        assert said[f"cloudflared_rpc_client_failures{{{label}}}"] == 0
+        assert said[f'cloudflared_rpc_client_latency_secs_bucket{{{label},le="+Inf"}}'] == 1
+    assert said["cloudflared_config_local_config_pushes"] == 1
+    assert said["cloudflared_config_local_config_pushes_errors"] == 0
+
+
+async def lose_connection(edge: Edge, connector: Connector) -> Callable[[], None]:
+    """Break a connector's one connection; it finds no edge until what is given is called."""
+
+    async def away(_: object) -> Any:
+        raise OSError("the edge cannot be reached")
+
+    resolve, connector.resolve = connector.resolve, away  # type: ignore[method-assign, assignment]
+    session = connector.slots[0].session
+    assert session is not None
+    session.abort("a test")
+    async with asyncio.timeout(5):
+        while list(edge.hub.registry):
+            await asyncio.sleep(0.01)
+    return lambda: setattr(connector, "resolve", resolve)
+
+
 async def test_pings_are_answered_while_there_is_no_connection(tunnel: Bench, broker: Mosquitto) -> None:
     settings(tunnel, mqtts={"localhost": {"target": f"127.0.0.1:{broker.port}"}})
     edge = await tunnel.start_edge()
@@ -140,27 +194,72 @@ async def test_pings_are_answered_while_there_is_no_connection(tunnel: Bench, br
     assert await device.read(4) == b"\x20\x02\x00\x00"
     device.writer.write(PINGREQ_FRAME)
     assert await device.read(2) == b"\xd0\x00"  # the broker's
-    held = connector.slots[0]
-
-    async def away(_: object) -> Any:
-        raise OSError("the edge cannot be reached")
-
-    resolve, connector.resolve = connector.resolve, away  # type: ignore[method-assign, assignment]
-    assert held.session is not None
-    held.session.abort("a test")
-    async with asyncio.timeout(5):
-        while list(edge.hub.registry):
-            await asyncio.sleep(0.01)
+    come_back = await lose_connection(edge, connector)
     said = encode(Publish("t", b"in the gap", qos=1, packet_id=7), V3_1_1)
     device.writer.write(PINGREQ_FRAME + said[:5])
     assert await device.read(2) == b"\xd0\x00"  # the edge's: there is nobody else
     device.writer.write(said[5:] + PINGREQ_FRAME)
     assert await device.read(2) == b"\xd0\x00"
-    connector.resolve = resolve  # type: ignore[method-assign]
+    come_back()
     assert await device.read(4, 20) == b"\x40\x02\x00\x07"
     device.writer.write(PINGREQ_FRAME)
     assert await device.read(2) == b"\xd0\x00"
     device.writer.close()
+
+
+async def test_devices_of_a_stopped_connector_come_back_by_another_one_at_once(
+    tunnel: Bench, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lockgate.tunnel.conduit.GAP_SECONDS", 3600.0)
+    target = f"127.0.0.1:{broker.port}"
+    settings(tunnel, mqtts={"localhost": {"target": target}})
+    edge = await tunnel.start_edge()
+    old = await tunnel.start_connector([], allow=(target,), grace_seconds=0.1)
+    device = await Raw.connect(tunnel, Connect("d", V3_1_1))
+    assert await device.read(4) == b"\x20\x02\x00\x00"
+    new = await tunnel.start_connector([], allow=(target,))  # elsewhere: its figures have another port
+    await tunnel.stop(old)
+    assert await device.until_closed() == b""
+    device = await Raw.connect(tunnel, Connect("d", V3_1_1))
+    assert await device.read(4) == b"\x20\x02\x00\x00"
+    assert {one.client_id for one in edge.hub.registry} == {new.client_id.bytes}
+    device.writer.close()
+
+
+async def test_a_websocket_without_a_policy_has_its_pings_answered_as_well(tunnel: Bench, tmp_path: Path) -> None:
+    broker, websockets = mosquitto_behind(tmp_path)
+    edge = await tunnel.start_edge()
+    rules = [{"hostname": "home.example.org", "service": f"ws://127.0.0.1:{websockets}"}]
+    connector = await tunnel.start_connector(rules, connections=1)
+    phone = Phone(tunnel, "phone", websocket=True)
+    pings: asyncio.Queue[str] = asyncio.Queue()
+
+    def note(_client: object, _userdata: object, _level: int, line: str) -> None:
+        if "PING" in line:
+            phone.loop.call_soon_threadsafe(pings.put_nowait, line.partition(" ")[2])
+
+    async def ping() -> None:
+        async with asyncio.timeout(10):
+            while await pings.get() != "PINGREQ":
+                pass
+            assert await pings.get() == "PINGRESP"
+
+    try:
+        phone.client.on_log = note
+        assert await phone.connect() == "Success"
+        await phone.subscribe("t")
+        phone.client._keepalive = 2  # the broker, which hears nothing in the gap, was told of a longer one
+        await ping()  # the broker answers
+        come_back = await lose_connection(edge, connector)
+        await ping()  # the edge does: there is nobody else
+        phone.client.publish("t", b"in the gap", qos=1)
+        come_back()
+        assert await asyncio.wait_for(phone.messages.get(), 20) == ("t", b"in the gap")
+        await ping()
+        assert phone.disconnects == 0
+    finally:
+        await phone.close()
+        broker.kill()
 
 
 async def test_the_broker_is_told_where_a_device_is(tunnel: Bench) -> None:

@@ -24,6 +24,7 @@ from lockgate.tunnel.registration import (
     Registered,
     RegistrationClient,
     RegistrationServer,
+    Reported,
     Unregister,
     Unregistered,
 )
@@ -119,6 +120,7 @@ async def test_a_connector_that_is_not_ours_is_registered_and_taken_back(tunnel:
     assert (said.location, said.remotely_managed) == ("EDGE", False)
     peer.registration.update_local_configuration(b'{"ingress":[{"service":"http_status:404"}]}')
     peer.say()
+    assert await peer.answer() == Reported(taken=True)
     (connection,) = edge.hub.registry
     assert not connection.rides_through
     peer.registration.unregister()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +411,57 @@ async def test_an_upload_nobody_reads_stops_and_a_body_that_stalls_is_closed(
         assert status(await say(tunnel, upgrade + b"x")) == 400
         await idle(edge)
         leave.set()
+
+
+def uploaded(tunnel: Bench, requests: Sequence[tuple[bytes, int]]) -> list[int]:
+    """The statuses of answers that are not looked at before all of a request and its body is said, as scripts do it."""
+    plain = socket.create_connection(("localhost", tunnel.https_port), 20)
+    with tunnel.context().wrap_socket(plain, server_hostname="localhost") as sock:
+        statuses = []
+        for head, body in requests:
+            sock.sendall(head)
+            for _ in range(0, body, 1 << 20):
+                sock.sendall(bytes(1 << 20))
+            statuses.append(status(sock.recv(4096)))
+        return statuses
+
+
+async def test_who_is_answered_while_still_sending_has_the_answer(tunnel: Bench) -> None:
+    async def too_large(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        await reader.read(-1)
+
+    size = 32 << 20
+    upload = (get("/", f"Content-Length: {size}", method="POST", close=False), size)
+    async with origin(too_large) as where:
+        await tunnel.start_edge()
+        # the edge itself answers, which has no connector
+        assert await asyncio.to_thread(uploaded, tunnel, [upload]) == [503]
+        await tunnel.start_connector([{"hostname": "home.example.org", "service": f"http://{where}"}])
+        assert await asyncio.to_thread(uploaded, tunnel, [upload, (get(), 0)]) == [413, 413]
+
+
+@pytest.mark.parametrize("bound", ["LINGER_SECONDS", "LINGER_SILENCE_SECONDS"])
+async def test_nobody_is_heard_for_ever_once_answered(
+    tunnel: Bench, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(public, "LINGER_SECONDS", 3600.0)
+    monkeypatch.setattr(public, "LINGER_SILENCE_SECONDS", 3600.0)
+    monkeypatch.setattr(public, bound, 0.5)
+    await tunnel.start_edge()
+    reader, writer = await asyncio.open_connection("localhost", tunnel.https_port, ssl=tunnel.context())
+    writer.write(get("/", "Content-Length: 1000000000", method="POST"))
+    async with asyncio.timeout(20):
+        assert status(await reader.readuntil(b"connected\n")) == 503
+        with contextlib.suppress(ConnectionError):
+            while bound == "LINGER_SECONDS" and not reader.at_eof():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+            assert await reader.read() == b""
+    writer.transport.abort()
 
 
 async def test_visitors_that_leave_in_the_middle_leave_nothing_open(tunnel: Bench) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,19 @@ import pytest
 
 from lockgate.tunnel.http1 import Http1
 from lockgate.tunnel.ingress import Ingress, Rule
-from lockgate.tunnel.origins import OriginError, Origins, Request, dial_service, request_head
+from lockgate.tunnel.origins import (
+    OriginError,
+    Origins,
+    Request,
+    dial_service,
+    first_connected,
+    interleaved,
+    request_head,
+)
 from tests.support.certificates import Authority
 from tests.support.loops import event_loop_policy  # noqa: F401, a fixture
-from tests.support.tunnels import ingress
+from tests.support.tunnels import bench, ingress
+from tests.system.test_tunnel import http_origin, visitor
 
 
 @pytest.fixture
@@ -139,3 +149,53 @@ async def test_an_origin_that_speaks_no_tls_is_named(authority: Authority) -> No
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(OriginError, match=rf"https://localhost:{port}: TLS: wrong version number"):
             await ask(rule(f"https://localhost:{port}", noTLSVerify=True))
+
+
+@contextlib.contextmanager
+def silent_address() -> Iterator[tuple[int, tuple[str, int]]]:
+    """One that answers no connect: its queue is full."""
+    with socket.socket() as full, contextlib.ExitStack() as stack:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        yield socket.AF_INET, full.getsockname()
+
+
+async def test_an_address_that_does_not_answer_has_a_head_start_alone() -> None:
+    with socket.socket() as good, socket.socket() as closed, silent_address() as silent:
+        good.bind(("127.0.0.1", 0))
+        good.listen()
+        closed.bind(("127.0.0.1", 0))
+        there, refusing = (socket.AF_INET, good.getsockname()), (socket.AF_INET, closed.getsockname())
+        for addresses, race in (([silent, there], True), ([refusing, there], False), ([refusing, there], True)):
+            with await first_connected(addresses, race=race) as sock:
+                assert sock.getpeername() == there[1]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(first_connected([silent, there], race=False), 1)
+        with pytest.raises(ConnectionRefusedError):
+            await first_connected([refusing, refusing], race=True)
+
+
+def test_the_families_of_a_name_are_tried_by_turns() -> None:
+    six, four = [(socket.AF_INET6, ("::1", port)) for port in (1, 2, 3)], [(socket.AF_INET, ("127.0.0.1", 1))]
+    assert interleaved([*six, *four]) == [six[0], four[0], six[1], six[2]]
+
+
+async def test_a_body_of_unknown_length_is_refused_where_an_origin_cannot_take_it(tmp_path: Path) -> None:
+    async with bench(tmp_path) as tunnel, http_origin() as origin, visitor(tunnel) as session:
+        await tunnel.start_edge()
+        rule = {"hostname": "home.example.org", "service": f"http://{origin}"}
+        await tunnel.start_connector([rule | {"originRequest": {"disableChunkedEncoding": True}}])
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"some"
+
+        async with session.post("/", data=b"some") as answer:
+            assert (await answer.json())["size"] == 4
+        async with session.post("/", data=pieces()) as answer:
+            assert (answer.status, await answer.text()) == (411, "411 the origin takes no body of unknown length\n")
+        async with session.get("/") as answer:
+            assert answer.status == 200

@@ -795,7 +795,7 @@ SECTIONS: tuple[Section, ...] = (
                 "rules for requests: `hostname`, `path` (an RE2 expression), `service`, and `origin_request` with "
                 "`connect_timeout`, `tls_timeout`, `tcp_keep_alive`, `keep_alive_timeout`, `keep_alive_connections`, "
                 "`no_happy_eyeballs`, `http_host_header`, `origin_server_name`, `match_sni_to_host`, `ca_pool`, "
-                "`no_tls_verify`, `disable_chunked_encoding`, `http2_origin`, `access`. The first that matches counts; "
+                "`no_tls_verify`, `disable_chunked_encoding`, `access`. The first that matches counts; "
                 "the last matches everything",
                 default="none: those of cloudflared_config, or what the edge pushes",
             ),

@@ -20,9 +20,9 @@ from lockgate.transport.layer import TransportError
 from lockgate.transport.mistakes import WEBSOCKET, likely_mistake
 
 try:
-    from websockets.speedups import apply_mask
+    from websockets.speedups import apply_mask as apply_mask
 except ImportError:  # the library was built without a C compiler
-    from websockets.utils import apply_mask
+    from websockets.utils import apply_mask as apply_mask
 
 SUBPROTOCOLS: Final = ("mqtt", "mqttv3.1")  # the older name is what MQTT 3.1 clients offer
 

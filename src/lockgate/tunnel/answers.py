@@ -6,7 +6,8 @@ import asyncio
 import base64
 import hashlib
 import logging
-from collections.abc import Coroutine, Mapping
+import time
+from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -15,6 +16,7 @@ import h11
 from lockgate.transport import proxy_protocol
 from lockgate.transport.websocket import WebSocket
 from lockgate.tunnel.conduit import CONDUIT, RECEIVED, Conduit, ConduitError
+from lockgate.tunnel.figures import Connects
 from lockgate.tunnel.framed import WEBSOCKET_MAGIC, Framed
 from lockgate.tunnel.guards import Guards
 from lockgate.tunnel.h2_session import HeadersTooLarge, Stream, StreamProtocol
@@ -54,6 +56,7 @@ class Counts:
     tcp_sessions: int = 0
     tcp_open: int = 0
     resumed: int = 0
+    connects: Connects = field(default_factory=Connects)
     statuses: dict[int, int] = field(default_factory=dict)
     hosts: dict[str, int] = field(default_factory=dict)
 
@@ -190,10 +193,21 @@ class Answers:
             stream.send_headers(response(502, [], meta=meta), end_stream=True)
             stream.close()
             return
-        end = await dial_tcp(host, port, End, warp.connect_timeout, warp.tcp_keep_alive)
+        end = await self._dial(dial_tcp(host, port, End, warp.connect_timeout, warp.tcp_keep_alive))
         if self._proxied.permits(host, port):
             _say_who(end, fields)
         self._join(stream, fields, end, response(200, []))
+
+    async def _dial(self, dialling: Awaitable[End]) -> End:
+        """Wait for an origin that takes bytes, and count how long that took."""
+        begin = time.monotonic()
+        try:
+            end = await dialling
+        except OriginError:
+            self.counts.connects.errors += 1
+            raise
+        self.counts.connects.latency.observe((time.monotonic() - begin) * 1000)
+        return end
 
     def _join(
         self, stream: Stream, fields: Mapping[bytes, bytes], origin: End, said: Headers, *, frames: bool = False
@@ -250,7 +264,7 @@ class Answers:
             return
         key = fields.get(b"sec-websocket-key", b"")
         if service.kind == "tcp":
-            end = await dial_service(rule, request.host.decode("latin-1"), End)
+            end = await self._dial(dial_service(rule, request.host.decode("latin-1"), End))
             if self._proxied.permits_service(service):
                 _say_who(end, fields)
             self._serve_frames(stream, fields, end, key)
@@ -303,6 +317,9 @@ class Answers:
         if rule.service.kind == "tcp":
             raise OriginError(f"{rule.service.text} is reached by WebSocket, not by plain HTTP")
         host, has_body = request.host.decode("latin-1"), not stream.has_ended
+        if has_body and rule.request.disable_chunked_encoding and b"content-length" not in fields:
+            self._refuse(stream, 411, "the origin takes no body of unknown length")
+            return
         head = request_head(rule, request, has_body=has_body)
         flow = Flow()
         async with self._origins.connection(rule, host) as http:

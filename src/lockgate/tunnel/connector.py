@@ -24,6 +24,7 @@ from lockgate.config.errors import ConfigError
 from lockgate.config.model import ConnectorConfig
 from lockgate.tunnel.answers import Answers
 from lockgate.tunnel.conduit import FEATURE, PLACE
+from lockgate.tunnel.figures import REGISTER, REPORT, UNREGISTER, Calls
 from lockgate.tunnel.h2_session import Session, SessionLimits, Stream, StreamProtocol
 from lockgate.tunnel.headers import Kind, kind_of
 from lockgate.tunnel.http2 import Headers
@@ -38,6 +39,7 @@ from lockgate.tunnel.registration import (
     Registered,
     RegistrationClient,
     RegistrationError,
+    Reported,
     Unregistered,
 )
 from lockgate.tunnel.services import AllowList, host_and_port
@@ -90,6 +92,7 @@ class Connector:
         self.slots = [_Slot(self, index) for index in range(config.connections)]
         self.register_success = 0
         self.register_fail: dict[str, int] = {}
+        self.calls = Calls()
         self.features = (*_FEATURES, PLACE + _place(config.metrics))
         self._draining = False
         self.stop_seconds = config.grace_seconds + 2
@@ -278,7 +281,7 @@ class _Slot:
 
         def opened(stream: Stream, headers: Headers) -> None:
             if kind_of(dict(headers)) is Kind.CONTROL and self._control is None:
-                self._control = _Control(stream, self._registration(stream), answer)
+                self._control = _Control(stream, self._registration(stream), answer, connector.calls)
             else:
                 connector.streams.opened(stream, headers)
 
@@ -367,8 +370,13 @@ class _Unregistered(Exception):
 class _Control(StreamProtocol):
     """The control stream of one connection."""
 
-    def __init__(self, stream: Stream, registration: RegistrationClient, answer: asyncio.Future[Answer]) -> None:
+    def __init__(
+        self, stream: Stream, registration: RegistrationClient, answer: asyncio.Future[Answer], calls: Calls
+    ) -> None:
+        """`registration` has been asked to register, and `answer` is to be the answer to that."""
         self.is_unregistered = False
+        self._calls = calls
+        self._asked = {REGISTER: time.monotonic()}  # by method, what is not answered yet
         self._stream = stream
         self._registration = registration
         self._answer = answer
@@ -377,10 +385,12 @@ class _Control(StreamProtocol):
         self._say()
 
     def report(self, config: bytes) -> None:
+        self._asked[REPORT] = time.monotonic()
         self._registration.update_local_configuration(config)
         self._say()
 
     def unregister(self) -> None:
+        self._asked[UNREGISTER] = time.monotonic()
         self._registration.unregister()
         self._say()
 
@@ -388,8 +398,12 @@ class _Control(StreamProtocol):
         try:
             for answer in self._registration.feed(data):
                 if isinstance(answer, Unregistered):
+                    self._count(UNREGISTER)
                     self.is_unregistered = True
+                elif isinstance(answer, Reported):
+                    self._count(REPORT, failed=not answer.taken)
                 elif not self._answer.done():
+                    self._count(REGISTER, failed=isinstance(answer, Refused))
                     self._answer.set_result(answer)
         except RegistrationError as error:
             if not self._answer.done():
@@ -401,10 +415,16 @@ class _Control(StreamProtocol):
         self._say()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        for method in list(self._asked):
+            self._count(method, failed=True)
         if not self._answer.done():
             self._answer.set_exception(RegistrationError(f"the control stream ended ({exc or 'closed by the edge'})"))
             self._answer.exception()
         self._stream.give_up_session("the control stream ended")
+
+    def _count(self, method: str, *, failed: bool = False) -> None:
+        if (asked := self._asked.pop(method, None)) is not None:
+            self._calls.count(method, time.monotonic() - asked, failed=failed)
 
     def _say(self) -> None:
         self._stream.write(bytes(self._registration.output))

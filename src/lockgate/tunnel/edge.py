@@ -112,11 +112,12 @@ class Registry:
             if not connections:
                 del self._by_tunnel[connection.tunnel.id]
 
-    def has_new_process(self, connection: Connection) -> bool:
-        """Whether the process of a connection has certainly ended: another one is in its place."""
-        place = connection.place
-        others = (one for one in self.of(connection.tunnel.id) if one.client_id != connection.client_id)
-        return bool(place) and any(one.place == place for one in others)
+    def is_gone_for_good(self, connection: Connection) -> bool:
+        """Whether the process of a connection certainly opens no other one: it drains, or another is in its place."""
+        connections, place = self.of(connection.tunnel.id), connection.place
+        own = [one for one in connections if one.client_id == connection.client_id]
+        is_replaced = bool(place) and any(one.place == place for one in connections if one not in own)
+        return is_replaced or any(one.draining for one in (connection, *own))
 
     def streams(self, tunnel_id: uuid.UUID) -> int:
         """How many streams of the tunnel are open."""
@@ -388,8 +389,8 @@ class Hub:
                 conduit.fail(str(error))
                 return
             except (NoConnector, ConnectionError, TimeoutError):
-                if self.registry.has_new_process(opened.connection):
-                    conduit.fail("its connector was started again")
+                if self.registry.is_gone_for_good(opened.connection):
+                    conduit.other_is_gone("its connector has ended")
                     return
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), 0.2)
@@ -454,6 +455,11 @@ class Opened:
         self.on_gap: Callable[[bool], None] | None = None  # told when no connection carries it, and when one does again
         self._hub = hub
         self._identifier = identifier
+
+    @property
+    def may_ride(self) -> bool:
+        """Whether the connector was asked for a conduit."""
+        return bool(self._identifier)
 
     def begin(self, protocol: StreamProtocol) -> asyncio.Transport:
         """Put a protocol on it, and give its transport; reading begins with `resume_reading`."""

@@ -37,7 +37,6 @@ class OriginRequest:
     ca_pool: str = ""
     no_tls_verify: bool = False
     disable_chunked_encoding: bool = False
-    http2_origin: bool = False
     access: Access | None = None
 
 
@@ -128,11 +127,16 @@ NOTHING: Final = Ingress((Rule(1, "", "", Service.parse("http_status:503"), Orig
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key of originRequest or warp-routing: its names, and the kind of its value."""
+    """A key of originRequest or warp-routing: its names, and the kind of its value.
+
+    A key of the kinds `never` and `passed over` is known so that its default may stand there. `wished` is what an
+    origin may do without.
+    """
 
     name: str
     target: str
     kind: str
+    accepted: str = ""  # where the kind does not say it
 
 
 REQUEST_KEYS: Final = (
@@ -148,14 +152,13 @@ REQUEST_KEYS: Final = (
     Key("caPool", "ca_pool", "text"),
     Key("noTLSVerify", "no_tls_verify", "bool"),
     Key("disableChunkedEncoding", "disable_chunked_encoding", "bool"),
-    Key("http2Origin", "http2_origin", "bool"),
+    Key("http2Origin", "http2_origin", "wished", "false, for origins are asked over HTTP/1.1"),
     Key("access", "access", "access"),
-    # of `bastion` and `socks-proxy`, which are not offered: read so that their defaults may stand there
-    Key("bastionMode", "bastion_mode", "never"),
-    Key("proxyType", "proxy_type", "never"),
+    Key("bastionMode", "bastion_mode", "never", "false, for bastion is not offered here"),
+    Key("proxyType", "proxy_type", "never", "nothing, for socks-proxy is not offered here"),
     Key("proxyAddress", "proxy_address", "passed over"),
     Key("proxyPort", "proxy_port", "passed over"),
-    Key("ipRules", "ip_rules", "never"),
+    Key("ipRules", "ip_rules", "never", "nothing, for socks-proxy is not offered here"),
 )
 WARP_KEYS: Final = (
     Key("connectTimeout", "connect_timeout", "seconds"),

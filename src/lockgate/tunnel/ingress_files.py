@@ -80,7 +80,6 @@ _ACCEPTED: Final = {
     "bool": "true or false",
     "text": "text in one line",
     "access": "required, teamName (letters, digits and -) and audTag (a list)",
-    "never": "nothing: bastion and socks-proxy are not offered here",
 }
 
 Lines = Callable[[tuple[str | int, ...]], int | None]  # where a key stands, for messages
@@ -89,7 +88,10 @@ Lines = Callable[[tuple[str | int, ...]], int | None]  # where a key stands, for
 def configured(config: ConnectorConfig) -> Ingress | None:
     """Give the rules of [connector], None where it has none: then the edge pushes them. Raises ConfigError."""
     if config.cloudflared_config is not None:
-        return from_yaml(config.cloudflared_config)[0]
+        ingress, rest = from_yaml(config.cloudflared_config)
+        if rest:
+            log.info("%s: only the rules are used, not %s", config.cloudflared_config, ", ".join(map(str, rest)))
+        return ingress
     if not config.ingress:
         return None
     place = config.place
@@ -254,11 +256,14 @@ class _Reading:
             try:
                 value = self._value(key.kind, said[key_name])
             except _Bad:
-                accepted = self._dialect.seconds_accepted if key.kind == "seconds" else _ACCEPTED[key.kind]
+                seconds = self._dialect.seconds_accepted if key.kind == "seconds" else ""
+                accepted = key.accepted or seconds or _ACCEPTED[key.kind]
                 problem = f"{said[key_name]!r} cannot be used"
                 self._wrong((*where, key_name), f"{name}.{key_name}", problem, accepted)
                 continue
-            if key.kind not in ("never", "passed over"):
+            if key.kind == "wished" and value:
+                log.warning("%s: %s is passed over; accepted: %s", name, key_name, key.accepted)
+            elif key.kind not in ("never", "wished", "passed over"):
                 read[key.target] = value
         return read
 
@@ -279,7 +284,7 @@ class _Reading:
                 raise _Bad
         elif kind == "access":
             return self._access(said)
-        elif kind == "never" and said:
+        elif said and (kind == "never" or (kind == "wished" and self._dialect.strict)):
             raise _Bad
         return said
 

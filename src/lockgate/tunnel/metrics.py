@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import h11
 
 from lockgate import __version__
+from lockgate.tunnel.figures import REPORT, Calls
 from lockgate.tunnel.http1 import Http1
 from lockgate.tunnel.services import host_and_port
 
@@ -150,8 +151,26 @@ def _metrics(connector: Connector) -> Iterator[str]:
         yield f'{name}user_hostnames_counts{{userHostname="{_escaped(host)}"}} {times}'
     yield from _one("cloudflared_tcp_active_sessions", "gauge", counts.tcp_open)
     yield from _one("cloudflared_tcp_total_sessions", "counter", counts.tcp_sessions)
+    yield "# TYPE cloudflared_proxy_connect_latency histogram"
+    yield from counts.connects.latency.lines("cloudflared_proxy_connect_latency")
+    yield from _one("cloudflared_proxy_connect_streams_errors", "counter", counts.connects.errors)
+    yield from _calls(connector.calls)
     yield from _one("cloudflared_orchestration_config_version", "gauge", connector.configurations.version)
     yield from _one("lockgate_tunnel_streams_resumed", "counter", counts.resumed)
+
+
+def _calls(calls: Calls) -> Iterator[str]:
+    name = "cloudflared_rpc_client_"
+    for kind, times in (("operations", calls.operations), ("failures", calls.failures)):
+        yield f"# TYPE {name}{kind} counter"
+        for method, count in times.items():
+            yield f'{name}{kind}{{handler="registration",method="{method}"}} {count}'
+    yield f"# TYPE {name}latency_secs histogram"
+    for method, latency in calls.latency.items():
+        yield from latency.lines(f"{name}latency_secs", f'handler="registration",method="{method}"')
+    pushes, errors = calls.operations.get(REPORT, 0), calls.failures.get(REPORT, 0)
+    yield from _one("cloudflared_config_local_config_pushes", "counter", pushes)
+    yield from _one("cloudflared_config_local_config_pushes_errors", "counter", errors)
 
 
 def _one(name: str, kind: str, value: int) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """A device that speaks MQTT at the edge: its CONNECT decides whether it is let in, before a stream is opened for it.
 
 Its bytes then run through its filter (`devices`) in both directions. While no tunnel connection carries them the filter
-answers PINGREQ, so that a device with a short Keep Alive waits for the gap to end as well.
+answers PINGREQ, so that a device with a short Keep Alive waits for the gap to end as well. To that end a WebSocket that
+is passed on without a policy is followed (`mqtt_frames`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lockgate.tunnel.edge import NoConnector
 from lockgate.tunnel.headers import SOURCE, UPGRADE, HeaderError
 from lockgate.tunnel.http2 import Headers
 from lockgate.tunnel.logins import TooManyLogins
+from lockgate.tunnel.mqtt_frames import MqttFrames
 from lockgate.tunnel.paced import Pace, PacedEnd
 from lockgate.tunnel.tunnels import Mqtts, Tunnel
 
@@ -173,6 +175,42 @@ class _Origin(PacedEnd):
             super().data_received(passed)
         if self._device.filter.state is State.CLOSED:
             self._device.say()
+
+
+class FramedDevice(PacedEnd):
+    """The end of a device whose WebSocket frames go to the broker as they are."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__(pace)
+        self.frames = MqttFrames()
+
+    def data_received(self, data: bytes) -> None:
+        if passed := self.frames.from_device(data):
+            super().data_received(passed)
+        said = self.frames.answer()
+        if said and self.transport is not None:
+            self.transport.write(said)
+            if self.transport.get_write_buffer_size() > _ANSWERED_BYTES:
+                log.info("A device at %s reads no answers", self.transport.get_extra_info("peername"))
+                self.abort()
+
+    def on_gap(self, begins: bool) -> None:
+        if begins:
+            self.frames.begin_gap()
+        elif waited := self.frames.end_gap():
+            super().data_received(waited)
+
+
+class FramedOrigin(PacedEnd):
+    """The other end: what the broker says goes to the device as it is, and is followed."""
+
+    def __init__(self, pace: Pace, device: FramedDevice) -> None:
+        super().__init__(pace)
+        self._frames = device.frames
+
+    def data_received(self, data: bytes) -> None:
+        self._frames.from_broker(data)
+        super().data_received(data)
 
 
 def to_target(tunnel: Tunnel, where: Mqtts, name: str, address: str) -> Route:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import os
 import socket
 import ssl
+from asyncio.staggered import staggered_race
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import h11
 
@@ -23,7 +25,7 @@ from lockgate.tunnel.ingress import OriginRequest, Rule, host_without_port
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
-_CHUNK: Final = 64 * 1024
+_HEAD_START_SECONDS: Final = 0.25  # of an address before the next one is tried (RFC 8305 §8)
 
 
 class OriginError(Exception):
@@ -40,12 +42,55 @@ class Request:
     fields: Headers
 
 
-async def dial_tcp(host: str, port: int, factory: Callable[[], P], seconds: float, keep_alive: float = 30.0) -> P:
+async def connected(host: str, port: int, *, race: bool) -> socket.socket:
+    """A socket at one of the addresses of a name; OSError where there is none.
+
+    They are tried one after the other; with `race` each has a head start only (Happy Eyeballs, RFC 8305 §5).
+    """
+    loop = asyncio.get_running_loop()
+    addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return await first_connected([(family, address) for family, *_, address in addresses], race=race)
+
+
+async def first_connected(addresses: Sequence[tuple[int, Any]], *, race: bool) -> socket.socket:
+    """As `connected`, of these families and addresses."""
+    tries = [functools.partial(_connected, family, address) for family, address in interleaved(addresses)]
+    sock: socket.socket | None
+    sock, _, problems = await staggered_race(tries, _HEAD_START_SECONDS if race else None)
+    if sock is None:
+        raise next(problem for problem in reversed(problems) if problem is not None)
+    return sock
+
+
+async def _connected(family: int, address: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def interleaved(addresses: Sequence[tuple[int, Any]]) -> list[tuple[int, Any]]:
+    """The families by turns, the first one first (RFC 8305 §4)."""
+    by_family: dict[int, list[tuple[int, Any]]] = defaultdict(list)
+    for one in addresses:
+        by_family[one[0]].append(one)
+    turns = itertools.zip_longest(*by_family.values())
+    return [one for turn in turns for one in turn if one is not None]
+
+
+async def dial_tcp(
+    host: str, port: int, factory: Callable[[], P], seconds: float, keep_alive: float = 30.0, *, race: bool = True
+) -> P:
     """A plain connection; OriginError with the cause where there is none in time."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(seconds):
-            transport, protocol = await loop.create_connection(factory, host, port)
+            sock = await connected(host, port, race=race)
+            transport, protocol = await loop.create_connection(factory, sock=sock)
     except TimeoutError:
         raise OriginError(f"{host}:{port} does not answer within {seconds:g} s") from None
     except OSError as error:
@@ -59,8 +104,9 @@ async def dial_service(rule: Rule, host: str, factory: Callable[[], P]) -> P:
     service, request = rule.service, rule.request
     context, name = _tls(request, service.host, host) if service.tls else (None, None)
     seconds = request.connect_timeout + (request.tls_timeout if service.tls else 0)
+    race = not request.no_happy_eyeballs
     if not service.path and not service.tls:
-        return await dial_tcp(service.host, service.port, factory, seconds, request.tcp_keep_alive)
+        return await dial_tcp(service.host, service.port, factory, seconds, request.tcp_keep_alive, race=race)
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(seconds):
@@ -69,9 +115,8 @@ async def dial_service(rule: Rule, host: str, factory: Callable[[], P]) -> P:
                     factory, service.path, ssl=context, server_hostname=name if context else None
                 )
                 return protocol
-            transport, protocol = await loop.create_connection(
-                factory, service.host, service.port, ssl=context, server_hostname=name
-            )
+            sock = await connected(service.host, service.port, race=race)
+            transport, protocol = await loop.create_connection(factory, sock=sock, ssl=context, server_hostname=name)
     except TimeoutError:
         raise OriginError(f"{service.text} does not answer within {seconds:g} s") from None
     except ssl.SSLCertVerificationError as error:

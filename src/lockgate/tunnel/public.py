@@ -27,7 +27,7 @@ from lockgate.tunnel.headers import UPGRADE, HeaderError, end_to_end
 from lockgate.tunnel.http1 import Http1
 from lockgate.tunnel.http2 import Headers
 from lockgate.tunnel.logins import Logins
-from lockgate.tunnel.mqtt_door import Device, Route, to_target, websocket_route
+from lockgate.tunnel.mqtt_door import Device, FramedDevice, FramedOrigin, Route, to_target, websocket_route
 from lockgate.tunnel.paced import Pace, PacedEnd
 from lockgate.tunnel.policy import Request
 from lockgate.tunnel.relay import End
@@ -42,6 +42,8 @@ _HEAD_SECONDS: Final = 15.0  # for the head of a request
 _IDLE_SECONDS: Final = 75.0  # between requests
 STALL_SECONDS = 60.0  # in the middle of a request or a response
 RESPONSE_SECONDS = 100.0  # for an origin to answer what it was asked
+LINGER_SECONDS = 30.0  # for the rest of a request that is answered, and
+LINGER_SILENCE_SECONDS = 5.0  # until more of it comes: as nginx does
 _OPEN_SECONDS: Final = 20.0  # for an origin to agree to a WebSocket or a raw stream
 _NOT_PASSED_ON: Final = (b"CONNECT", b"TRACE")
 # What only the edge may say
@@ -207,7 +209,10 @@ class _Visitor(Http1):
                 if not isinstance(request, h11.Request):
                     return
                 upgraded = await self._answer(request)
-                if upgraded or not self._may_go_on():
+                if upgraded:
+                    return
+                await self._linger()
+                if not self._may_go_on():
                     return
                 self.h11.start_next_cycle()
                 wait = _IDLE_SECONDS
@@ -227,6 +232,14 @@ class _Visitor(Http1):
 
     def _may_go_on(self) -> bool:
         return self.h11.our_state is h11.DONE and self.h11.their_state is h11.DONE and not self.is_gone
+
+    async def _linger(self) -> None:
+        """Read what still comes of a request that is answered: closing on it could lose the answer (RFC 9112 §9.6)."""
+        with contextlib.suppress(TimeoutError, ConnectionError, h11.RemoteProtocolError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while self.h11.their_state is h11.SEND_BODY:
+                    async with asyncio.timeout(LINGER_SILENCE_SECONDS):
+                        await self.event()
 
     async def _answer(self, request: h11.Request) -> bool:
         """Answer one request; whether the connection is a WebSocket now."""
@@ -336,19 +349,29 @@ class _Visitor(Http1):
         if self.is_gone:
             raise VisitorGone(self._address)
         rest = self.take_over()
-        device = PacedEnd(self._public.paces(tunnel)[0])
+        device, end = self._ends(tunnel, opened)
         device.gone = self._public.leave
         self._admitted = False
         device.attach(cast("asyncio.Transport", self.transport))
         if rest:
             device.data_received(rest)
-        end = PacedEnd(self._public.paces(tunnel)[1])
         visit = self._public.audit.begin(
             who=who, address=peer_name(device.transport), tunnel=tunnel.name, host=host, kind="websocket"
         )
         self._public.record(device, end, visit)
         self._public.join(device, end, opened)
         return True
+
+    def _ends(self, tunnel: Tunnel, opened: Opened) -> tuple[PacedEnd, PacedEnd]:
+        """Both ends of a WebSocket that is passed on; its MQTT is followed where that is of use in a gap."""
+        pace, back = self._public.paces(tunnel)
+        said = dict(opened.response.fields)
+        protocol, extensions = said.get(b"sec-websocket-protocol", b""), said.get(b"sec-websocket-extensions")
+        if not opened.may_ride or extensions or protocol.decode("latin-1") not in SUBPROTOCOLS:
+            return PacedEnd(pace), PacedEnd(back)
+        device = FramedDevice(pace)
+        opened.on_gap = device.on_gap
+        return device, FramedOrigin(back, device)
 
     async def _mqtt(self, tunnel: Tunnel, fields: Headers, target: str, policy: DevicePolicy) -> bool:
         """A WebSocket whose MQTT is looked at: the edge ends it here, and is the client of another one."""

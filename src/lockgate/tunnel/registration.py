@@ -92,7 +92,14 @@ class Unregistered:
     """The edge opens no more streams."""
 
 
-Answer = Registered | Refused | Unregistered
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """The edge knows what is served here, if it wants to."""
+
+    taken: bool
+
+
+Answer = Registered | Refused | Unregistered | Reported
 
 
 class RegistrationError(Exception):
@@ -137,7 +144,7 @@ class RegistrationClient:
         self.output += message.message()
 
     def update_local_configuration(self, config: bytes) -> None:
-        """Say what is served here, as JSON; nothing answers."""
+        """Say what is served here, as JSON; the answer is Reported."""
         message, parameters = self._call(_UPDATE_LOCAL_CONFIGURATION, 0, 1)
         parameters.data(0, config)
         self.output += message.message()
@@ -183,12 +190,12 @@ class RegistrationClient:
             raise RegistrationError(f"the edge answers question {question}, which was not asked")
         if body.u16(6) != _RESULTS:
             if method == _UPDATE_LOCAL_CONFIGURATION:
-                return None  # an edge need not want it
+                return Reported(taken=False)  # an edge need not want it
             reason = body.struct(0)
             raise RegistrationError(f"the edge failed ({reason.text(0) if reason else 'no reason'})")
         if method == _UNREGISTER:
             return Unregistered()
-        return _outcome(body) if method == _REGISTER else None
+        return _outcome(body) if method == _REGISTER else Reported(taken=True)
 
 
 def _outcome(body: Struct) -> Answer:

@@ -16,8 +16,10 @@ ACCEPTED: Final = (
     "http://HOST[:PORT], https://, ws://, wss://, tcp://HOST:PORT, mqtt://HOST[:PORT], unix:/PATH, unix+tls:/PATH or "
     "http_status:200 to 599"
 )
-# cloudflared's, which would let whoever asks choose where it leads
-_REFUSED: Final = frozenset({"hello_world", "hello-world", "socks-proxy", "bastion"})
+# cloudflared's, that are not offered here
+_ANYWHERE: Final = "lets whoever asks choose the address, and is not offered here"
+_SAMPLE: Final = "is cloudflared's page for a first try, and is not offered here"
+_REFUSED: Final = {"hello_world": _SAMPLE, "hello-world": _SAMPLE, "socks-proxy": _ANYWHERE, "bastion": _ANYWHERE}
 
 
 class BadService(ValueError):
@@ -42,7 +44,7 @@ class Service:
         """Read what a rule says; raises BadService."""
         name, _, rest = text.partition(":")
         if text in _REFUSED:
-            raise BadService("lets whoever asks choose the address, and is not offered here")
+            raise BadService(_REFUSED[text])
         if name == "http_status":
             if not (rest.isascii() and rest.isdecimal() and 200 <= int(rest[:4]) <= 599):
                 raise BadService("is no status")

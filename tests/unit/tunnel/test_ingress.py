@@ -128,6 +128,23 @@ def test_mistakes_in_cloudflareds_file_have_their_lines(tmp_path: Path) -> None:
     assert any(f"{file}:6: ingress rule 1: 'hostnam' is no key of it. Did you mean hostname?" in line for line in lines)
 
 
+def test_what_is_not_offered_is_named_with_its_line_and_only_told_of_in_a_push(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text(YAML.replace("keepAliveTimeout: 500ms", "http2Origin: true"))
+    with pytest.raises(ConfigError) as caught:
+        from_yaml(file)
+    said = "http2Origin: True cannot be used (accepted: false, for origins are asked over HTTP/1.1)"
+    assert str(caught.value) == f"{file}:9: ingress rule 1: originRequest.{said}"
+    for service, line in (("bastion", 7), ("socks-proxy", 7)):
+        file.write_text(YAML.replace("ws://localhost:9001", service))
+        with pytest.raises(ConfigError, match=rf"config.yml:{line}: ingress rule 1: service: '{service}' lets .*http"):
+            from_yaml(file)
+    rules({"hostname": "a.example", "service": "https://a", "originRequest": {"http2Origin": True}})
+    assert "ingress rule 1: originRequest: http2Origin is passed over" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -185,7 +202,9 @@ def test_the_tables_of_lockgate_toml_say_it_in_their_words() -> None:
         ([{"service": "http://a", "hostname": "a", "originRequest": {"tlsTimeout": "5s"}}, LAST], "whole seconds"),
         ([{"service": "http://a", "hostname": "a", "originRequest": {"tlsTimeout": True}}, LAST], "whole seconds"),
         ([{"service": "http://a", "hostname": "a", "originRequest": {"noTLSVerify": 1}}, LAST], "true or false"),
-        ([{"service": "http://a", "hostname": "a", "originRequest": {"bastionMode": True}}, LAST], "not offered here"),
+        ([{"service": "http://a", "hostname": "a", "originRequest": {"bastionMode": True}}, LAST], "bastion is not"),
+        ([{"service": "http://a", "hostname": "a", "originRequest": {"proxyType": "socks"}}, LAST], "socks-proxy is"),
+        ([{"service": "http://a", "hostname": "a", "originRequest": {"ipRules": [{}]}}, LAST], "socks-proxy is"),
         ([{"service": "http://a", "hostname": "a", "originRequest": {"access": {"required": True}}}, LAST], "audTag"),
         (
             [

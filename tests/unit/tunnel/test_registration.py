@@ -18,6 +18,7 @@ from lockgate.tunnel.registration import (
     RegistrationClient,
     RegistrationError,
     RegistrationServer,
+    Reported,
     Unregister,
     Unregistered,
 )
@@ -104,12 +105,22 @@ def test_a_registration_from_end_to_end(managed: bool) -> None:
     assert isinstance(local, LocalConfiguration)
     assert local.config == b'{"ingress":[]}'
     server.done(local)
-    assert client.feed(take(server)) == []
+    assert client.feed(take(server)) == [Reported(taken=True)]
     client.unregister()
     (last,) = server.feed(take(client))
     assert isinstance(last, Unregister)
     server.done(last)
     assert client.feed(take(server)) == [Unregistered()]
+
+
+def test_an_edge_need_not_want_to_know_what_is_served() -> None:
+    client, server, call = registering()
+    server.accept(call, CONNECTION, "here", remotely_managed=False)
+    client.feed(take(server))
+    client.update_local_configuration(b"{}")
+    (local,) = server.feed(take(client))
+    server._fail(local.question, 3, "unimplemented")
+    assert client.feed(take(server)) == [Reported(taken=False)]
 
 
 @pytest.mark.parametrize("refusal", [Refused("Unauthorized: revoked", True, 2.5), Refused("EDUPCONN")])

@@ -50,6 +50,7 @@ def test_a_service_is_read(text: str, service: Service) -> None:
         ("http_status:700", "is no status"),
         ("http_status:20x", "is no status"),
         ("unix:relative", "whole path"),
+        ("hello_world", "for a first try"),
         ("socks-proxy", "choose the address"),
         ("bastion", "choose the address"),
     ],
