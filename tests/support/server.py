@@ -49,15 +49,18 @@ class Recorder:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.subscriptions: list[tuple[str, int | None, str]] = []  # client, QoS, None where one ended, and filter
 
     def notice(self, text: str) -> None:
         self.lines.append(text)
 
     def debug(self, text: str) -> None: ...
 
-    def subscribed(self, client: str, qos: int, topic_filter: str) -> None: ...
+    def subscribed(self, client: str, qos: int, topic_filter: str) -> None:
+        self.subscriptions.append((client, qos, topic_filter))
 
-    def unsubscribed(self, client: str, topic_filter: str) -> None: ...
+    def unsubscribed(self, client: str, topic_filter: str) -> None:
+        self.subscriptions.append((client, None, topic_filter))
 
     def warning(self, text: str) -> None:
         self.lines.append(text)

@@ -16,7 +16,7 @@ class Backlog:
 
     __slots__ = ("_at", "_found", "qos_0_only", "since", "topic_filter", "waiting")
 
-    def __init__(self, qos_0_only: bool = False) -> None:
+    def __init__(self, qos_0_only: bool) -> None:
         self.qos_0_only = qos_0_only  # the Session has kept the others
         self.waiting: dict[str, float] = {}  # filters as they were requested, and when
         self.topic_filter = ""  # the one whose messages were found

@@ -273,11 +273,10 @@ class Connection:
         self.throttled = True
         self.throttled_until = float("inf")
         self.hold(CONNECT_PACKET_BYTES)  # the largest there may be
-        self.touch()
 
     def answer_login(self, permitted: bool, now: float) -> None:
         """Go on with the CONNECT that waited, and with what came behind it."""
-        if self.login is not None and self.throttled:
+        if self.login is not None:
             self.permitted = permitted
             self.go_on(now)
 

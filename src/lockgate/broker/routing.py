@@ -122,9 +122,7 @@ class Router:
 
 def _keep_permitted(route: Route, topic: str) -> None:
     """Leave out who may not receive a topic; members of a group are asked when it is their turn."""
-    kept = [one for one in route.subscriptions if _is_permitted(one, topic)]
-    if len(kept) < len(route.subscriptions):
-        route.subscriptions = kept
+    route.subscriptions = [one for one in route.subscriptions if _is_permitted(one, topic)]
 
 
 def _is_permitted(subscription: Subscription, topic: str) -> bool:

@@ -22,6 +22,7 @@ from lockgate.mqtt.packets import (
     SubscriptionRequest,
 )
 from lockgate.mqtt.properties import Properties
+from tests.support.disk import Disk
 from tests.support.server import Peer, Server
 
 
@@ -111,6 +112,34 @@ def test_what_was_in_flight_can_be_begun_anew_in_its_order() -> None:
     assert third.payload == b"3"
     peer.send(*(PubAck(packet.packet_id) for packet in packets if packet.qos == 1))
     assert len(server.broker.sessions["local.b"].in_flight) == 2
+
+
+def test_what_was_begun_anew_is_new_after_a_crash_too() -> None:
+    server = Server(disk=Disk())
+    peer = own(server)
+    peer.expect(ConnAck)
+    peer.subscribe("t", 2)
+    server.client("p").publish("t", b"1", 2)
+    server.settle()
+    peer.send(PubRec(peer.publishes()[0].packet_id))
+    peer.lose()
+    outbound.begin_anew(server.broker, server.broker.sessions["local.b"])
+    server.settle()
+    server = server.crash()
+    peer = own(server)
+    server.settle()
+    peer.expect(ConnAck)
+    assert [(packet.payload, packet.dup) for packet in peer.publishes()] == [(b"1", False)]
+
+
+def test_what_a_session_that_is_not_kept_begins_anew_is_no_change_of_the_store() -> None:
+    server = Server(disk=Disk())
+    peer = server.client("c")
+    peer.subscribe("t", 1)
+    server.client("p").publish("t", b"1", 1)
+    before = server.broker.last_change
+    outbound.begin_anew(server.broker, server.broker.sessions["c"])
+    assert server.broker.last_change == before
 
 
 def test_what_a_queue_dropped_is_counted_for_its_session() -> None:

@@ -6,9 +6,10 @@ import pytest
 
 from lockgate.broker import explain
 from lockgate.broker.explain import Finding
-from lockgate.broker.limits import Limits
-from lockgate.mqtt.packets import Disconnect, Publish, Subscribe, SubscriptionRequest
+from lockgate.broker.limits import Limits, ListenerLimits
+from lockgate.mqtt.packets import V3_1_1, Disconnect, Publish, Subscribe, SubscriptionRequest
 from lockgate.mqtt.properties import Properties
+from tests.support.rules import Rules
 from tests.support.server import Server
 
 
@@ -333,3 +334,132 @@ def test_a_retained_message_that_expired() -> None:
     finding = only(server)
     assert finding.reason == "retained expired"
     assert "client 'p'" in finding.text
+
+
+def test_a_retained_message_that_is_there_again_hides_nothing_else() -> None:
+    server = Server(Limits(message_size=5))
+    publisher = server.client("p")
+    server.client("c").subscribe("t/#")
+    publisher.publish("t/a", b"123456")
+    publisher.publish("t/a", b"x", retain=True)
+    publisher.publish("t/a", b"", retain=True)
+    publisher.publish("t/a", b"y", retain=True)
+    publisher.publish("t/a", b"123456", 1)
+    finding = only(server)
+    assert (finding.reason, finding.count) == ("refused", 2)
+    assert finding.text.endswith("was refused: it is larger than message_size_limit")
+
+
+@pytest.mark.parametrize(("username", "who"), [("alice", "user 'alice'"), (None, "an anonymous client")])
+def test_not_permitted(username: str | None, who: str) -> None:
+    rules = Rules()
+    server = Server(listener=rules.listener())
+    server.client("c", username=username).subscribe("t/#")
+    assert only(server).reason == explain.NOTHING_KNOWN
+    rules.deny("receive", "t/a")
+    finding = only(server)
+    assert (finding.reason, finding.count) == ("not permitted", 0)
+    assert finding.text == f"the rules do not let {who} with client id 'c' receive this topic"
+
+
+def test_a_publisher_that_is_not_permitted() -> None:
+    rules = Rules()
+    server = Server(listener=rules.listener())
+    server.client("c").subscribe("t/#")
+    rules.deny("publish", "t/a")
+    server.client("p").publish("t/a")
+    finding = only(server)
+    text = "a message on this topic from client 'p' was refused: the rules do not let it publish here"
+    assert (finding.reason, finding.text) == ("refused", text)
+
+
+# --- what operators are told beside -----------------------------------------------------------------------------------
+
+
+def test_the_list_of_sessions() -> None:
+    server = Server(Limits(max_inflight_messages=1))
+    away = server.client("a", session_expiry_interval=60, username="alice")
+    away.subscribe("t/#", 1)
+    server.client("b", V3_1_1, False).subscribe("u")
+    for payload in (b"12345", b"123", b"12"):
+        server.client("p").publish("t", payload, 1)
+    away.lose()
+    server.advance(10)
+    unknown = {"queued": 0, "queued_bytes": 0, "in_flight": 0, "user": None, "expires_in": None}
+    address = "192.0.2.1:5000"
+    assert explain.session_list(server.broker, server.now) == [
+        {"client_id": "a", "user": None, "address": None, "durable": True, "subscriptions": 1, "queued": 2}
+        | {"queued_bytes": 7, "in_flight": 1, "expires_in": 50.0},
+        {"client_id": "b", "address": address, "durable": True, "subscriptions": 1} | unknown,
+        {"client_id": "p", "address": address, "durable": False, "subscriptions": 0} | unknown,
+    ]
+
+
+def test_all_that_decides_on_a_delivery() -> None:
+    rules = Rules()
+    server = Server(Limits(max_inflight_messages=1), rules.listener(mount_point="house/"))
+    nothing = {"session": None, "retained": None, "publisher": None}
+    assert explain.delivery(server.broker, "c", "house/t", "p", server.now) == nothing
+    client = server.client("c", username="alice", session_expiry_interval=60)
+    client.subscribe("t/#", 1, no_local=True)
+    client.subscribe("$share/g/u", 2)
+    for client_id in ("z", "y"):
+        server.client(client_id).subscribe("$share/g/u", 2)
+    publisher = server.client("p", username="bob")
+    properties = Properties(message_expiry_interval=30)
+    publisher.send(Publish("t", b"kept", 1, True, packet_id=1, properties=properties))
+    publisher.publish("t", b"x", 1)
+    rules.deny("publish", "house/t")
+    rules.deny("receive", "house/t")
+    server.advance(10)
+    said = explain.delivery(server.broker, "c", "house/t", "p", server.now)
+    first = {"filter": "house/t/#", "matches": True, "qos": 1, "no_local": True, "share": "", "others": []}
+    shared = {"filter": "$share/g/house/u", "matches": False, "qos": 2, "no_local": False, "share": "g"}
+    session = {
+        "user": "alice", "address": "192.0.2.1:5000", "mount_point": "house/", "disconnected_for": None,
+        "durable": True, "subscriptions": [first, shared | {"others": ["y", "z"]}], "may_receive": False, "queued": 1,
+        "in_flight": 1,
+    }  # fmt: skip
+    assert said == {
+        "session": session,
+        "retained": {"qos": 1, "payload_bytes": 4, "publisher": "p", "expires_in": 20.0},
+        "publisher": {"connected": True, "user": "bob", "may_publish": False},
+    }
+    rules.denied.clear()
+    client.lose()
+    publisher.publish("t", b"for good", retain=True)
+    server.advance(5)
+    said = explain.delivery(server.broker, "c", "house/t", "", server.now)
+    gone = {"address": None, "mount_point": "", "disconnected_for": 5.0, "may_receive": True}
+    assert said["session"] == session | gone
+    assert said["publisher"] is None
+    retained = said["retained"]
+    assert isinstance(retained, dict)
+    assert retained["expires_in"] is None
+    away = server.client("away", session_expiry_interval=60)
+    away.lose()
+    said = explain.delivery(server.broker, "c", "t", "away", server.now)
+    assert said["publisher"] == {"connected": False, "user": None, "may_publish": True}
+
+
+def test_where_there_are_no_rules_everything_is_permitted() -> None:
+    server = Server(listener=ListenerLimits(allow_anonymous=True))
+    server.client("c").subscribe("t")
+    server.client("p")
+    said = explain.delivery(server.broker, "c", "t", "p", server.now)
+    assert isinstance(said["session"], dict)
+    assert isinstance(said["publisher"], dict)
+    assert (said["session"]["may_receive"], said["publisher"]["may_publish"]) == (True, True)
+
+
+def test_the_tree_of_subscriptions() -> None:
+    server = Server()
+    for client_id, topic_filter, qos in (("a", "x/y/z", 1), ("b", "x/y/z", 2), ("c", "x", 0), ("c", "$share/g/w/#", 0)):
+        server.client(client_id, V3_1_1, False).subscribe(topic_filter, qos)
+    assert explain.subscription_tree(server.broker).splitlines() == [
+        "    w",
+        "      # (c, 0)",
+        "    x (c, 0)",
+        "      y",
+        "        z (a, 1) (b, 2)",
+    ]

@@ -413,6 +413,23 @@ def test_a_bare_broker_has_the_limits_of_a_bare_configuration() -> None:
     )
 
 
+def test_other_limits_count_from_the_reload_on() -> None:
+    server = Server(Limits(message_size=5, memory_budget=10_000_000))
+    peer = server.client("c", V3_1_1)
+    watcher = server.client("w")
+    watcher.subscribe("t")
+    peer.publish("t", b"123456")
+    server.broker.reload(Limits(connections=2, memory_budget=20_000_000), ServerInformation("mqtt://elsewhere"))
+    peer.publish("t", b"1234567")
+    assert watcher.messages() == [("t", b"1234567")]
+    assert server.broker.memory.budget == 20_000_000
+    third = server.peer()
+    third.send(Connect("d", V5))
+    answer = third.one()
+    assert isinstance(answer, ConnAck)
+    assert answer.properties == Properties(server_reference="mqtt://elsewhere")
+
+
 def test_connections_without_an_address_count_for_none() -> None:
     server = Server(Limits(connections_per_address=1))
     made = [server.broker.connect("192.0.2.1:5000", server.listener, server.now) for _ in range(2)]

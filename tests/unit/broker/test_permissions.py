@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from lockgate.broker.limits import Limits, ListenerLimits
+from lockgate.broker.limits import CONNECT_PACKET_BYTES, Limits, ListenerLimits, StandingSession
 from lockgate.broker.session import NEVER_EXPIRES
+from lockgate.broker.sys_topics import publish_figures
 from lockgate.mqtt import reason_codes
+from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import (
     V3_1,
     V3_1_1,
@@ -14,6 +16,8 @@ from lockgate.mqtt.packets import (
     ConnAck,
     Connect,
     Disconnect,
+    PingReq,
+    PingResp,
     PubAck,
     PubComp,
     Publish,
@@ -298,6 +302,137 @@ def test_a_refused_unsubscribe_keeps_the_subscription(server: Server, rules: Rul
     assert peer.messages() == [("t", b"still")]
 
 
+def test_a_client_that_waits_to_be_let_in_holds_memory_and_its_place(server: Server, rules: Rules) -> None:
+    rules.later = True
+    peer = server.peer(V5)
+    before = server.broker.memory.used
+    peer.send(Connect("c", V5, username="u", password=b"p"))
+    assert server.broker.memory.used == before + CONNECT_PACKET_BYTES
+    peer.connection.wait(server.now)  # it has sent much, and others are to have their turn
+    server.advance(1)
+    assert not peer.closed
+    server.broker.login_answered(peer.connection.number, True, server.now)
+    server.flush()
+    peer.expect(ConnAck)
+    used = server.broker.memory.used
+    peer.send(PingReq())
+    assert peer.one() == PingResp()
+    assert server.broker.memory.used == used
+    peer.lose()
+    assert server.broker.memory.used == 0
+
+
+def test_what_follows_connect_is_read_up_to_a_bound(server: Server, rules: Rules) -> None:
+    rules.later = True
+    peer = server.peer(V5)
+    peer.send(Connect("c", V5, username="u", password=b"p"))
+    publish = encode(Publish("t", bytes(5000), 0), V5)
+    peer.send_bytes(publish[:4095])
+    assert peer.connection.wants_input
+    peer.connection.receive(publish[4095:4096], server.now)
+    assert peer.connection in server.broker.take_touched()  # for its shell to notice
+    assert not peer.connection.wants_input
+
+
+def test_who_waits_to_be_let_in_is_told_why_not_by_connack(server: Server, rules: Rules) -> None:
+    rules.later = True
+    peer = server.peer(V5)
+    peer.send(Connect("c", V5, username="u", password=b"p"))
+    peer.connection.close_with(reason_codes.QUOTA_EXCEEDED, "no memory for it")
+    server.flush()
+    assert peer.one() == ConnAck(reason_codes.QUOTA_EXCEEDED)
+
+
+def test_an_answer_that_nobody_waits_for_lets_nobody_go_on(rules: Rules) -> None:
+    server = Server(Limits(publish_rate=1), rules.listener())
+    peer = server.client("c")
+    watcher = subscribed(server, "w", "t")
+    peer.send(*(Publish("t", b"%d" % number, 0) for number in range(9)))
+    arrived = len(watcher.messages())
+    assert arrived < 9
+    server.broker.login_answered(peer.connection.number, True, server.now)
+    server.flush()
+    assert watcher.messages() == []
+
+
+def test_others_rules_count_once_they_are_told_of(server: Server, rules: Rules) -> None:
+    """By the same authority, by another one, by none, and by one where there was none."""
+    nobody = Server().client("n")
+    nobody.server.broker.rules_changed()  # there is nothing to forget
+    peer, watcher = server.client("c", username="alice"), subscribed(server, "w", "t")
+    sessions = server.broker.sessions
+    first = sessions["c"].permissions
+    peer.publish("t", b"1")
+    used = server.broker.memory.used
+    rules.deny("publish", "t")
+    peer.publish("t", b"2")  # the answer is remembered
+    server.broker.rules_changed()
+    assert sessions["c"].permissions is first
+    assert server.broker.memory.used < used
+    peer.publish("t", b"3")
+    assert watcher.messages() == [("t", b"1"), ("t", b"2")]
+    others = Rules()
+    peer.connection.limits = watcher.connection.limits = others.listener()
+    server.broker.rules_changed()
+    peer.publish("t", b"4")
+    assert ("publish", "c", "alice", "t") in others.asked
+    peer.connection.limits = ListenerLimits(allow_anonymous=True)
+    server.broker.rules_changed()
+    assert sessions["c"].permissions is None
+    others.deny("publish", "t")
+    peer.publish("t", b"5")
+    assert watcher.messages() == [("t", b"4"), ("t", b"5")]
+    peer.connection.limits = others.listener()
+    server.broker.rules_changed()
+    peer.publish("t", b"6")
+    assert watcher.messages() == []
+
+
+def test_what_was_remembered_for_another_user_is_forgotten(rules: Rules) -> None:
+    server = Server(Limits(session_owner=False), rules.listener())
+    peer = server.client("c", username="alice", session_expiry_interval=100)
+    used = server.broker.memory.used
+    peer.publish("t", b"x")
+    assert server.broker.memory.used > used
+    peer.lose()
+    server.client("c", clean_start=False, username="bobby", session_expiry_interval=100)
+    assert server.broker.memory.used == used
+
+
+@pytest.mark.parametrize("denied", [True, False])
+@pytest.mark.parametrize("expiry", [0, 9], ids=["no session", "a session"])
+def test_a_will_that_a_crash_left_is_asked_about_for_its_user(rules: Rules, expiry: int, denied: bool) -> None:
+    server = Server(listener=rules.listener(), disk=Disk())
+    will = Will("will", b"x", properties=Properties(will_delay_interval=5))
+    server.client("c", username="alice", will=will, session_expiry_interval=expiry)
+    server.settle()
+    if denied:
+        rules.deny("publish", "will")
+    server = server.crash()
+    watcher = subscribed(server, "w", "#")
+    server.advance(100)
+    assert watcher.messages() == ([] if denied else [("will", b"x")])
+    assert ("publish", "c", "alice", "will") in rules.asked
+
+
+def test_a_retained_message_of_the_server_itself_needs_no_permission(server: Server, rules: Rules) -> None:
+    publish_figures(server.broker, {"uptime": "1"}, server.now)
+    rules.deny("publish", "#")
+    rules.deny("publish", "$SYS/#")
+    assert subscribed(server, "c", "$SYS/#").messages() == [("$SYS/broker/uptime", b"1")]
+
+
+def test_a_refused_unsubscribe_keeps_no_other_filter(server: Server, rules: Rules) -> None:
+    peer = server.client("c")
+    peer.send(Subscribe(1, [SubscriptionRequest("no", 0), SubscriptionRequest("yes", 1)]))
+    peer.expect(SubAck)
+    rules.deny("unsubscribe", "no")
+    peer.send(Unsubscribe(2, ["no", "yes"]))
+    assert peer.one() == UnsubAck(2, [reason_codes.NOT_AUTHORIZED, 0])
+    assert list(server.broker.sessions["c"].subscriptions) == ["no"]
+    assert server.log.subscriptions == [("c", 0, "no"), ("c", 1, "yes"), ("c", None, "yes")]
+
+
 def test_answers_are_remembered_and_counted(server: Server, rules: Rules) -> None:
     peer = server.client("p")
     before = server.broker.memory.used
@@ -412,6 +547,36 @@ def test_a_retained_will_is_its_users(server: Server, rules: Rules) -> None:
     assert ("publish", "c", "alice", "gone") in rules.asked
 
 
+class Requests:
+    """Notes what was asked of `$CONTROL`."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[int, str, str | None, str, bytes]] = []
+
+    def request(self, number: int, client_id: str, username: str | None, topic: str, payload: bytes) -> None:
+        self.taken.append((number, client_id, username, topic, payload))
+
+
+def test_what_is_published_below_control_is_a_request_and_no_message(server: Server) -> None:
+    requests = server.broker.control = Requests()
+    watcher = subscribed(server, "w", "$CONTROL/#")
+    peer = server.client("c", username="alice")
+    peer.publish("plain", b"x", 1)  # nobody subscribes to it
+    assert peer.received() == []
+    peer.send(Publish("$CONTROL/broker/v1", b"{}", 1, packet_id=9))
+    assert peer.one() == PubAck(9)
+    peer.send(Publish("other", b"", 1, packet_id=10))
+    assert peer.one() == PubAck(10, reason_codes.NO_MATCHING_SUBSCRIBERS)
+    assert requests.taken == [(peer.connection.number, "c", "alice", "$CONTROL/broker/v1", b"{}")]
+    assert watcher.messages() == []
+
+
+def test_without_anybody_who_serves_it_control_is_a_topic_as_others(server: Server) -> None:
+    watcher = subscribed(server, "w", "$CONTROL/#")
+    server.client("c").publish("$CONTROL/broker/v1", b"{}", 1)
+    assert watcher.messages() == [("$CONTROL/broker/v1", b"{}")]
+
+
 def test_no_will_is_a_request(server: Server) -> None:
     peer = server.peer()
     peer.send(Connect("c", V5, will=Will("$CONTROL/dynamic-security/v1", b"{}")))
@@ -452,6 +617,54 @@ def test_an_operator_may_end_a_session(rules: Rules) -> None:
     assert not server.broker.drop_session("c", server.now)
 
 
+def test_a_session_may_be_given_away_while_its_client_is_not_there(rules: Rules) -> None:
+    server = Server(listener=rules.listener(), disk=Disk())
+    subscribed(server, "c", "t", 1, username="alice", session_expiry_interval=100).lose()
+    used = server.broker.memory.used
+    assert server.broker.give_session("c", "bobby-long", server.now)
+    assert server.broker.memory.used == used + len("bobby-long") - len("alice")
+    server.settle()
+    server = server.crash()
+    peer = server.peer(V5)
+    peer.send(Connect("c", V5, False, username="alice"))
+    assert peer.one() == ConnAck(reason_codes.NOT_AUTHORIZED)
+    assert server.client("c", clean_start=False, username="bobby-long").connack.session_present
+
+
+def test_a_session_that_ends_with_its_connection_is_given_to_nobody(rules: Rules) -> None:
+    server = Server(listener=rules.listener(), disk=Disk())
+    server.client("c", username="alice")
+    assert server.broker.give_session("c", "bob", server.now)
+    assert server.broker.sessions == {}
+    server.settle()
+    assert server.disk is not None
+    assert server.disk.rows("sessions") == 0
+
+
+def test_who_is_disconnected_had_to_be_connected(server: Server) -> None:
+    peer = server.client(
+        "c", session_expiry_interval=100, will=Will("w", b"x", properties=Properties(will_delay_interval=9))
+    )
+    watcher = subscribed(server, "watcher", "w")
+    assert not server.broker.disconnect("nobody", reason_codes.ADMINISTRATIVE_ACTION, "a test", server.now)
+    assert server.broker.disconnect("c", reason_codes.ADMINISTRATIVE_ACTION, "a test", server.now)
+    server.flush()
+    assert peer.one() == Disconnect(reason_codes.ADMINISTRATIVE_ACTION)
+    assert not server.broker.disconnect("c", reason_codes.ADMINISTRATIVE_ACTION, "a test", server.now)
+    assert watcher.messages() == []  # the Session goes on, so the Will waits
+    server.advance(9)
+    assert watcher.messages() == [("w", b"x")]
+
+
+def test_a_standing_session_that_is_dropped_begins_anew() -> None:
+    server = Server(Limits(standing_sessions=(StandingSession("s", ("s/#",), 1, 20),)))
+    server.client("p").publish("s/1", b"x", 1)
+    assert server.broker.sessions["s"].queued_count == 1
+    assert server.broker.drop_session("s", server.now)
+    assert server.broker.sessions["s"].queued_count == 0
+    assert list(server.broker.sessions["s"].subscriptions) == ["s/#"]
+
+
 # --- what a listener or the broker demands ----------------------------------------------------------------------------
 
 
@@ -474,6 +687,16 @@ def test_a_mount_point_is_seen_by_nobody_behind_it() -> None:
         assert peer.messages() == []
         peer.lose()
         assert outside.messages() == [("house/t/1", b"0"), ("house/will", b"w")]
+
+
+@BOTH
+def test_properties_come_behind_a_mount_point_to_who_knows_them(version: int) -> None:
+    server = Server(listener=ListenerLimits(allow_anonymous=True, mount_point="house/"))
+    peer = subscribed(server, "c", "t", 1, version=version)
+    properties = Properties(content_type="text")
+    server.client("p").send(Publish("t", b"x", 1, packet_id=1, properties=properties))
+    [arrived] = peer.publishes()
+    assert arrived.properties == (properties if version == V5 else None)
 
 
 def test_a_mount_point_stands_behind_the_name_of_a_share() -> None:
@@ -545,6 +768,34 @@ def test_the_qos_of_the_subscription_may_count() -> None:
     assert [one.qos for one in peer.publishes()] == [2]
 
 
+def test_who_subscribed_at_qos_0_and_is_away_gets_nothing_later_for_all_that() -> None:
+    server = Server(Limits(upgrade_outgoing_qos=True))
+    subscribed(server, "c", "t", 0, session_expiry_interval=100).lose()
+    peer = server.client("p")
+    peer.send(Publish("t", b"x", 1, packet_id=1))
+    assert peer.one() == PubAck(1)
+    assert server.broker.sessions["c"].queued_count == 0
+
+
+def test_qos_0_that_was_queued_is_held_no_longer_than_it_waits() -> None:
+    server = Server(Limits(queue_qos_0=True), disk=Disk())
+    subscribed(server, "c", "t", 0, session_expiry_interval=100).lose()
+    used = server.broker.memory.used
+    server.client("p").publish("t", b"0")
+    server.settle()
+    assert server.broker.memory.used > used
+    server = server.crash()
+    peer = server.client("c", clean_start=False, session_expiry_interval=100)
+    server.settle()
+    assert peer.messages() == [("t", b"0")]
+    peer.lose()
+    assert server.broker.memory.used == used
+    server.settle()
+    peer = server.crash().client("c", clean_start=False, session_expiry_interval=100)
+    peer.server.settle()
+    assert peer.messages() == []
+
+
 def test_qos_0_may_be_queued() -> None:
     server = Server(Limits(queue_qos_0=True))
     subscribed(server, "c", "t", 0, version=V3_1_1, clean_start=False).lose()
@@ -577,6 +828,19 @@ def test_a_bridge_elsewhere_may_tell_its_state_below_sys() -> None:
     peer.publish("$SYS/broker/connection/there/other", b"2")
     peer.publish("$SYS/broker/uptime", b"3")
     assert watcher.messages() == [("$SYS/broker/connection/there/state", b"1")]
+
+
+def test_births_of_sparkplug_are_their_author_s(rules: Rules) -> None:
+    server = Server(Limits(sparkplug=True), rules.listener())
+    server.client("node", username="alice").publish("spBv1.0/g/NBIRTH/n", b"born", 1)
+    subscribed(server, "late", "$sparkplug/certificates/#")
+    assert ("publish", "node", "alice", "$sparkplug/certificates/spBv1.0/g/NBIRTH/n") in rules.asked
+
+
+def test_births_are_not_retained_unless_that_is_wanted() -> None:
+    server = Server()
+    server.client("p").publish("spBv1.0/g/NBIRTH/n", b"born", 1)
+    assert server.broker.retained.count == 0
 
 
 def test_births_of_sparkplug_may_be_retained() -> None:

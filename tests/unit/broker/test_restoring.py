@@ -172,6 +172,7 @@ def test_what_waited_comes_in_order_behind_what_was_in_flight() -> None:
     session = server.broker.sessions["s"]
     assert (session.queued_count, server.broker.queued_count, session.queued_bytes) == (7, 7, 14)
     assert session.in_flight_bytes == 4
+    assert session.head_position == 2  # what is asked of the store lies behind it
     second = back(server)
     again = second.publishes()
     assert [(one.payload, one.packet_id, one.dup) for one in again] == [

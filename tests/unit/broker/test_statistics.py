@@ -24,6 +24,44 @@ def test_what_was_dropped_is_the_sum_of_the_reasons() -> None:
     assert statistics.dropped == 1111111
 
 
+def test_each_reason_has_its_name() -> None:
+    statistics = Server().broker.statistics
+    fields = ("queue_full", "slow", "expired", "not_permitted", "too_large", "shed")
+    for place, name in enumerate(fields):
+        setattr(statistics, f"dropped_{name}", place)
+    statistics.lost = 6
+    names = ("queue_full", "slow_reader", "expired", "not_permitted", "too_large", "memory", "lost")
+    assert statistics.reasons() == dict(zip(names, range(7), strict=True))
+
+
+def test_bytes_of_payloads_both_ways() -> None:
+    server = Server()
+    receivers = [server.client(str(qos)) for qos in range(3)]
+    for qos, receiver in enumerate(receivers):
+        receiver.subscribe("t", qos)
+    retained = server.client("retained")
+    publisher = server.client("p")
+    publisher.publish("t", b"12345", 0)  # three go out at QoS 0
+    publisher.publish("t", b"123", 2, True)  # and three at each one's own
+    retained.subscribe("t", 1)
+    statistics = server.broker.statistics
+    assert (statistics.publish_bytes_received, statistics.publish_bytes_sent) == (8, 3 * 5 + 4 * 3)
+    aliased = server.client("a", topic_alias_maximum=1)
+    aliased.subscribe("u")
+    publisher.publish("u", b"1", 0)
+    assert (statistics.publish_bytes_received, statistics.publish_bytes_sent) == (9, 28)
+
+
+def test_sessions_that_expired_are_counted() -> None:
+    server = Server()
+    for client_id in ("a", "b"):
+        server.client(client_id, session_expiry_interval=10).lose()
+    server.client("c").lose()
+    assert server.broker.statistics.sessions_expired == 0
+    server.advance(10)
+    assert server.broker.statistics.sessions_expired == 2
+
+
 def test_packets_and_bytes_both_ways() -> None:
     server = Server()
     client = server.client("c")

@@ -102,3 +102,9 @@ def test_what_was_read_is_not_kept_for_an_unfinished_length() -> None:
         assert decoder.next_packet() is not None
     assert decoder.next_packet() is None
     assert len(decoder._buffer) == decoder.pending == 2
+
+
+@pytest.mark.parametrize("retain", [False, True])
+def test_dup_is_one_bit_of_the_first_byte(retain: bool) -> None:
+    first = encode(Publish("t", b"x", 1, retain, dup=True, packet_id=1), V5)[0]
+    assert first == 0x3A + retain
