@@ -14,7 +14,7 @@ from pathlib import Path
 # What the broker alone imports: loop, WebSocket handshakes, Argon2id hashes
 _SMALL = ("uvloop", "websockets", "argon2-cffi")
 # Nobody installs into an image, so that the gateway's has what any configuration may ask for
-_EXTRAS = ("formats", "kafka", "modbus", "nats", "objects", "opcua", "postgres", "tunnel", "zstd")
+_EXTRAS = ("acme", "formats", "kafka", "modbus", "nats", "objects", "opcua", "postgres", "tunnel", "zstd")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the foreign MQTT programs the interoperability tests talk to: Debian's mosquitto and its clients, mqtt.js,
 # openssl, curl and systemd-analyze; PostgreSQL and InfluxDB for the sinks (NATS, S3 and Kafka are Python packages, in the
-# extra `dev`); and, for root, what makes the disks and networks whose power and wires the fault tests cut.
+# extra `dev`); pebble for ACME; and, for root, what makes the disks and networks whose power and wires the fault tests cut.
 set -eu
 cd "$(dirname "$0")"
 PATH="$PATH:/usr/sbin:/sbin"
@@ -14,6 +14,7 @@ command -v npm >/dev/null || packages="$packages npm"
 command -v openssl >/dev/null || packages="$packages openssl"
 command -v curl >/dev/null || packages="$packages curl"
 command -v influxd >/dev/null || packages="$packages influxdb"
+command -v pebble >/dev/null && command -v pebble-challtestsrv >/dev/null || packages="$packages pebble"
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || packages="$packages postgresql"
 command -v systemd-analyze >/dev/null || packages="$packages systemd"
 if [ "$(id -u)" = 0 ]; then # disks and networks of our own need root, so nobody else needs these

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,14 +61,14 @@ class Bench:
         """How clients of the public side trust it."""
         return ssl.create_default_context(cafile=self.authority.cafile)
 
-    async def start_edge(self, **settings: Any) -> Edge:
+    async def start_edge(self, clock: Callable[[], float] = time.time, **settings: Any) -> Edge:
         config = EdgeConfig(
             listen_tunnel=(f"127.0.0.1:{self.tunnel_port}",),
             listen_https=(f"127.0.0.1:{self.https_port}",),
             listen_mqtts=(f"127.0.0.1:{self.mqtts_port}",),
             **settings,
         )
-        edge = Edge(self.gateway, config)
+        edge = Edge(self.gateway, config, clock)
         await self._start(edge)
         return edge
 

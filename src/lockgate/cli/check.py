@@ -12,6 +12,7 @@ from pathlib import Path
 from lockgate.app import scram_authenticator
 from lockgate.cli.common import load_config
 from lockgate.config.errors import ConfigError, MosquittoConfError
+from lockgate.config.libraries import library
 from lockgate.config.model import (
     BridgeConfig,
     Config,
@@ -116,7 +117,7 @@ def check_sources(config: Config) -> None:
 
 
 def unreadable(config: Config) -> Iterator[str]:
-    """Secrets and certificates of sources, processor and forwarder that cannot be read here, for people.
+    """Secrets and certificates of sources, processor, forwarder and ACME that cannot be read here, for people.
 
     No mistakes, only warnings: a service may have files that whoever asks has not.
     """
@@ -133,7 +134,8 @@ def unreadable(config: Config) -> Iterator[str]:
         if isinstance(source, HttpSourceConfig)
         for client in source.clients
     ]
-    for section, model in (*connections, *sinks, *sources, *clients):
+    acme = [("edge.acme", config.edge.acme)] if config.edge.acme is not None else []
+    for section, model in (*connections, *sinks, *sources, *clients, *acme):
         for field in dataclasses.fields(model):
             value = getattr(model, field.name)
             paths = [path for _, path in value] if field.name == "header_files" else [value]
@@ -197,7 +199,9 @@ def check_connector(config: Config) -> None:
 
 
 def check_edge(config: Config) -> None:
-    """Read the tunnels of the edge, if there are any. Raises ConfigError, with file and key."""
+    """Try the library of ACME, and read the tunnels of the edge, if there are any. Raises ConfigError."""
+    if config.edge.acme is not None:
+        library("acme.client", "acme", "edge.acme")
     path = config.edge.tunnels_file(config.gateway)
     if os.access(path, os.R_OK):
         from lockgate.tunnel import tunnels
@@ -209,17 +213,17 @@ def check_edge_certificates(config: Config) -> Iterator[str]:
     """Warn of certificates of the edge that cannot be used here; whoever asks may not be who serves."""
     if config.edge == EdgeConfig():
         return
-    from lockgate.tunnel.certificates import Certificates, pairs_of
+    from lockgate.tunnel.certificates import Certificates, Pair, public_pairs
 
-    def public() -> list[tuple[Path, Path]]:
-        return pairs_of(config.edge.certificates_folder(config.gateway))
+    def public() -> list[Pair]:
+        return public_pairs(config.edge, config.gateway)
 
-    def of_tunnel() -> list[tuple[Path, Path]]:
+    def of_tunnel() -> list[Pair]:
         return [config.edge.tunnel_pair(config.gateway)]
 
-    for pairs in (public, of_tunnel):
+    for find in (public, of_tunnel):
         try:
-            Certificates(pairs(), client_ca=config.edge.client_ca_file, alpn=())
+            Certificates(find, client_ca=config.edge.client_ca_file, alpn=())
         except ConfigError as error:
             yield f"edge: {error}"
 

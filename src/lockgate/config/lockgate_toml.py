@@ -15,6 +15,7 @@ from lockgate.config import values
 from lockgate.config.errors import ConfigError, did_you_mean, raise_all
 from lockgate.config.model import (
     AckAfterConfig,
+    AcmeConfig,
     BrokerConfig,
     BrokerLimitsConfig,
     BufferConfig,
@@ -856,6 +857,31 @@ SECTIONS: tuple[Section, ...] = (
         ),
         EdgeConfig,
     ),
+    Section(
+        "edge.acme",
+        "Public certificates from an ACME server, as Let's Encrypt: fetched, and renewed when a third of their time is "
+        "left. The server proves each name by tls-alpn-01 at `listen_https`, which it has to reach as port 443 of that "
+        "name. Needs lockgate[acme].",
+        (
+            Key("names", values.DNS_NAMES, "a certificate for each of these", default="required"),
+            Key(
+                "agree_to_terms",
+                values.YES_OR_NO,
+                "that you agree to the ACME server's terms of service; nothing is asked of it before",
+            ),
+            Key("directory", values.url("https"), "the ACME server"),
+            Key("email", values.EMAIL, "where it may write to; said when the account is made", default="none"),
+            Key(
+                "ca_file",
+                values.PATH,
+                "authorities of the ACME server's own certificate, in PEM, for one within a company",
+                default="none: those of the library certifi",
+            ),
+            Key("eab_key_id", values.TEXT, "key identifier of an account that is bound to one outside", default="none"),
+            Key("eab_hmac_file", values.PATH, "file with its HMAC key in base64url", default="none"),
+        ),
+        AcmeConfig,
+    ),
 )
 
 PLAIN = {section.name: section for section in SECTIONS if not section.named}
@@ -950,7 +976,7 @@ class _Reading:
             sources=tuple(_built(section, said) for section, said in sources),
             deploy=DeployConfig(**plain["deploy"]),  # type: ignore[arg-type]
             connector=self._connector(plain["connector"]),
-            edge=EdgeConfig(**plain["edge"]),  # type: ignore[arg-type]
+            edge=self._edge(plain["edge"], plain["edge.acme"], document),
         )
         self._cross_check(config)
         raise_all(self.errors)
@@ -1124,6 +1150,10 @@ class _Reading:
         place = Place(self.path, self._line("connector", "ingress")) if self.path is not None else None
         return ConnectorConfig(place=place, **said)  # type: ignore[arg-type]
 
+    def _edge(self, said: Said, acme: Said, document: Mapping[str, Any]) -> EdgeConfig:
+        is_wanted = "acme" in document.get("edge", {})
+        return EdgeConfig(acme=AcmeConfig(**acme) if is_wanted else None, **said)  # type: ignore[arg-type]
+
     def _from_here(self, value: object) -> object:
         if isinstance(value, Path) and self.path is not None:
             return self.path.parent / value
@@ -1160,6 +1190,8 @@ class _Reading:
         if config.connector.ingress and config.connector.cloudflared_config is not None:
             problem = "stands beside cloudflared_config, and only one of them can say the rules"
             self._wrong(("connector", "ingress"), problem, "one of them")
+        if config.edge.acme is not None:
+            self._acme(config.edge.acme)
         for one in config.buffer.limits:
             self._known_class(("classes", one.name), one.name, classes)
             if one.when_full == "roll-up":
@@ -1174,6 +1206,17 @@ class _Reading:
             self._wrong(where, problem, accepted)
         if config.buffer.segment_bytes > config.buffer.limit_bytes:
             self._wrong(("buffer", "segment"), "is larger than limit", "a small part of buffer.limit")
+
+    def _acme(self, acme: AcmeConfig) -> None:
+        where = ("edge", "acme")
+        if not acme.names:
+            self._wrong((*where, "names"), "is missing", values.DNS_NAMES.accepted)
+        if not acme.agree_to_terms:
+            problem = f"must be true: {acme.directory} wants its terms of service agreed to"
+            self._wrong((*where, "agree_to_terms"), problem, "true")
+        if bool(acme.eab_key_id) != (acme.eab_hmac_file is not None):
+            alone, other = ("eab_key_id", "eab_hmac_file") if acme.eab_key_id else ("eab_hmac_file", "eab_key_id")
+            self._wrong((*where, alone), f"stands without {other}", "both, or none of them")
 
     def _roll_up(self, one: ClassConfig, classes: tuple[str, ...]) -> None:
         if not one.roll_up:

@@ -6,6 +6,7 @@ lockgate.toml. Defaults stand beside their fields, so that the reference page ca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -885,6 +886,27 @@ class ConnectorConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AcmeConfig:
+    """[edge.acme]: where the edge gets its public certificates (RFC 8555)."""
+
+    names: tuple[str, ...] = ()
+    agree_to_terms: bool = False
+    directory: str = "https://acme-v02.api.letsencrypt.org/directory"
+    email: str = ""
+    ca_file: Path | None = None  # of the ACME server's own certificate
+    eab_key_id: str = ""  # external account binding, RFC 8555 §7.3.4
+    eab_hmac_file: Path | None = None
+
+    def folder(self, gateway: GatewayConfig) -> Path:
+        """Account and certificates of this server: what another one gave is not taken for its own."""
+        return gateway.data_dir / "edge" / "acme" / re.sub(r"[^A-Za-z0-9.]+", "-", self.directory.partition("://")[2])
+
+    def files(self, gateway: GatewayConfig) -> dict[str, Path]:
+        """By name, the file of its certificate, which may not be there yet: chain and private key, in PEM."""
+        return {name: self.folder(gateway) / f"{name}.pem" for name in self.names}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeConfig:
     """[edge]: the public side of the tunnel."""
 
@@ -903,6 +925,7 @@ class EdgeConfig:
     audit_files: int = 64  # that are kept
     public: tuple[str, ...] = ()  # HOST:PORT that tokens tell connectors
     ca_file: Path | None = None  # that tokens tell connectors
+    acme: AcmeConfig | None = None
 
     def certificates_folder(self, gateway: GatewayConfig) -> Path:
         return self.certificates_dir or gateway.data_dir / "edge" / "certificates"

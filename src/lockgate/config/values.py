@@ -92,6 +92,15 @@ def _hosts(value: object) -> tuple[str, ...]:
     return hosts
 
 
+def _dns_names(value: object) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.lower() for name in _hosts(value)))
+    for name in names:
+        if name.startswith("*.") or name.rpartition(".")[2].isdigit() or len(name) > _LONGEST_NAME:
+            raise BadValue(f"{name!r} is not the name of one host")
+    return names
+
+
+_LONGEST_NAME = 253  # in text, RFC 1035 §2.3.4
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -145,6 +154,13 @@ def _headers(value: object) -> tuple[tuple[str, str], ...]:
         if not isinstance(content, str) or set(content) & set("\r\n\0"):
             raise BadValue(f"{name} must be text in one line")
     return tuple(value.items())
+
+
+def _email(value: object) -> str:
+    text = _text(value)
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+", text):
+        raise BadValue
+    return text
 
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
@@ -411,6 +427,8 @@ PATH = Kind("a path, from the folder of lockgate.toml if it is relative", _path,
 NAMES = Kind("a list of names, each once", _some_names)
 NAMES_OR_NONE = Kind("a list of names, each once", lambda value: frozenset(_names(value)))
 HOSTS = Kind('a list of host names, as ["a.example", "*.b.example"]', _hosts)
+DNS_NAMES = Kind('a list of host names without *, as ["a.example", "b.example"]', _dns_names)
+EMAIL = Kind("an address, as admin@example.org", _email, text=True)
 TOPIC_FILTERS = Kind('a list of Topic Filters, as ["sensors/#"]', _topic_filters)
 TOPIC_NAME = Kind("a Topic Name, without + and #", _topic_name, text=True)
 FIELDS = Kind('columns and their types, as { value = "real", unit = "text", count = "integer" }', _fields)

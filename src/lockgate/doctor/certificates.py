@@ -163,7 +163,10 @@ def names(path: Path, one: Certificate, where: str, hosts: Sequence[str]) -> Ite
 
 
 def times(path: Path, one: Certificate, where: str, now: float) -> Iterator[Finding]:
-    """Say if a certificate has ended, ends soon, or is for later."""
+    """Say if a certificate has ended, ends soon, or is for later.
+
+    Soon is not before two thirds of its time are over: there are some for days, and ACME renews then.
+    """
     what = f"{path} ({one.common_name})"
     if one.begins_at > now:
         yield Finding(
@@ -176,7 +179,7 @@ def times(path: Path, one: Certificate, where: str, now: float) -> Iterator[Find
             "certificate-time", "error", where, f"{what} ended on {_date(one.ends_at)}", "clients refuse it",
             "renew it; SIGHUP has the broker read it",
         )  # fmt: skip
-    elif one.ends_at < now + _SOON_DAYS * _DAY:
+    elif one.ends_at < now + min(_SOON_DAYS * _DAY, (one.ends_at - one.begins_at) / 3):
         left = (one.ends_at - now) / _DAY
         yield Finding(
             "certificate-time", "warning", where, f"{what} ends on {_date(one.ends_at)}, in {left:.0f} days",

@@ -67,8 +67,21 @@ def of_edge(case: Case) -> Iterator[Finding]:
     public = sorted(case.locate(edge.certificates_folder(gateway)).glob("*.pem"))
     for path in public:
         yield from _pair(case, path, path.with_suffix(".key"), [])
+    for name, path in edge.acme.files(gateway).items() if edge.acme is not None else ():
+        yield from _fetched(case, name, path)
     names = [address.rpartition(":")[0].strip("[]") for address in edge.public]
     yield from _pair(case, *edge.tunnel_pair(gateway), names)
+
+
+def _fetched(case: Case, name: str, file: Path) -> Iterator[Finding]:
+    if case.locate(file).exists():
+        yield from _pair(case, file, file, [name])
+        return
+    yield Finding(
+        "missing", "warning", os.fspath(case.path), f"no certificate for {name} has come from the ACME server yet",
+        "who asks for this name is refused",
+        f"run the edge, let port 443 of {name} lead to edge.listen_https, and see what `lockgate status` says of it",
+    )  # fmt: skip
 
 
 def _pair(case: Case, certfile: Path, keyfile: Path, hosts: list[str]) -> Iterator[Finding]:

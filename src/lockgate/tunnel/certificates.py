@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,14 +12,18 @@ from typing import Final
 from cryptography import x509
 
 from lockgate.config.errors import ConfigError
+from lockgate.config.model import EdgeConfig, GatewayConfig
 from lockgate.files import Stamp, stamp_if_there
+from lockgate.tunnel.tls_alpn import LookedAt, LookingContext, Proofs, looking
 
 log = logging.getLogger(__name__)
 
 _LIKE: Final = "NAME.pem (certificate and chain) with NAME.key beside it"
 
+Pair = tuple[Path, Path]  # certificate with its chain, and private key; one file may hold both
 
-class NamedTls(ssl.SSLObject):
+
+class NamedTls(LookedAt):
     """A TLS connection that remembers which name it was asked for."""
 
     asked_name = ""
@@ -38,74 +42,112 @@ class _Loaded:
 
 
 class Certificates:
-    """The certificates of a folder, or of pairs of files; the first is for those who ask for no name that is here."""
+    """The certificates of pairs of files; the first is for those who ask for no name that is here.
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path]], *, client_ca: Path | None, alpn: Sequence[str]) -> None:
-        """`client_ca`: authorities of devices' certificates, which are then asked for. Raises ConfigError."""
-        self._pairs = pairs
+    Where there is none, every client is refused in the handshake, but for those to whom a name is proved.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[], Sequence[Pair]],
+        *,
+        client_ca: Path | None,
+        alpn: Sequence[str],
+        proofs: Proofs | None = None,
+    ) -> None:
+        """`find` gives the pairs that are there now, and may raise ConfigError.
+
+        `client_ca`: authorities of devices' certificates, which are then asked for. `proofs`: the names that are proved
+        at this port. Raises ConfigError.
+        """
+        self._find = find
         self._client_ca = client_ca
         self._alpn = alpn
-        self._seen = self._state()
-        self._load()
+        self._proofs = proofs if proofs is not None else Proofs()
+        self._told = ""  # why they could not be read again, last
+        pairs = find()
+        self._seen = self._state(pairs)
+        self._load(pairs)
 
     def refresh(self) -> bool:
         """Read the files again if they have changed; what cannot be used leaves what was there. Never raises."""
-        seen = self._state()
-        if seen == self._seen:
-            return False
-        self._seen = seen
         try:
-            self._load()
+            pairs = self._find()
+            seen = self._state(pairs)
+            if seen == self._seen:
+                return False
+            self._seen = seen
+            self._load(pairs)
         except ConfigError as error:
-            log.error("The certificates stay what they were: %s", error)
+            if str(error) != self._told:
+                log.error("The certificates stay what they were: %s", error)
+            self._told = str(error)
             return False
+        self._told = ""
         log.info("The certificates were read again; connections that are open go on")
         return True
 
-    def _load(self) -> None:
-        loaded = [self._read(chain, key) for chain, key in self._pairs]
+    def _load(self, pairs: Sequence[Pair]) -> None:
+        loaded = [self._read(chain, key) for chain, key in pairs]
         self._by_name = {name: one.context for one in reversed(loaded) for name in one.names}
-        self.context = loaded[0].context
+        self.context = loaded[0].context if loaded else self._new_context()
 
-    def _read(self, chain: Path, key: Path) -> _Loaded:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    def _new_context(self) -> LookingContext:
+        """Without a certificate. A port's first context decides for good whether its clients are asked for one."""
+        context = looking(self._proofs)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.sslobject_class = NamedTls
         context.sslsocket_class = NamedSocket
+        context.sni_callback = self._choose  # type: ignore[assignment]
         if self._alpn:
             context.set_alpn_protocols(list(self._alpn))
+        if self._client_ca is not None:
+            try:
+                context.load_verify_locations(self._client_ca)
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot be used: {error}", path=self._client_ca, accepted="certificates in PEM"
+                ) from None
+            context.verify_mode = ssl.CERT_OPTIONAL
+        return context
+
+    def _read(self, chain: Path, key: Path) -> _Loaded:
+        context = self._new_context()
         try:
             context.load_cert_chain(chain, key)
             certificate = x509.load_pem_x509_certificate(chain.read_bytes())
-            if self._client_ca is not None:
-                context.load_verify_locations(self._client_ca)
-                context.verify_mode = ssl.CERT_OPTIONAL
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot be used: {error}", path=chain, accepted=_LIKE) from None
-        context.sni_callback = self._choose  # type: ignore[assignment]
         return _Loaded(context, _names(certificate))
 
     def _choose(self, tls: NamedTls | NamedSocket, name: str | None, _: ssl.SSLContext) -> None:
         tls.asked_name = (name or "").lower()
-        tls.context = self.lookup(tls.asked_name)
+        client_hello = tls.take_client_hello() if isinstance(tls, NamedTls) else b""
+        tls.context = self._proofs.context(tls.asked_name, client_hello) or self.lookup(tls.asked_name)
 
     def lookup(self, name: str) -> ssl.SSLContext:
         """The context for a name."""
         found = self._by_name.get(name) or self._by_name.get("*." + name.partition(".")[2])
         return found or self.context
 
-    def _state(self) -> list[Stamp | None]:
-        files = [file for pair in self._pairs for file in pair]
+    def _state(self, pairs: Sequence[Pair]) -> list[tuple[Path, Stamp | None]]:
+        files = [file for pair in pairs for file in pair]
         files += [self._client_ca] if self._client_ca is not None else []
-        return [stamp_if_there(file) for file in files]
+        return [(file, stamp_if_there(file)) for file in files]
 
 
-def pairs_of(folder: Path) -> list[tuple[Path, Path]]:
-    """The certificates of a folder, in the order of their names; ConfigError where there is none."""
+def public_pairs(config: EdgeConfig, gateway: GatewayConfig) -> list[Pair]:
+    """The certificates of the public side: those of the folder, in the order of their names, then those of ACME.
+
+    Raises ConfigError where there is none and none will come.
+    """
+    folder = config.certificates_folder(gateway)
     chains = sorted(folder.glob("*.pem"))
-    if not chains:
+    if not chains and config.acme is None:
         raise ConfigError(f"no certificate is in {folder}", key="edge.certificates_dir", accepted=_LIKE)
-    return [(chain, chain.with_suffix(".key")) for chain in chains]
+    pairs = [(chain, chain.with_suffix(".key")) for chain in chains]
+    fetched = config.acme.files(gateway).values() if config.acme is not None else ()
+    return [*pairs, *((file, file) for file in fetched if stamp_if_there(file) is not None)]
 
 
 def _names(certificate: x509.Certificate) -> tuple[str, ...]:

@@ -7,15 +7,19 @@ import contextlib
 import ctypes
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from lockgate.config.libraries import library
 from lockgate.config.model import EdgeConfig, GatewayConfig
 from lockgate.tunnel.audit import AuditLog
-from lockgate.tunnel.certificates import Certificates, pairs_of
+from lockgate.tunnel.certificates import Certificates, Pair, public_pairs
 from lockgate.tunnel.edge import Hub
 from lockgate.tunnel.public import Public
+from lockgate.tunnel.renewals import Renewals
 from lockgate.tunnel.services import host_and_port
+from lockgate.tunnel.tls_alpn import Proofs
 from lockgate.tunnel.tunnels import TunnelsFile
 
 log = logging.getLogger(__name__)
@@ -31,16 +35,22 @@ class Edge:
 
     name = "edge"
 
-    def __init__(self, gateway: GatewayConfig, config: EdgeConfig) -> None:
+    def __init__(self, gateway: GatewayConfig, config: EdgeConfig, clock: Callable[[], float] = time.time) -> None:
+        """`clock`: the wall clock certificates are renewed by. Raises ConfigError."""
         self._config = config
         self.hub = Hub(TunnelsFile(config.tunnels_file(gateway)), config.location)
         folder = config.audit_folder(gateway)
         self.audit = AuditLog(folder, file_bytes=config.audit_file_bytes, files=config.audit_files)
         self.public = Public(self.hub, config.max_connections, self.audit)
-        pairs = pairs_of(config.certificates_folder(gateway))
-        self._https = Certificates(pairs, client_ca=config.client_ca_file, alpn=("http/1.1",))
+        proofs = Proofs()
+        self._renewals = _renewals(gateway, config, proofs, clock)
+
+        def pairs() -> list[Pair]:
+            return public_pairs(config, gateway)
+
+        self._https = Certificates(pairs, client_ca=config.client_ca_file, alpn=("http/1.1",), proofs=proofs)
         self._mqtts = Certificates(pairs, client_ca=config.client_ca_file, alpn=("mqtt", "x-amzn-mqtt-ca"))
-        self._tunnel = Certificates([config.tunnel_pair(gateway)], client_ca=None, alpn=())
+        self._tunnel = Certificates(lambda: [config.tunnel_pair(gateway)], client_ca=None, alpn=())
         self._servers: list[asyncio.Server] = []
 
     async def run(self, ready: Callable[[], None]) -> None:
@@ -51,11 +61,15 @@ class Edge:
             await self._listen("connectors", config.listen_tunnel, self.hub.accept, self._tunnel)
             await self._listen("HTTPS", config.listen_https, self.public.accept_https, self._https)
             await self._listen("MQTT over TLS", config.listen_mqtts, self.public.accept_mqtts, self._mqtts)
+            if self._renewals is not None:
+                self._renewals.start()
             ready()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.hub.keep())
                 tasks.create_task(self._keep_certificates())
         finally:
+            if self._renewals is not None:
+                self._renewals.close()
             for server in self._servers:
                 server.close()
             self.public.close()
@@ -85,7 +99,7 @@ class Edge:
             "connectors_refused": dict(hub.refused),
             "resumed": hub.resumed,
             "audit_lines_lost": self.audit.lost,
-        }
+        } | ({"acme": self._renewals.status()} if self._renewals is not None else {})
 
     def answers(self) -> Mapping[str, Callable[[Mapping[str, object]], Mapping[str, object]]]:
         """What `lockgate edge log` asks."""
@@ -124,6 +138,19 @@ class Edge:
             await asyncio.sleep(_LOOK_SECONDS)
             for one in (self._https, self._mqtts, self._tunnel):
                 await asyncio.to_thread(one.refresh)
+
+
+def _renewals(
+    gateway: GatewayConfig, config: EdgeConfig, proofs: Proofs, clock: Callable[[], float]
+) -> Renewals | None:
+    """What keeps the certificates of `[edge.acme]`. Raises ConfigError."""
+    if config.acme is None:
+        return None
+    library("acme.client", "acme", "edge.acme")
+    from lockgate.tunnel.acme_orders import Orders
+
+    orders = Orders(config.acme, config.acme.folder(gateway), proofs)
+    return Renewals(config.acme.files(gateway), orders.certificate, clock=clock)
 
 
 def _give_large_blocks_back() -> None:

@@ -69,12 +69,17 @@ def test_nothing_is_made(tmp_path: Path) -> None:
             "[sinks.s]\ntype = 'kafka'\nservers = ['h:9092']\ntopic = 't'\n",
             "sinks.s: needs the library aiokafka",
         ),
+        (
+            "[edge.acme]\nnames = ['a.example']\nagree_to_terms = true\n",
+            "edge.acme: needs the library acme",
+        ),
     ],
 )
-def test_the_data_path_is_tried(
+def test_the_data_path_and_libraries_are_tried(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str, says: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "aiokafka", None)  # as if it were not installed
+    for library in ("aiokafka", "acme.client"):
+        monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
     path = tmp_path / "lockgate.toml"
     path.write_text(text)
     assert main(["check", str(path)]) == 3
@@ -127,6 +132,18 @@ def test_filters_that_bring_a_message_twice_are_warned_of(
     path.write_text(text)
     assert main(["check", str(path)]) == 0
     assert capsys.readouterr().out.count("the processor gets what matches both twice") == warned
+
+
+def test_an_edge_with_acme_needs_no_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("acme")
+    toml = tmp_path / "lockgate.toml"
+    toml.write_text(
+        '[gateway]\ndata_dir = "data"\n[edge.acme]\nnames = ["a.example"]\nagree_to_terms = true\nca_file = "ca.pem"\n'
+    )
+    assert main(["check", str(toml)]) == 0
+    said = capsys.readouterr().out
+    assert "no certificate is in" not in said
+    assert f"Warning: edge.acme.ca_file: {tmp_path / 'ca.pem'}: cannot be read: No such file or directory" in said
 
 
 def test_both_ends_of_a_tunnel_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,4 +129,4 @@ def test_the_certificate_that_connectors_see_is_made_and_renewed(
 
 
 def tunnel_certificate(folder: Path) -> Certificates:
-    return Certificates([(folder / "tunnel.pem", folder / "tunnel.key")], client_ca=None, alpn=())
+    return Certificates(lambda: [(folder / "tunnel.pem", folder / "tunnel.key")], client_ca=None, alpn=())

@@ -11,6 +11,7 @@ import pytest
 from lockgate.config import lockgate_toml, reference
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import (
+    AcmeConfig,
     BrokerConfig,
     BrokerLimitsConfig,
     BufferConfig,
@@ -93,6 +94,9 @@ topic_prefix = "site/"
 type = "file"
 path = "out.jsonl"
 """
+
+
+ACME = "[edge.acme]\nagree_to_terms = true\n"
 
 
 def load(folder: Path, text: str, **environment: str) -> Config:
@@ -348,6 +352,16 @@ SINK = '[sinks.c]\ntype = "http"\nurl = "http://h/"\n'
         ),
         ("[broker.limits]\npublish_rate = -1", "lockgate.toml:2: broker.limits.publish_rate: -1 cannot be used"),
         ("[broker.limits]\ntopic_levels = 201", "201 cannot be used (accepted: 1 to 200)"),
+        ("[edge.acme]", "lockgate.toml:1: edge.acme.names: is missing (accepted: a list of host names without *"),
+        (ACME + "names = ['a.example', '*.b.example']", "lockgate.toml:3: edge.acme.names: "),
+        (ACME + "names = ['*.b.example']", "'*.b.example' is not the name of one host"),
+        (ACME + "names = ['192.0.2.1']", "'192.0.2.1' is not the name of one host"),
+        ("[edge.acme]\nnames = ['a.example']", "edge.acme.agree_to_terms: must be true: https://acme-v02."),
+        (ACME + "directory = 'http://h/'", "cannot be used (accepted: https://HOST[:PORT])"),
+        (ACME + "email = 'me'", "lockgate.toml:3: edge.acme.email: 'me' cannot be used (accepted: an address, as"),
+        (ACME + "eab_key_id = 'k'", "lockgate.toml:3: edge.acme.eab_key_id: stands without eab_hmac_file (accepted:"),
+        (ACME + "eab_hmac_file = 'f'", "lockgate.toml:3: edge.acme.eab_hmac_file: stands without eab_key_id"),
+        ("[edge]\nacme = 1", "lockgate.toml:2: edge.acme: must be a table: [edge.acme]"),
         ("[broker]\nserver_moved = 1", "lockgate.toml:2: broker.server_moved: 1 cannot be used (accepted: true or"),
         ("[broker]\ntrusted_proxies = ['10.0.0.1/8']", "10.0.0.1/8 has host bits set"),
         ("[broker]\nmosquitto_conf = 'none.conf'", "Error: Unable to open configuration file none.conf: No such file"),
@@ -355,6 +369,13 @@ SINK = '[sinks.c]\ntype = "http"\nurl = "http://h/"\n'
 )
 def test_mistakes_name_file_line_key_and_what_is_accepted(tmp_path: Path, text: str, says: str) -> None:
     assert says in refused(tmp_path, text)
+
+
+def test_acme_is_off_unless_its_section_or_a_variable_says_something(tmp_path: Path) -> None:
+    assert load(tmp_path, "[edge]\nlocation = 'HERE'").edge.acme is None
+    said = load(tmp_path, ACME, LOCKGATE_EDGE_ACME_NAMES='["A.example", "a.example"]').edge.acme
+    assert said == AcmeConfig(names=("a.example",), agree_to_terms=True)
+    assert load(tmp_path, "", LOCKGATE_EDGE_ACME_NAMES='["a.b"]', LOCKGATE_EDGE_ACME_AGREE_TO_TERMS="true").edge.acme
 
 
 def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:

@@ -209,6 +209,17 @@ def test_the_end_of_a_certificate_is_told(
         assert "in 10 days" in found[0].problem
 
 
+@pytest.mark.parametrize(("left", "told"), [(2.1, []), (1.9, ["warning"])])
+def test_a_certificate_for_days_ends_soon_when_a_third_of_them_is_left(
+    authority: Authority, left: float, told: list[str]
+) -> None:
+    certfile, _ = authority.issue("server", "localhost")
+    now = 1_800_000_000
+    end = now + int(left * 86_400)
+    one = dataclasses.replace(read(certfile.read_text())[0], begins_at=end - 6 * 86_400, ends_at=end)
+    assert [found.severity for found in certificates.times(certfile, one, "here", now)] == told
+
+
 def test_a_certificate_of_the_future_points_to_the_clock(authority: Authority, tmp_path: Path) -> None:
     case = tls(tmp_path, *authority.issue("server", "localhost"))
     found = only(dataclasses.replace(case, now=datetime.datetime(1970, 1, 2, tzinfo=datetime.UTC).timestamp()))

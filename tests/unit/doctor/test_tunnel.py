@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lockgate.config.model import ConnectorConfig, EdgeConfig, GatewayConfig
+from lockgate.config.model import AcmeConfig, ConnectorConfig, EdgeConfig, GatewayConfig
 from lockgate.doctor import tunnel
 from lockgate.doctor.case import Case
 from lockgate.doctor.finding import Finding
@@ -77,3 +77,25 @@ def test_the_edges_certificates_are_looked_at(tmp_path: Path) -> None:
     found = list(tunnel.of_edge(case))
     assert "certificate-name" in severities(found)
     assert "is not for edge.example, only for other.example" in str(found)
+
+
+def test_what_the_acme_server_brought_is_looked_at(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    for source, name in zip(authority.issue("tunnel", "a.example"), ("tunnel.pem", "tunnel.key"), strict=True):
+        (tmp_path / "edge").mkdir(exist_ok=True)
+        source.rename(tmp_path / "edge" / name)
+    acme = AcmeConfig(names=("a.example", "b.example"), agree_to_terms=True)
+    case = case_with(tmp_path, edge=EdgeConfig(acme=acme))
+    assert case.config is not None
+    fetched = acme.files(case.config.gateway)["a.example"]
+    fetched.parent.mkdir(parents=True)
+    certfile, keyfile = authority.issue("a", "other.example")
+    fetched.write_bytes(certfile.read_bytes() + keyfile.read_bytes())
+    fetched.chmod(0o644)
+    found = [one for one in tunnel.of_edge(case) if one.severity != "ok"]
+    assert {one.check: one.severity for one in found} == {
+        "secret": "error",
+        "certificate-name": "error",
+        "missing": "warning",
+    }
+    assert "no certificate for b.example has come from the ACME server yet" in str(found)
