@@ -833,6 +833,12 @@ SECTIONS: tuple[Section, ...] = (
             Key("location", values.TEXT, "how connectors call this edge in their log and figures"),
             Key("max_connections", values.whole_number(1, 1_000_000), "connections of the public side at a time"),
             Key(
+                "max_handshakes",
+                values.whole_number(1, 1_000_000),
+                "connections of each port that are in their TLS handshake at a time; where there are more, the oldest "
+                "of them are closed",
+            ),
+            Key(
                 "tunnels",
                 values.PATH,
                 "tunnels, their tokens, host names and policies, in JSON; changed by `lockgate edge tunnel` or by "

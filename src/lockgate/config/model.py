@@ -919,6 +919,7 @@ class EdgeConfig:
     client_ca_file: Path | None = None  # of devices' certificates
     location: str = "EDGE"  # as connectors show it
     max_connections: int = 20_000  # at the public side
+    max_handshakes: int = 1000  # at each port, in TLS
     tunnels: Path | None = None  # None: data_dir/edge/tunnels.json
     audit_dir: Path | None = None  # None: data_dir/edge/audit
     audit_file_bytes: int = 16 * 1024 * 1024

@@ -15,6 +15,7 @@ from lockgate.config.libraries import library
 from lockgate.config.model import EdgeConfig, GatewayConfig
 from lockgate.tunnel.audit import AuditLog
 from lockgate.tunnel.certificates import Certificates, Pair, public_pairs
+from lockgate.tunnel.doors import Door
 from lockgate.tunnel.edge import Hub
 from lockgate.tunnel.public import Public
 from lockgate.tunnel.renewals import Renewals
@@ -25,8 +26,6 @@ from lockgate.tunnel.tunnels import TunnelsFile
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS: Final = 5.0  # how often certificates are looked at
-_HANDSHAKE_SECONDS: Final = 15.0
-_BACKLOG: Final = 1024
 _M_MMAP_THRESHOLD: Final = -3  # of mallopt(3)
 
 
@@ -51,7 +50,7 @@ class Edge:
         self._https = Certificates(pairs, client_ca=config.client_ca_file, alpn=("http/1.1",), proofs=proofs)
         self._mqtts = Certificates(pairs, client_ca=config.client_ca_file, alpn=("mqtt", "x-amzn-mqtt-ca"))
         self._tunnel = Certificates(lambda: [config.tunnel_pair(gateway)], client_ca=None, alpn=())
-        self._servers: list[asyncio.Server] = []
+        self._doors: list[Door] = []
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve until cancelled."""
@@ -70,15 +69,15 @@ class Edge:
         finally:
             if self._renewals is not None:
                 self._renewals.close()
-            for server in self._servers:
-                server.close()
+            for door in self._doors:
+                door.close()
             self.public.close()
             await self.hub.close()
             await asyncio.to_thread(self.audit.close)
 
     def ports(self) -> list[int]:
         """Where it listens, in the order of `listen_tunnel`, `listen_https`, `listen_mqtts`."""
-        return [sock.getsockname()[1] for server in self._servers for sock in server.sockets]
+        return [sock.getsockname()[1] for door in self._doors for sock in door.sockets]
 
     def status(self) -> dict[str, object]:
         """What `lockgate status` shows."""
@@ -96,6 +95,7 @@ class Edge:
             "connections": counts.connections,
             "requests": counts.requests,
             "refused": counts.refused,
+            "handshakes_dropped": sum(door.dropped for door in self._doors),
             "connectors_refused": dict(hub.refused),
             "resumed": hub.resumed,
             "audit_lines_lost": self.audit.lost,
@@ -119,18 +119,10 @@ class Edge:
         factory: Callable[[], asyncio.BaseProtocol],
         certificates: Certificates,
     ) -> None:
-        loop = asyncio.get_running_loop()
         for address in addresses:
-            host, port = host_and_port(address)
-            server = await loop.create_server(
-                factory,
-                host or None,
-                port,
-                ssl=certificates.context,
-                backlog=_BACKLOG,
-                ssl_handshake_timeout=_HANDSHAKE_SECONDS,
-            )
-            self._servers.append(server)
+            door = Door(factory, certificates.context, self._config.max_handshakes)
+            self._doors.append(door)
+            await door.open(*host_and_port(address))
             log.info("Listening for %s at %s", what, address)
 
     async def _keep_certificates(self) -> None:
