@@ -12,9 +12,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# The same examples in every run of a commit; `make fuzz` draws new ones.
-hypothesis.settings.register_profile("steady", derandomize=True)
-hypothesis.settings.register_profile("drawn", derandomize=False)
+# The same examples in every run of a commit, however slow the machine is; `make fuzz` draws new ones.
+hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("drawn", derandomize=False, deadline=None)
 hypothesis.settings.load_profile("steady")
 
 

@@ -72,7 +72,11 @@ def test_the_session_of_our_own_bridge_is_nobody_elses() -> None:
     answer = peer.first()
     assert isinstance(answer, ConnAck)
     assert answer.reason_code == reason_codes.NOT_AUTHORIZED
-    assert server.broker.sessions["local.b"].connection is not None
+    assert peer.closed
+    assert peer.received() == []
+    session = server.broker.sessions["local.b"]
+    assert session.connection is not None
+    assert session.connection.own
 
 
 def test_the_session_of_our_own_bridge_does_not_expire() -> None:

@@ -344,10 +344,12 @@ def test_a_retained_message_that_is_there_again_hides_nothing_else() -> None:
     publisher.publish("t/a", b"x", retain=True)
     publisher.publish("t/a", b"", retain=True)
     publisher.publish("t/a", b"y", retain=True)
-    publisher.publish("t/a", b"123456", 1)
-    finding = only(server)
-    assert (finding.reason, finding.count) == ("refused", 2)
-    assert finding.text.endswith("was refused: it is larger than message_size_limit")
+    server.client("q").publish("t/a", b"123456", 1)
+    findings = ask(server)
+    assert [one.reason for one in findings] == ["refused", "refused"]
+    assert {one.text for one in findings} == {
+        f"a message on this topic from client {who!r} was refused: it is larger than message_size_limit" for who in "pq"
+    }
 
 
 @pytest.mark.parametrize(("username", "who"), [("alice", "user 'alice'"), (None, "an anonymous client")])
@@ -360,6 +362,17 @@ def test_not_permitted(username: str | None, who: str) -> None:
     finding = only(server)
     assert (finding.reason, finding.count) == ("not permitted", 0)
     assert finding.text == f"the rules do not let {who} with client id 'c' receive this topic"
+
+
+def test_what_is_not_permitted_needs_no_other_reason() -> None:
+    rules = Rules()
+    server = Server(listener=rules.listener())
+    client = server.client("c", session_expiry_interval=60)
+    client.subscribe("t/#")
+    client.lose()
+    assert [one.reason for one in ask(server)] == ["not connected", "disconnected"]
+    rules.deny("receive", "t/a")
+    assert [one.reason for one in ask(server)] == ["not permitted", "disconnected"]
 
 
 def test_a_publisher_that_is_not_permitted() -> None:

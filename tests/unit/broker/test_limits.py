@@ -31,6 +31,7 @@ from lockgate.mqtt.packets import (
 from lockgate.mqtt.properties import Properties
 from lockgate.net.service import broker_limits
 from tests.support import raw
+from tests.support.rules import Rules
 from tests.support.server import Peer, Server
 
 VERSIONS = [V3_1, V3_1_1, V5]
@@ -428,6 +429,26 @@ def test_other_limits_count_from_the_reload_on() -> None:
     answer = third.one()
     assert isinstance(answer, ConnAck)
     assert answer.properties == Properties(server_reference="mqtt://elsewhere")
+
+
+def test_a_reload_forgets_what_followed_from_the_old_limits_and_rules() -> None:
+    rules = Rules()
+    server = Server(Limits(ack_after=(("t/#", False),)), rules.listener())
+    watcher = server.client("w")
+    watcher.subscribe("t/#")
+    away = server.client("away", session_expiry_interval=60)
+    away.subscribe("t/#")
+    away.lose()
+    publisher = server.client("p")
+    publisher.publish("t/1", b"1")
+    assert not server.broker.router.acknowledges_on_disk("t/1")
+    rules.deny("publish", "t/1")
+    server.broker.reload(Limits(queue_qos_0=True), ServerInformation())
+    assert server.broker.router.acknowledges_on_disk("t/1")
+    publisher.publish("t/1", b"2")
+    publisher.publish("t/2", b"3")
+    assert watcher.messages() == [("t/1", b"1"), ("t/2", b"3")]
+    assert server.broker.sessions["away"].queued_count == 1
 
 
 def test_connections_without_an_address_count_for_none() -> None:

@@ -315,6 +315,7 @@ def test_a_client_that_waits_to_be_let_in_holds_memory_and_its_place(server: Ser
     server.flush()
     peer.expect(ConnAck)
     used = server.broker.memory.used
+    assert used < before + CONNECT_PACKET_BYTES
     peer.send(PingReq())
     assert peer.one() == PingResp()
     assert server.broker.memory.used == used
@@ -400,7 +401,7 @@ def test_what_was_remembered_for_another_user_is_forgotten(rules: Rules) -> None
 
 
 @pytest.mark.parametrize("denied", [True, False])
-@pytest.mark.parametrize("expiry", [0, 9], ids=["no session", "a session"])
+@pytest.mark.parametrize("expiry", [0, 9, 900], ids=["no session", "a session that ends", "a session"])
 def test_a_will_that_a_crash_left_is_asked_about_for_its_user(rules: Rules, expiry: int, denied: bool) -> None:
     server = Server(listener=rules.listener(), disk=Disk())
     will = Will("will", b"x", properties=Properties(will_delay_interval=5))
@@ -775,6 +776,26 @@ def test_who_subscribed_at_qos_0_and_is_away_gets_nothing_later_for_all_that() -
     peer.send(Publish("t", b"x", 1, packet_id=1))
     assert peer.one() == PubAck(1)
     assert server.broker.sessions["c"].queued_count == 0
+
+
+def test_what_goes_to_nobody_waits_for_no_commit() -> None:
+    server = Server(Limits(upgrade_outgoing_qos=True), slow_store=True)
+    away = server.client("c", session_expiry_interval=100)
+    away.send(Subscribe(1, [SubscriptionRequest("t", 0)]))
+    away.lose()
+    peer = server.client("p")
+    peer.send(Publish("t", b"x", 1, packet_id=1))
+    assert peer.one() == PubAck(1)  # though nothing is committed yet
+
+
+def test_one_copy_goes_to_who_has_not_come_back_since_a_crash_too() -> None:
+    server = Server(Limits(allow_duplicate_messages=False), disk=Disk())
+    peer = server.client("c", V3_1_1, False)
+    peer.send(Subscribe(1, [SubscriptionRequest("t/+", 1), SubscriptionRequest("t/#", 1)]))
+    server.settle()
+    server = server.crash()
+    server.client("p").publish("t/1", b"x", 1)
+    assert server.broker.sessions["c"].queued_count == 1
 
 
 def test_qos_0_that_was_queued_is_held_no_longer_than_it_waits() -> None:

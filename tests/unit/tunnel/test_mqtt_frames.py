@@ -121,7 +121,7 @@ frames = st.lists(
     ),
     max_size=6,
 )
-cuts = st.lists(st.integers(1, 700), min_size=1, max_size=5)
+cuts = st.lists(st.integers(1, 7000), min_size=1, max_size=5)
 
 
 @given(frames, cuts)
