@@ -10,6 +10,7 @@ from lockgate.transport.websocket import apply_mask
 _FIN, _RESERVED, _OPCODE, _MASKED, _LENGTH = 0x80, 0x70, 0x0F, 0x80, 0x7F
 _CONTINUATION, _BINARY, _CLOSE = 0x0, 0x2, 0x8
 _MQTT: Final = frozenset((_CONTINUATION, _BINARY))
+_EXTENDED: Final = {126: 2, 127: 8}  # bytes of a length that is behind the second byte
 _LONGEST_HEAD: Final = 14  # bytes
 
 
@@ -59,7 +60,7 @@ class FrameBoundaries:
         head = self._head + data[at : at + _LONGEST_HEAD - before]
         size = 2
         if len(head) >= 2:
-            extended = {126: 2, 127: 8}.get(head[1] & _LENGTH, 0)
+            extended = _EXTENDED.get(head[1] & _LENGTH, 0)
             size += extended + (4 if head[1] & _MASKED else 0)
         if len(head) < size:
             self._head = head
