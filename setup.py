@@ -23,6 +23,8 @@ COMPILED_MODULES = (
     "src/lockgate/storage/changes.py",
     "src/lockgate/storage/checksums.py",
 )
+# What is compiled names modules that are not, and these name libraries, which need not be there for a build.
+MYPY_OPTIONS = ("--follow-imports=silent",)
 
 
 def modules() -> list[str]:
@@ -64,7 +66,10 @@ def extensions() -> list[Extension]:
     from mypyc.build import mypycify
 
     return mypycify(
-        modules(), opt_level=os.environ.get("LOCKGATE_OPT_LEVEL", "3"), debug_level="0", group_name="lockgate"
+        [*MYPY_OPTIONS, *modules()],
+        opt_level=os.environ.get("LOCKGATE_OPT_LEVEL", "3"),
+        debug_level="0",
+        group_name="lockgate",
     )
 
 
