@@ -156,7 +156,7 @@ for one in distributions(path=["/opt/lockgate/lib/python3.11/site-packages"]):
 def test_nothing_is_in_it_that_does_not_belong_there(either: str) -> None:
     names = contents(either)
     ours = [name for name in names if name.startswith(("opt/lockgate", "mosquitto"))]
-    assert not [name for name in ours if _SECRET.search(name)]
+    assert not [name for name in ours if _SECRET.search(name) and not name.endswith("/certifi/cacert.pem")]  # public
     assert not [name for name in ours if "/pip/" in name or name.endswith(".whl")]
     assert "usr/bin/gcc" not in names
     if "small" in either:
