@@ -21,7 +21,8 @@ trap finish EXIT
 missing=()
 command -v dockerd >/dev/null || missing+=(docker.io iptables)
 [ -x /usr/bin/docker-compose ] || missing+=(docker-compose) # version 1.29; the current one comes with the extra dev
-[ -z "${PODMAN:-}" ] || command -v podman >/dev/null || missing+=(podman runc)
+# catatonit is what holds a pod
+[ -z "${PODMAN:-}" ] || { command -v podman && command -v catatonit; } >/dev/null || missing+=(podman runc catatonit)
 command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
 command -v docker-registry >/dev/null || missing+=(docker-registry) # `lockgate deploy` pulls from it, with a login
 command -v htpasswd >/dev/null || missing+=(apache2-utils)
