@@ -25,6 +25,7 @@ from lockgate.access import secret_file
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import AcmeConfig
 from lockgate.config.secrets import first_line
+from lockgate.tunnel.certificates import load_authorities
 from lockgate.tunnel.renewals import OrderError
 from lockgate.tunnel.tls_alpn import Proofs, private_key_pem
 
@@ -59,7 +60,7 @@ class Orders:
         self._proofs = proofs
         self._hmac_key = _hmac_key(config.eab_hmac_file) if config.eab_hmac_file is not None else ""
         if config.ca_file is not None:
-            _check_ca(config.ca_file)
+            load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), config.ca_file)  # requests says less of it
         self._key = JWKEC(key=_account_key(folder / "account.key"))
 
     def certificate(self, name: str) -> bytes:
@@ -152,13 +153,6 @@ def _hmac_key(path: Path) -> str:
     except binascii.Error:
         raise ConfigError("is no key", path=path, accepted="base64url in the first line") from None
     return base64.urlsafe_b64encode(key).decode()  # where it may have been + and /
-
-
-def _check_ca(path: Path) -> None:
-    try:
-        ssl.create_default_context(cafile=path)
-    except OSError as error:
-        raise ConfigError(f"cannot be used: {error}", path=path, accepted="certificates in PEM") from None
 
 
 def _account_key(path: Path) -> ec.EllipticCurvePrivateKey:

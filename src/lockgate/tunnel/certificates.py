@@ -102,12 +102,7 @@ class Certificates:
         if self._alpn:
             context.set_alpn_protocols(list(self._alpn))
         if self._client_ca is not None:
-            try:
-                context.load_verify_locations(self._client_ca)
-            except OSError as error:
-                raise ConfigError(
-                    f"cannot be used: {error}", path=self._client_ca, accepted="certificates in PEM"
-                ) from None
+            load_authorities(context, self._client_ca)
             context.verify_mode = ssl.CERT_OPTIONAL
         return context
 
@@ -134,6 +129,14 @@ class Certificates:
         files = [file for pair in pairs for file in pair]
         files += [self._client_ca] if self._client_ca is not None else []
         return [(file, stamp_if_there(file)) for file in files]
+
+
+def load_authorities(context: ssl.SSLContext, ca_file: Path) -> None:
+    """Trust what the authorities of a file have signed. Raises ConfigError."""
+    try:
+        context.load_verify_locations(ca_file)
+    except OSError as error:
+        raise ConfigError(f"cannot be used: {error}", path=ca_file, accepted="certificates in PEM") from None
 
 
 def public_pairs(config: EdgeConfig, gateway: GatewayConfig) -> list[Pair]:
