@@ -28,6 +28,11 @@ class Histogram:
         self._counts[bisect.bisect_left(self._bounds, value)] += 1
         self._sum += value
 
+    @property
+    def count(self) -> int:
+        """How many values there were."""
+        return sum(self._counts)
+
     def lines(self, name: str, labels: str = "") -> Iterator[str]:
         """Prometheus' text, without its TYPE; `labels` as `a="b",c="d"`."""
         total = 0
@@ -52,11 +57,14 @@ class Calls:
 
     def __init__(self) -> None:
         self.latency: dict[str, Histogram] = defaultdict(lambda: Histogram(_CALL_SECONDS))
-        self.operations: dict[str, int] = defaultdict(int)
         self.failures: dict[str, int] = defaultdict(int)
+
+    @property
+    def operations(self) -> dict[str, int]:
+        """How many there were."""
+        return {method: latency.count for method, latency in self.latency.items()}
 
     def count(self, method: str, seconds: float, *, failed: bool) -> None:
         """One has been answered, or never will be."""
-        self.operations[method] += 1
         self.failures[method] += failed
         self.latency[method].observe(seconds)
