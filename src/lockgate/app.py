@@ -11,7 +11,6 @@ import errno
 import importlib
 import logging
 import os
-import queue
 import signal
 import threading
 import time
@@ -40,6 +39,7 @@ STOP_SECONDS = 2.5  # for all services of a process together; whoever started it
 VENDORS_EDGES = ("region1.v2.argotunnel.com:7844", "region2.v2.argotunnel.com:7844")
 VENDORS_NAME = "h2.cftunnel.com"
 FAILED, MISCONFIGURED = 1, 3  # exit codes, Mosquitto's
+_IS_READY, _HAS_ENDED = 0, 255  # what a host's thread tells; between them lie the numbers of signals
 
 
 class Service(Protocol):
@@ -461,23 +461,21 @@ def _run_one(host: _Host) -> int:
 
 
 def _run_many(hosts: Sequence[_Host]) -> int:
-    events: queue.SimpleQueue[_Host | None] = (
-        queue.SimpleQueue()
-    )  # a host that is ready; None: a signal, or one has ended
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: events.put(None))
-    for number in SIGNALS:
-        signal.signal(number, lambda given, _frame: _request_all(hosts, signal.Signals(given)))
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told)  # a handler in Python would miss a signal that comes just before a wait
+    for number in (signal.SIGTERM, signal.SIGINT, *SIGNALS):
+        signal.signal(number, lambda *_: None)
     threads: list[threading.Thread] = []
     try:
         for host in hosts:
-            threads.append(threading.Thread(target=_run_thread, args=(host, events), name=host.name, daemon=True))
+            threads.append(threading.Thread(target=_run_thread, args=(host, told), name=host.name, daemon=True))
             threads[-1].start()
-            if events.get() is None:
+            if _next_event(heard, hosts) != _IS_READY:
                 break
         else:
             service_manager.tell(service_manager.READY)
-            events.get()
+            _next_event(heard, hosts)
     finally:
         service_manager.tell(service_manager.STOPPING)
         deadline = time.monotonic() + max(host.stop_seconds for host in hosts)
@@ -490,16 +488,23 @@ def _run_many(hosts: Sequence[_Host]) -> int:
     return next((host.exit_code for host in hosts if host.exit_code), 0)
 
 
-def _request_all(hosts: Sequence[_Host], number: signal.Signals) -> None:
-    for host in hosts:
-        host.request(number)
+def _next_event(heard: int, hosts: Sequence[_Host]) -> int:
+    """Wait until a host is ready or has ended, or all are to stop; every host hears what else a signal asks for."""
+    while (event := os.read(heard, 1)[0]) in SIGNALS:
+        for host in hosts:
+            host.request(signal.Signals(event))
+    return event
 
 
-def _run_thread(host: _Host, events: queue.SimpleQueue[_Host | None]) -> None:
+def _run_thread(host: _Host, told: int) -> None:
     try:
-        host.run(lambda: events.put(host))
+        host.run(lambda: _tell(told, _IS_READY))
     finally:
-        events.put(None)
+        _tell(told, _HAS_ENDED)
+
+
+def _tell(told: int, event: int) -> None:
+    os.write(told, bytes((event,)))
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -18,10 +18,21 @@ from lockgate.supervisor import Supervisor
 
 # Answers on its status socket, says its pid, and ends on SIGTERM.
 SERVICE = """
-import os, signal, socket, sys
-def stop(*_):
-    os.write(1, b"bye\\n"); os.unlink(sys.argv[1]); os._exit(0)
-signal.signal(signal.SIGTERM, stop)
+import os, signal, socket, sys, threading
+def stop():
+    print("bye", flush=True); os.unlink(sys.argv[1]); os._exit(0)
+def heed():
+    try:
+        while True:
+            if signal.sigwait(heard) == signal.SIGTERM:
+                stop()
+            else:
+                print("hup", flush=True)
+    except OSError:
+        os._exit(1)  # whoever listened is gone
+heard = {signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, heard)
+threading.Thread(target=heed, daemon=True).start()
 server = socket.socket(socket.AF_UNIX)
 if os.path.exists(sys.argv[1]): os.unlink(sys.argv[1])
 server.bind(sys.argv[1]); server.listen()
@@ -103,11 +114,9 @@ async def test_a_killed_child_is_started_again_and_the_others_stay(
 
 
 async def test_a_hangup_reaches_the_children_and_harms_none_that_does_not_listen_yet(tmp_path: Path) -> None:
-    listening = SERVICE.replace(
-        "server = ", "signal.signal(signal.SIGHUP, lambda *_: os.write(1, b'hup\\n'))\nserver = "
-    )
+    listening = SERVICE.replace("{signal.SIGTERM}", "{signal.SIGTERM, signal.SIGHUP}")
     output, stop = Output(), asyncio.Event()
-    watched = supervise(tmp_path, output, [["a"]], "import signal\n" + listening)
+    watched = supervise(tmp_path, output, [["a"]], listening)
     running = asyncio.create_task(watched.run(stop))
     while watched._stages[0][0]._process is None:
         await asyncio.sleep(0)

@@ -123,20 +123,22 @@ def _be_init(command: str, serves: bool) -> None:
 
 def _watch() -> None:
     """Return in a child; stay behind, pass signals on, take leave of every process, and end as the child does."""
-    passed_on = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)  # what comes before the handlers are there waits for them
+    passed_on = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN}
+    awaited = {signal.SIGCHLD, *passed_on}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # for good: a handler would miss one just before a wait
     child = os.fork()
     if not child:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
-    for number in passed_on:
-        signal.signal(number, lambda given, _frame: os.kill(child, given))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
     while True:
-        ended, status = os.wait()
-        if ended == child:
-            code = os.waitstatus_to_exitcode(status)
-            os._exit(code if code >= 0 else 128 - code)
+        number = signal.sigwait(awaited)
+        if number in passed_on:
+            os.kill(child, number)
+            continue
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):  # one signal may stand for several
+            if ended.si_pid == child:
+                killed = ended.si_code != os.CLD_EXITED
+                os._exit(128 + ended.si_status if killed else ended.si_status)
 
 
 # --- mounts and the user ---------------------------------------------------------------------------------------------

@@ -199,8 +199,9 @@ def test_the_first_process_ends_as_its_child_does(action: str, status: int) -> N
 
 def test_the_first_process_passes_a_signal_on() -> None:
     script = (
-        "import os, signal, sys\nfrom lockgate.cli import container\ncontainer._watch()\n"
-        "signal.signal(signal.SIGHUP, lambda *_: sys.exit(9))\nprint(flush=True)\nsignal.pause()\n"
+        "import signal, sys\nfrom lockgate.cli import container\ncontainer._watch()\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])\nprint(flush=True)\n"
+        "sys.exit(8 + signal.sigwait([signal.SIGHUP]))\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
