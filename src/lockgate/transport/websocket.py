@@ -18,16 +18,25 @@ from websockets.typing import Origin, Subprotocol
 
 from lockgate.transport.layer import TransportError
 from lockgate.transport.mistakes import WEBSOCKET, likely_mistake
-
-try:
-    from websockets.speedups import apply_mask as apply_mask
-except ImportError:  # the library was built without a C compiler
-    from websockets.utils import apply_mask as apply_mask
+from lockgate.transport.websocket_frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    FIN,
+    LONGEST_CONTROL,
+    OPCODE,
+    PING,
+    PONG,
+    RESERVED,
+    TEXT,
+    apply_mask,
+    frame,
+    read_head,
+    turn_mask,
+)
 
 SUBPROTOCOLS: Final = ("mqtt", "mqttv3.1")  # the older name is what MQTT 3.1 clients offer
 
-_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
-_FIN, _RESERVED, _OPCODE, _MASKED, _LENGTH = 0x80, 0x70, 0x0F, 0x80, 0x7F
 _NORMAL, _PROTOCOL_ERROR, _UNSUPPORTED_DATA, _INVALID_DATA = 1000, 1002, 1003, 1007
 
 # The library tells at info what the broker tells itself; its errors are ours.
@@ -109,7 +118,7 @@ class WebSocket:
         """Give `data` as one binary frame, behind what the layer itself has to say."""
         said = self._answer + self._pong
         if data and self._opened and self._close_code:
-            said += _frame(_BINARY, data)
+            said += frame(BINARY, data)
         said += self._echo
         self._answer = self._pong = self._echo = b""
         return said
@@ -118,7 +127,7 @@ class WebSocket:
         """Give `data` as a frame and the Close frame, unless that was sent (§7.1.1)."""
         out = self.send(data)
         if self._opened and self._close_code:
-            out += _frame(_CLOSE, self._close_code.to_bytes(2, "big"))
+            out += frame(CLOSE, self._close_code.to_bytes(2, "big"))
             self._close_code = 0
         return out
 
@@ -186,63 +195,51 @@ class WebSocket:
             self._left = left = left - len(piece)
             pieces.append(apply_mask(piece, self._mask))
             if left:
-                turn = len(piece) & 3
-                self._mask = self._mask[turn:] + self._mask[:turn]
+                self._mask = turn_mask(self._mask, len(piece))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _read_head(self, data: bytes, at: int) -> int:
         """Read the head of a frame, and all of a control frame; give where the next bytes begin, 0 if some miss."""
-        begin = at + 6
-        size = len(data)
-        if size < begin:
+        head = read_head(data, at)
+        if head is None:
             return 0
-        first, second = data[at], data[at + 1]
-        opcode = first & _OPCODE
-        if first & _RESERVED:
+        first, length, mask, begin = head
+        opcode = first & OPCODE
+        if first & RESERVED:
             raise self._broken("a frame with reserved bits, and no extension was agreed on")
-        if not second & _MASKED:
+        if not mask:
             raise self._broken("a frame that is not masked")
-        length = second & _LENGTH
-        if length == 126:
-            begin += 2
-            length = int.from_bytes(data[at + 2 : at + 4], "big")
-        elif length == 127:
-            begin += 8
-            length = int.from_bytes(data[at + 2 : at + 10], "big")
-        if size < begin:
-            return 0
-        mask = data[begin - 4 : begin]
-        if opcode >= _CLOSE:
-            if length > 125 or not first & _FIN:
+        if opcode >= CLOSE:
+            if length > LONGEST_CONTROL or not first & FIN:
                 raise self._broken("a control frame that is fragmented or longer than 125 bytes")
-            if size < begin + length:
+            if len(data) < begin + length:
                 return 0
             self._control(opcode, apply_mask(data[begin : begin + length], mask))
             return begin + length
-        if opcode == _TEXT:
+        if opcode == TEXT:
             raise self._broken("a text frame; MQTT needs binary frames", _UNSUPPORTED_DATA)  # [MQTT-6.0.0-1]
-        if opcode > _BINARY:
+        if opcode > BINARY:
             raise self._broken(f"a frame with the unknown opcode {opcode}")
-        if (opcode == _CONTINUATION) != self._within:
-            raise self._broken("a continuation without a message" if opcode == _CONTINUATION else "two messages in one")
+        if (opcode == CONTINUATION) != self._within:
+            raise self._broken("a continuation without a message" if opcode == CONTINUATION else "two messages in one")
         if length >> 63:
             raise self._broken("a frame of more than 2^63 bytes")
-        self._within = not first & _FIN
+        self._within = not first & FIN
         self._left = length
         self._mask = mask
         return begin
 
     def _control(self, opcode: int, payload: bytes) -> None:
-        if opcode == _PING:
+        if opcode == PING:
             if self._close_code:
-                self._pong = _frame(_PONG, payload)  # to the latest one only, which §5.5.3 allows: this stays small
-        elif opcode == _CLOSE:
+                self._pong = frame(PONG, payload)  # to the latest one only, which §5.5.3 allows: this stays small
+        elif opcode == CLOSE:
             self._check_close(payload)
             if self._close_code:
-                self._echo = _frame(_CLOSE, payload[:2])
+                self._echo = frame(CLOSE, payload[:2])
                 self._close_code = 0
             self.ended = True
-        elif opcode != _PONG:
+        elif opcode != PONG:
             raise self._broken(f"a frame with the unknown opcode {opcode}")
 
     def _check_close(self, payload: bytes) -> None:
@@ -270,15 +267,6 @@ def _choose_subprotocol(protocol: ServerProtocol, offered: Sequence[Subprotocol]
             return Subprotocol(name)
     told = f"only {', '.join(offered)}" if offered else "none"
     raise NegotiationError(f"the client must offer the subprotocol mqtt, and offers {told}")
-
-
-def _frame(opcode: int, payload: bytes) -> bytes:
-    length = len(payload)
-    if length < 126:
-        return bytes((_FIN | opcode, length)) + payload
-    if length < 65536:
-        return bytes((_FIN | opcode, 126, length >> 8, length & 0xFF)) + payload
-    return bytes((_FIN | opcode, 127)) + length.to_bytes(8, "big") + payload
 
 
 def _printable(text: str) -> str:

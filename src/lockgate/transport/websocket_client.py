@@ -8,11 +8,22 @@ import os
 from typing import Final
 
 from lockgate.transport.layer import TransportError
+from lockgate.transport.websocket_frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    FIN,
+    LONGEST_CONTROL,
+    OPCODE,
+    PING,
+    PONG,
+    RESERVED,
+    masked_frame,
+    read_head,
+)
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _HEAD_BYTES: Final = 8192  # of the answer to the handshake
-_CONTINUATION, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x2, 0x8, 0x9, 0xA
-_FIN, _RESERVED, _OPCODE, _MASKED, _LENGTH = 0x80, 0x70, 0x0F, 0x80, 0x7F
 
 
 class WebSocketLayer:
@@ -72,7 +83,7 @@ class WebSocketLayer:
         elif not self._closing:
             data, self._held = self._held + data, b""
             if data:
-                said += _frame(_BINARY, data)
+                said += masked_frame(BINARY, data)
         return said
 
     def finish(self, data: bytes) -> bytes:
@@ -80,7 +91,7 @@ class WebSocketLayer:
         said = self.send(data)
         if self.is_open and not self._closing:
             self._closing = True
-            said += _frame(_CLOSE, (1000).to_bytes(2, "big"))
+            said += masked_frame(CLOSE, (1000).to_bytes(2, "big"))
         return said
 
     def _open(self, data: bytes) -> bytes:
@@ -123,44 +134,26 @@ class WebSocketLayer:
 
     def _read_head(self, data: bytes, at: int) -> int:
         """Read the head of a frame, and all of a control frame; give where the next bytes begin, 0 if some miss."""
-        if len(data) < at + 2:
+        head = read_head(data, at)
+        if head is None:
             return 0
-        first, second = data[at], data[at + 1]
-        opcode, length, begin = first & _OPCODE, second & _LENGTH, at + 2
-        if first & _RESERVED or second & _MASKED or opcode not in (_CONTINUATION, _BINARY, _CLOSE, _PING, _PONG):
+        first, length, mask, begin = head
+        opcode = first & OPCODE
+        if first & RESERVED or mask or opcode not in (CONTINUATION, BINARY, CLOSE, PING, PONG):
             raise TransportError("WebSocket: a frame that MQTT does not use, or none")
-        if length > 125:
-            begin += 2 if length == 126 else 8
-            length = int.from_bytes(data[at + 2 : begin], "big")
-        if len(data) < begin:
-            return 0
-        if opcode < _CLOSE:
+        if opcode < CLOSE:
             self._left = length
             return begin
-        if length > 125 or not first & _FIN:
+        if length > LONGEST_CONTROL or not first & FIN:
             raise TransportError("WebSocket: a control frame that is fragmented or longer than 125 bytes")
         if len(data) < begin + length:
             return 0
         payload = data[begin : begin + length]
-        if opcode == _PING:
-            self._pong = _frame(_PONG, payload)
-        elif opcode == _CLOSE:
+        if opcode == PING:
+            self._pong = masked_frame(PONG, payload)
+        elif opcode == CLOSE:
             if not self._closing:
                 self._closing = True
-                self._pong = _frame(_CLOSE, payload[:2])
+                self._pong = masked_frame(CLOSE, payload[:2])
             self.ended = True
         return begin + length
-
-
-def _frame(opcode: int, payload: bytes) -> bytes:
-    length = len(payload)
-    if length < 126:
-        head = bytes((_FIN | opcode, _MASKED | length))
-    elif length < 65_536:
-        head = bytes((_FIN | opcode, _MASKED | 126)) + length.to_bytes(2, "big")
-    else:
-        head = bytes((_FIN | opcode, _MASKED | 127)) + length.to_bytes(8, "big")
-    mask = os.urandom(4)
-    key = (mask * (length // 4 + 1))[:length]  # one long number XOR another is the quickest there is without C of ours
-    masked = (int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")).to_bytes(length, "big")
-    return head + mask + masked

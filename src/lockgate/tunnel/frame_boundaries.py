@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from lockgate.transport.layer import TransportError
-from lockgate.transport.websocket import apply_mask
-
-_FIN, _RESERVED, _OPCODE, _MASKED, _LENGTH = 0x80, 0x70, 0x0F, 0x80, 0x7F
-_CONTINUATION, _BINARY, _CLOSE = 0x0, 0x2, 0x8
-_MQTT: Final = frozenset((_CONTINUATION, _BINARY))
-_EXTENDED: Final = {126: 2, 127: 8}  # bytes of a length that is behind the second byte
-_LONGEST_HEAD: Final = 14  # bytes
+from lockgate.transport.websocket_frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    FIN,
+    LONGEST_HEAD,
+    OPCODE,
+    RESERVED,
+    apply_mask,
+    read_head,
+    turn_mask,
+)
 
 
 class FrameBoundaries:
@@ -50,30 +53,24 @@ class FrameBoundaries:
             return end, b""
         payload = data[at:end]
         if self._mask and payload:
-            turn = len(payload) & 3
-            payload, self._mask = apply_mask(payload, self._mask), self._mask[turn:] + self._mask[:turn]
+            payload, self._mask = apply_mask(payload, self._mask), turn_mask(self._mask, len(payload))
         return end, payload
 
     def _read_head(self, data: bytes, at: int) -> int:
         """Give where the payload begins, or the end of `data` where that is not there yet."""
         before = len(self._head)
-        head = self._head + data[at : at + _LONGEST_HEAD - before]
-        size = 2
-        if len(head) >= 2:
-            extended = _EXTENDED.get(head[1] & _LENGTH, 0)
-            size += extended + (4 if head[1] & _MASKED else 0)
-        if len(head) < size:
-            self._head = head
+        begun = self._head + data[at : at + LONGEST_HEAD - before]
+        head = read_head(begun, 0)
+        if head is None:
+            self._head = begun
             self.is_control = False
             return len(data)
         self._head = b""
-        first, length = head[0], head[1] & _LENGTH
-        opcode = first & _OPCODE
-        self.is_control = opcode >= _CLOSE
-        if first & _RESERVED or not (self.is_control or opcode in _MQTT):
+        first, self._left, self._mask, begin = head
+        opcode = first & OPCODE
+        self.is_control = opcode >= CLOSE
+        if first & RESERVED or not (self.is_control or opcode in (CONTINUATION, BINARY)):
             raise TransportError("WebSocket: a frame that MQTT does not use")
         if not self.is_control:
-            self._within = not first & _FIN
-        self._left = int.from_bytes(head[2 : 2 + extended], "big") if extended else length
-        self._mask = head[size - 4 : size] if head[1] & _MASKED else b""
-        return at + size - before
+            self._within = not first & FIN
+        return at + begin - before

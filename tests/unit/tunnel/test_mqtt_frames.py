@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lockgate.mqtt.encoder import PINGREQ_FRAME, encode
 from lockgate.mqtt.packets import V5, ConnAck, Connect, Publish
-from lockgate.transport.websocket import apply_mask
+from lockgate.transport.websocket_frames import apply_mask
 from lockgate.tunnel.frame_boundaries import FrameBoundaries
 from lockgate.tunnel.mqtt_frames import MqttFrames
 from tests.support.pieces import in_pieces
