@@ -65,32 +65,47 @@ class Certificates:
         self._alpn = alpn
         self._proofs = proofs if proofs is not None else Proofs()
         self._told = ""  # why they could not be read again, last
+        self._loaded: dict[Pair, _Loaded] = {}
         pairs = find()
         self._seen = self._state(pairs)
-        self._load(pairs)
+        if problem := self._load(pairs):
+            raise problem
 
     def refresh(self) -> bool:
-        """Read the files again if they have changed; what cannot be used leaves what was there. Never raises."""
+        """Read the files again if they have changed; a pair that cannot be used stays what it was. Never raises."""
         try:
             pairs = self._find()
             seen = self._state(pairs)
             if seen == self._seen:
                 return False
             self._seen = seen
-            self._load(pairs)
+            if problem := self._load(pairs):
+                raise problem
         except ConfigError as error:
             if str(error) != self._told:
-                log.error("The certificates stay what they were: %s", error)
+                log.error("Certificates stay what they were: %s", error)
             self._told = str(error)
             return False
         self._told = ""
         log.info("The certificates were read again; connections that are open go on")
         return True
 
-    def _load(self, pairs: Sequence[Pair]) -> None:
-        loaded = [self._read(chain, key) for chain, key in pairs]
-        self._by_name = {name: one.context for one in reversed(loaded) for name in one.names}
-        self.context = loaded[0].context if loaded else self._new_context()
+    def _load(self, pairs: Sequence[Pair]) -> ConfigError | None:
+        """Read them all; a pair that cannot be used is what it was before. Gives what is wrong with the first such."""
+        problem = None
+        loaded: dict[Pair, _Loaded] = {}
+        for pair in pairs:
+            try:
+                loaded[pair] = self._read(*pair)
+            except ConfigError as error:
+                problem = problem or error
+                if pair in self._loaded:
+                    loaded[pair] = self._loaded[pair]
+        contexts = [one.context for one in loaded.values()]
+        self.context = contexts[0] if contexts else self._new_context()
+        self._by_name = {name: one.context for one in reversed(loaded.values()) for name in one.names}
+        self._loaded = loaded
+        return problem
 
     def _new_context(self) -> LookingContext:
         """Without a certificate. A port's first context decides for good whether its clients are asked for one."""

@@ -122,8 +122,27 @@ def test_a_certificate_that_comes_is_taken_and_one_that_goes_stays(
     there[:] = pairs[1:]
     assert not certificates.refresh()
     assert not certificates.refresh()
-    assert caplog.text.count("The certificates stay what they were: none is there") == 1
+    assert caplog.text.count("Certificates stay what they were: none is there") == 1
     assert hosts(shown(certificates, "a.example", [])[1]) == ["a.example"]
+
+
+def test_a_broken_pair_stays_what_it_was_and_holds_up_no_other(
+    pairs: list[Pair], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificates = Certificates(lambda: pairs, client_ca=None, alpn=())
+    before = {name: shown(certificates, name, [])[1] for name in ("a.example", "b.example")}
+    pairs[0][1].write_text("no key")
+    Authority(tmp_path).issue("b", "b.example")
+    assert not certificates.refresh()
+    assert caplog.text.count(f"Certificates stay what they were: {pairs[0][0]}") == 1
+    assert shown(certificates, "a.example", [])[1] == before["a.example"]
+    renewed = shown(certificates, "b.example", [])[1]
+    assert hosts(renewed) == ["b.example"]
+    assert renewed != before["b.example"]
+    assert not certificates.refresh()  # it is read again when it has changed
+    Authority(tmp_path).issue("a", "a.example")
+    assert certificates.refresh()
+    assert shown(certificates, "a.example", [])[1] != before["a.example"]
 
 
 def test_devices_are_asked_for_certificates_at_a_port_that_began_without_one(pairs: list[Pair], tmp_path: Path) -> None:
