@@ -79,7 +79,7 @@ class _Source:
 class SettlingStore(Store, Protocol):
     """A store that gives its answers when it is told to."""
 
-    def settle(self) -> None: ...
+    def settle(self) -> object: ...
 
 
 class Server:

@@ -30,12 +30,11 @@ _CONTINUE_SECONDS = 0.005
 class Settled(Protocol):
     """A store as a turn needs it."""
 
-    def settle(self) -> None:
-        """End a turn: give the answers that are ready, begin to write what has to be written."""
+    def settle(self) -> int:
+        """End a turn: give the answers that are ready, begin to write what has to be written.
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of messages that are not written yet."""
+        Gives the bytes of messages that are not written yet.
+        """
 
 
 class Served(Protocol):
@@ -84,7 +83,7 @@ class Turns:
         self._read_bytes = 0
         self._busy = False
         self._reads = 0  # in this turn, counted while busy
-        self._last_read_at = 0.0
+        self._last_read_at = 0.0  # seconds, by the clock
         self._held_by_store = 0  # bytes, as they are counted in the memory budget
 
     def takes_too_much(self, stream: Stream, size: int) -> bool:
@@ -105,10 +104,11 @@ class Turns:
         A quiet loop wakes up for one read, and waiting for others would only cost a hop. When reads follow each other
         closely, one write for all of them at the end of the turn saves most system calls towards a common receiver.
         """
-        if not self._busy:
+        is_close = now - self._last_read_at < _BUSY_SECONDS
+        self._last_read_at = now
+        if not self._reads and not (self._busy and is_close):
+            self._busy = is_close
             self.flush()
-            self._busy = now - self._last_read_at < _BUSY_SECONDS
-            self._last_read_at = now
             return
         self._reads += 1
         if self._reads == 1:
@@ -120,13 +120,12 @@ class Turns:
         self._busy = self._reads > 1
         self._reads = 0
         self.flush()
+        self._last_read_at = clock()  # the next one is measured from when it could be read
 
     def flush(self) -> None:
         """End a turn: let the store answer, then write for every touched connection."""
         broker = self._broker
-        store = self._store
-        store.settle()
-        held = store.held_bytes
+        held = self._store.settle()
         if held != self._held_by_store:
             broker.memory.used += held - self._held_by_store
             self._held_by_store = held

@@ -52,11 +52,6 @@ class MemoryStore:
         """Ask for deliveries; the answer comes with the next `settle`."""
         self._wanted.append((client_id, after, limit))
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of messages that are not written yet: none, those who hold them are counted."""
-        return 0
-
     def restore(self, keeper: Keeper) -> None:
         """Give what was stored: nothing."""
 
@@ -73,8 +68,11 @@ class MemoryStore:
         """Say that nothing is kept."""
         return {"persistence": False}
 
-    def settle(self) -> None:
-        """Give all answers that are due; they may ask anew, which is answered in the same call."""
+    def settle(self) -> int:
+        """Give all answers that are due; they may ask anew, which is answered in the same call.
+
+        Gives the bytes of messages that are not written yet: none, those who hold them are counted.
+        """
         while self._last_change > self._settled_change or self._wanted:
             if self._last_change > self._settled_change:
                 self._settled_change = self._last_change
@@ -82,6 +80,7 @@ class MemoryStore:
             wanted, self._wanted = self._wanted, []
             for client_id, after, limit in wanted:
                 self._answers.loaded(client_id, self._after(client_id, after, limit))
+        return 0
 
     def _after(self, client_id: str, after: int, limit: int) -> list[Delivery]:
         found: list[Delivery] = []

@@ -303,13 +303,16 @@ class SqliteStore:
         """Commit at the next `settle` even if nobody waits for it."""
         self._is_due = True
 
-    def settle(self) -> None:
-        """End a turn: tell what was committed and found since the last one, and begin the next commit if it is time."""
+    def settle(self) -> int:
+        """End a turn: tell what was committed and found since the last one, and begin the next commit if it is time.
+
+        Gives `held_bytes`.
+        """
         while not self._is_closed:
             commit = self._commit
             if commit is not None:
                 if not commit.future.done():
-                    return
+                    break
                 self._commit = None
                 self._finish(commit)
                 continue
@@ -322,13 +325,14 @@ class SqliteStore:
                     continue
                 if not self._purging or self._closing:
                     self._is_due = False
-                    return
+                    return 0
             elif not self._is_time():
-                return
+                break
             if self._failures and time.monotonic() < self._retry_at and not self._closing:
-                return
+                break
             self._begin()
-            return
+            break
+        return self.held_bytes
 
     def _is_time(self) -> bool:
         if self._wanted or self._must_write():

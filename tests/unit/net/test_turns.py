@@ -1,0 +1,60 @@
+"""When a turn ends: reads that come alone are answered at once, those that follow each other closely together."""
+
+from __future__ import annotations
+
+import asyncio
+
+from lockgate.net.turns import Turns
+from tests.support.server import Server
+
+APART, CLOSE = 0.001, 0.000_01  # seconds
+
+
+class Settling:
+    """A store that counts the turns."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+
+    def settle(self) -> int:
+        self.turns += 1
+        return 0
+
+
+def begun() -> tuple[Turns, Settling]:
+    store = Settling()
+    return Turns(Server().broker, store), store
+
+
+async def test_reads_that_come_alone_are_answered_at_once() -> None:
+    turns, store = begun()
+    for number in range(5):
+        turns.end_read(1000 + number * APART)
+        assert store.turns == number + 1
+
+
+async def test_reads_that_follow_closely_are_answered_together() -> None:
+    turns, store = begun()
+    for number in range(10):
+        turns.end_read(1000 + number * CLOSE)
+    before = store.turns
+    assert before < 3
+    await asyncio.sleep(0)
+    assert store.turns == before + 1
+
+
+async def test_a_read_that_comes_alone_after_two_close_ones_is_answered_at_once() -> None:
+    turns, store = begun()
+    turns.end_read(1000)
+    turns.end_read(1000 + CLOSE)
+    turns.end_read(1000 + APART)
+    assert store.turns == 3
+    await asyncio.sleep(0)
+    assert store.turns == 3
+
+
+async def test_no_more_than_so_many_reads_wait_for_each_other() -> None:
+    turns, store = begun()
+    for _number in range(200):
+        turns.end_read(1000)
+    assert store.turns >= 200 // 64
