@@ -13,6 +13,7 @@ from lockgate.config.model import ConnectorConfig, EdgeConfig
 from lockgate.doctor.case import Case
 from lockgate.doctor.certificates import chain
 from lockgate.doctor.finding import Finding, good
+from lockgate.tunnel.services import host_and_port
 
 
 def of_connector(case: Case) -> Iterator[Finding]:
@@ -46,9 +47,8 @@ def of_connector(case: Case) -> Iterator[Finding]:
 
 
 def _found(edge: str, where: str) -> Iterator[Finding]:
-    host, _, port = edge.rpartition(":")
     try:
-        addresses = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(*host_and_port(edge), type=socket.SOCK_STREAM)
     except OSError as error:
         yield Finding(
             "edge-name", "error", where, f"the edge {edge} is not found: {error.strerror}",
@@ -69,7 +69,7 @@ def of_edge(case: Case) -> Iterator[Finding]:
         yield from _pair(case, path, path.with_suffix(".key"), [])
     for name, path in edge.acme.files(gateway).items() if edge.acme is not None else ():
         yield from _fetched(case, name, path)
-    names = [address.rpartition(":")[0].strip("[]") for address in edge.public]
+    names = [host_and_port(address)[0] for address in edge.public]
     yield from _pair(case, *edge.tunnel_pair(gateway), names)
 
 

@@ -95,6 +95,7 @@ class Edge:
             "connections": counts.connections,
             "requests": counts.requests,
             "refused": counts.refused,
+            "handshakes": sum(door.handshakes for door in self._doors),
             "handshakes_dropped": sum(door.dropped for door in self._doors),
             "connectors_refused": dict(hub.refused),
             "resumed": hub.resumed,
