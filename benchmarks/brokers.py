@@ -32,8 +32,8 @@ class Program:
     """A broker's name, how it is started, and what its mosquitto.conf says more than that of the others."""
 
     name: str
-    command: tuple[str, ...]
-    more: str = ""  # `{folder}` stands for the one it runs in
+    command: tuple[str, ...]  # `{folder}` stands for the one it runs in, `{port}` for where it listens
+    more: str = ""  # `{folder}` here, too
 
     def saying(self, name: str, more: str) -> Program:
         """Give the same broker with more in its file, under another name."""
@@ -122,7 +122,7 @@ def running(program: Program, again: Path | None = None) -> Iterator[Running]:
         Path(folder, "lockgate.toml").write_text(
             f'[gateway]\nid = "bench"\ndata_dir = "{folder}"\n[broker]\nmosquitto_conf = "mosquitto.conf"\n'
         )
-        command = [part.format(folder=folder) for part in program.command]
+        command = [part.format(folder=folder, port=port) for part in program.command]
         started = time.perf_counter()
         process = subprocess.Popen(
             command,

@@ -32,11 +32,11 @@ LOADS = (
 )
 
 
-_ROUNDS = 3
+_ROUNDS = 5
 
 
 def main(
-    seconds: float = 2.0, loads: Sequence[tuple[str, int, int, int, float]] = LOADS, rounds: int = _ROUNDS
+    seconds: float = 1.0, loads: Sequence[tuple[str, int, int, int, float]] = LOADS, rounds: int = _ROUNDS
 ) -> None:
     """Publish at each rate and print latencies and processor time of all brokers, and our ratios to mosquitto's."""
     os.sched_setaffinity(0, {brokers.LOAD_CORE})
@@ -68,4 +68,5 @@ def main(
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if sys.argv[1:] else 2.0)
+    given = sys.argv[1:]
+    main(float(given[0]) if given else 1.0, rounds=int(given[1]) if given[1:] else _ROUNDS)
