@@ -7,6 +7,7 @@ from benchmarks import (
     bridges,
     doors,
     durable,
+    floor,
     footprint,
     latency,
     rules,
@@ -19,6 +20,7 @@ from benchmarks import (
 for program in (
     throughput,
     latency,
+    floor,
     sessions,
     durable,
     footprint,

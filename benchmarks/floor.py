@@ -7,36 +7,49 @@ that answers each packet when it is there, whatever it is written in.
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import brokers, load
 from benchmarks.machine import describe
 
 FLAT_OUT = (("fan-in", 100, 1), ("pairs", 100, 100))
-AT_RATE = ("pairs", 1_000, 1_000, 1_000.0)  # publishers, subscribers, messages a second
+AT_RATE = ("pairs", 1_000, 1_000, 1_000.0)  # messages a second
 _SOURCE = Path(__file__).with_suffix(".c")
 
 
-def main(seconds: float = 1.0, rounds: int = 5) -> None:
+def main(
+    seconds: float = 1.0,
+    rounds: int = 5,
+    flat_out: Sequence[tuple[str, int, int]] = FLAT_OUT,
+    at_rate: tuple[str, int, int, float] = AT_RATE,
+) -> None:
     """Print processor time at full speed, then delays at a message a second from each of 1,000 clients; medians."""
     os.sched_setaffinity(0, {brokers.LOAD_CORE})
-    load.allow_files(2 * AT_RATE[1])
+    name, publishers, subscribers, rate = at_rate
+    load.allow_files(publishers + subscribers)
     print(describe())
+    compiler = os.environ.get("CC", "cc")
+    if shutil.which(compiler) is None:
+        print(f"{compiler} is not installed: nothing to compare with")
+        return
     print(f"medians of {rounds} rounds of {seconds:g} s; one send per message")
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder, "floor")
-        subprocess.run([os.environ.get("CC", "cc"), "-O2", "-o", binary, _SOURCE], check=True)
+        subprocess.run([compiler, "-O2", "-o", binary, _SOURCE], check=True)
         programs = [brokers.Program("floor", (str(binary), "{port}")), *brokers.both()]
-        print(f"{'scenario':<28}" + "".join(f"{one.name + ' CPU s/M':>20}" for one in programs) + "   floor / mosquitto")
-        for name, publishers, subscribers in FLAT_OUT:
+        print(
+            f"{'scenario':<28}" + "".join(f"{one.name + ' CPU s/M':>20}" for one in programs) + "   floor / mosquitto"
+        )
+        for shape in flat_out:
             for qos in (0, 1):
-                _flat_out(programs, load.Scenario(name, publishers, subscribers, qos, False, seconds), rounds)
+                _flat_out(programs, load.Scenario(*shape, qos, False, seconds), rounds)
         print(f"{'':<28}" + "".join(f"{one.name + ' p50 µs':>20}{'p99 µs':>8}{'CPU s/M':>9}" for one in programs))
-        name, publishers, subscribers, rate = AT_RATE
         for qos in (0, 1):
             _at_rate(programs, load.Scenario(name, publishers, subscribers, qos, False, seconds), rate, rounds)
 

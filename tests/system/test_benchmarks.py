@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
 
 pytest.importorskip("trustme")
 
-from benchmarks import attacks, bridges, brokers, doors, footprint, latency, rules, sessions, subscriptions, throughput
+from benchmarks import (
+    attacks,
+    bridges,
+    brokers,
+    doors,
+    floor,
+    footprint,
+    latency,
+    rules,
+    sessions,
+    subscriptions,
+    throughput,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +42,11 @@ def own_core() -> Iterator[None]:
             ["shared 4→2 +QoS 1 (batched|one a send)"] * 2,
         ),
         (lambda: latency.main(0.1, [("pairs", 2, 2, 2, 100)]), ["pairs 2→2"]),
+        pytest.param(
+            lambda: floor.main(0.05, 1, [("fan-in", 2, 1)], ("pairs", 2, 2, 100)),
+            ["fan-in 2→1 QoS 0", "fan-in 2→1 QoS 1", "pairs 2→2 QoS 0", "pairs 2→2 QoS 1"],
+            marks=pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler"),
+        ),
         (lambda: sessions.main(20, 400), ["connect, subscribe", "pairs .*enqueue", "pairs .*drain", "fan-out .*drain"]),
         (lambda: footprint.main(50, starts=1), ["lockgate +[0-9]"]),
         (lambda: subscriptions.main(1_000), [" 1,000 "]),
@@ -37,7 +55,18 @@ def own_core() -> Iterator[None]:
         (lambda: attacks.main(0.1, ["garbage"]), ["none ", "garbage "]),
         (lambda: rules.main(500), ["for each message", "tumbling windows"]),
     ],
-    ids=["throughput", "latency", "sessions", "footprint", "subscriptions", "doors", "bridges", "attacks", "rules"],
+    ids=[
+        "throughput",
+        "latency",
+        "floor",
+        "sessions",
+        "footprint",
+        "subscriptions",
+        "doors",
+        "bridges",
+        "attacks",
+        "rules",
+    ],
 )
 def test_a_benchmark_prints_its_table(
     run: Callable[[], None],
