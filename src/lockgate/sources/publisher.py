@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 ONLINE, OFFLINE = b"online", b"offline"
 _WINDOW: Final = 100  # messages of the queue that wait for their PUBACK at once
 _RETRY_SECONDS: Final = (0.2, 10.0)  # after a refusal that passes, as of a broker that is full
-_LEAVE_SECONDS: Final = 0.7  # for what waits, and again for the end of the connection
+_LEAVE_SECONDS: Final = 0.7  # for what waits, for the states, and for the end of the connection
 # Refusals that are about the message, not about the moment
 _FOR_GOOD: Final = frozenset(
     {
@@ -101,10 +101,11 @@ class Publisher:
             raise RuntimeError("a part of the source ended by itself")
         finally:
             await _end(others)
-            await self._leave()
+            said = await self._leave()
             await _end([*own, *self._in_flight])
             with contextlib.suppress(ClientError, OSError):  # TimeoutError among them
-                await asyncio.wait_for(self._client.disconnect(), _LEAVE_SECONDS)
+                goodbye = reason_codes.SUCCESS if said else reason_codes.DISCONNECT_WITH_WILL_MESSAGE
+                await asyncio.wait_for(self._client.disconnect(goodbye), _LEAVE_SECONDS)
 
     @property
     def connected(self) -> bool:
@@ -237,17 +238,23 @@ class Publisher:
                 except (PublishRefused, ValueError) as error:
                     self._refuse(topic, error)
 
-    async def _leave(self) -> None:
-        """Give what waits a moment, and say that we are gone: a DISCONNECT takes the Will back."""
+    async def _leave(self) -> bool:
+        """Give what waits a moment, and say that we are gone; whether that is known, and the Will not needed."""
         if not self.connected:
-            return
+            return False
         assert self._client is not None
-        with contextlib.suppress(TimeoutError, ClientError, ValueError):
+        self._unsaid.clear()  # nothing says `online` from now on
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LEAVE_SECONDS):
                 while self.pending and self.connected:
                     await asyncio.sleep(0.01)
+        try:
+            async with asyncio.timeout(_LEAVE_SECONDS):
                 for topic in self._states:
                     await self._client.publish(topic, OFFLINE, 1, retain=True)
+        except (TimeoutError, ClientError, ValueError):
+            return False
+        return True
 
     def _on_connected(self, _session_present: bool) -> None:
         self._error = None
