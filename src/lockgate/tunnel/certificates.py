@@ -68,8 +68,7 @@ class Certificates:
         self._loaded: dict[Pair, _Loaded] = {}
         pairs = find()
         self._seen = self._state(pairs)
-        if problem := self._load(pairs):
-            raise problem
+        self._load(pairs)
 
     def refresh(self) -> bool:
         """Read the files again if they have changed; a pair that cannot be used stays what it was. Never raises."""
@@ -79,8 +78,7 @@ class Certificates:
             if seen == self._seen:
                 return False
             self._seen = seen
-            if problem := self._load(pairs):
-                raise problem
+            self._load(pairs)
         except ConfigError as error:
             if str(error) != self._told:
                 log.error("Certificates stay what they were: %s", error)
@@ -90,8 +88,8 @@ class Certificates:
         log.info("The certificates were read again; connections that are open go on")
         return True
 
-    def _load(self, pairs: Sequence[Pair]) -> ConfigError | None:
-        """Read them all; a pair that cannot be used is what it was before. Gives what is wrong with the first such."""
+    def _load(self, pairs: Sequence[Pair]) -> None:
+        """Read them all; a pair that cannot be used is what it was before, and the first such is raised in the end."""
         problem = None
         loaded: dict[Pair, _Loaded] = {}
         for pair in pairs:
@@ -105,7 +103,8 @@ class Certificates:
         self.context = contexts[0] if contexts else self._new_context()
         self._by_name = {name: one.context for one in reversed(loaded.values()) for name in one.names}
         self._loaded = loaded
-        return problem
+        if problem is not None:
+            raise problem
 
     def _new_context(self) -> LookingContext:
         """Without a certificate. A port's first context decides for good whether its clients are asked for one."""
