@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import brokers, load
+from benchmarks import brokers, latency, load
 from benchmarks.machine import describe
 
 FLAT_OUT = (("fan-in", 100, 1), ("pairs", 100, 100))
@@ -50,32 +50,23 @@ def main(
             for qos in (0, 1):
                 _flat_out(programs, load.Scenario(*shape, qos, False, seconds), rounds)
         print(f"{'':<28}" + "".join(f"{one.name + ' p50 µs':>20}{'p99 µs':>8}{'CPU s/M':>9}" for one in programs))
+        notes: list[str] = []
         for qos in (0, 1):
-            _at_rate(programs, load.Scenario(name, publishers, subscribers, qos, False, seconds), rate, rounds)
+            scenario = load.Scenario(name, publishers, subscribers, qos, False, seconds)
+            medians = latency.at_rate(programs, scenario, rate, rounds, notes)
+            title = f"{scenario.title} QoS {scenario.qos}"
+            figures = "".join(f"{p50:>20.0f}{p99:>8.0f}{cost:>9.1f}" for p50, p99, cost in medians)
+            print(f"{title:<28}{figures}", flush=True)
+    for note in notes:
+        print(note)
 
 
 def _flat_out(programs: list[brokers.Program], scenario: load.Scenario, rounds: int) -> None:
-    costs: list[list[float]] = [[] for _program in programs]
-    for _round in range(rounds):
-        for program, found in zip(programs, costs, strict=True):
-            with brokers.running(program) as broker:
-                found.append(load.run(scenario, broker).cpu_per_million)
-    medians = [statistics.median(found) for found in costs]
+    results = load.in_turn(programs, rounds, lambda broker: load.run(scenario, broker))
+    medians = [statistics.median(result.cpu_per_million for result in mine) for mine in results]
     ratio = f"{medians[0] / medians[2]:>20.2f}" if len(medians) > 2 else ""
     title = f"{scenario.title} QoS {scenario.qos}"
     print(f"{title:<28}" + "".join(f"{cost:>20.2f}" for cost in medians) + ratio, flush=True)
-
-
-def _at_rate(programs: list[brokers.Program], scenario: load.Scenario, rate: float, rounds: int) -> None:
-    figures: list[list[tuple[float, float, float]]] = [[] for _program in programs]
-    for _round in range(rounds):
-        for program, found in zip(programs, figures, strict=True):
-            with brokers.running(program) as broker:
-                result = load.run_at_rate(broker, rate, scenario)
-            found.append((result.percentile(0.5) * 1e6, result.percentile(0.99) * 1e6, result.cpu_per_million))
-    medians = [[statistics.median(figure) for figure in zip(*found, strict=True)] for found in figures]
-    title = f"{scenario.title} QoS {scenario.qos}"
-    print(f"{title:<28}" + "".join(f"{p50:>20.0f}{p99:>8.0f}{cost:>9.1f}" for p50, p99, cost in medians), flush=True)
 
 
 if __name__ == "__main__":

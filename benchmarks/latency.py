@@ -48,16 +48,7 @@ def main(
     notes: list[str] = []
     for name, publishers, subscribers, qos, rate in loads:
         scenario = load.Scenario(name, publishers, subscribers, qos, False, seconds)
-        found: list[list[tuple[float, float, float]]] = [[] for _program in programs]
-        for _round in range(rounds):
-            for program, results in zip(programs, found, strict=True):
-                with brokers.running(program) as broker:
-                    result = load.run_at_rate(broker, rate, scenario)
-                if result.missing:
-                    notes.append(f"{program.name}: {result.missing} of {scenario.title} QoS {qos} never arrived")
-                p50, p99 = (result.percentile(share) * 1e6 for share in (0.5, 0.99))
-                results.append((p50, p99, result.cpu_per_million))
-        medians = [[statistics.median(figure) for figure in zip(*results, strict=True)] for results in found]
+        medians = at_rate(programs, scenario, rate, rounds, notes)
         line = f"{scenario.title:<20} QoS {qos}{rate:>8,.0f}"
         line += "".join(f"{p50:>19.0f}{p99:>8.0f}{cost:>9.1f}" for p50, p99, cost in medians)
         if len(medians) > 1:
@@ -65,6 +56,24 @@ def main(
         print(line, flush=True)
     for note in notes:
         print(note)
+
+
+def at_rate(
+    programs: Sequence[brokers.Program], scenario: load.Scenario, rate: float, rounds: int, notes: list[str]
+) -> list[list[float]]:
+    """Give p50 and p99 in microseconds and processor seconds for a million, of each broker, in medians.
+
+    What never arrived is told in `notes`.
+    """
+    medians: list[list[float]] = []
+    found = load.in_turn(programs, rounds, lambda broker: load.run_at_rate(broker, rate, scenario))
+    for program, results in zip(programs, found, strict=True):
+        for result in results:
+            if result.missing:
+                notes.append(f"{program.name}: {result.missing} of {scenario.title} QoS {scenario.qos} never arrived")
+        figures = [[one.percentile(0.5) * 1e6, one.percentile(0.99) * 1e6, one.cpu_per_million] for one in results]
+        medians.append([statistics.median(figure) for figure in zip(*figures, strict=True)])
+    return medians
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import resource
 import select
 import socket
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from benchmarks.brokers import Running
+from benchmarks.brokers import Program, Running, running
 from lockgate.mqtt.decoder import Decoder
 from lockgate.mqtt.encoder import encode
 from lockgate.mqtt.packets import V3_1_1, Connect, Publish, Subscribe, SubscriptionRequest
@@ -239,6 +240,16 @@ class Publisher:
             self.sock.sendall(b"".join(answers))
         self.free += done
         return done
+
+
+def in_turn(programs: Sequence[Program], rounds: int, measure: Callable[[Running], Result]) -> list[list[Result]]:
+    """Measure each broker once a round, so that a burst spoils one round of all; give the results of each."""
+    results: list[list[Result]] = [[] for _program in programs]
+    for _round in range(rounds):
+        for program, mine in zip(programs, results, strict=True):
+            with running(program) as broker:
+                mine.append(measure(broker))
+    return results
 
 
 def run(scenario: Scenario, broker: Running) -> Result:

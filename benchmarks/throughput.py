@@ -56,11 +56,7 @@ def main(
 
 def _best(programs: list[brokers.Program], scenario: load.Scenario, rounds: int) -> list[load.Result]:
     """Give for each program the cheapest of some runs, taken in turn: noise only ever adds."""
-    results: list[list[load.Result]] = [[] for _ in programs]
-    for _round in range(rounds):
-        for program, mine in zip(programs, results, strict=True):
-            with brokers.running(program) as broker:
-                mine.append(load.run(scenario, broker))
+    results = load.in_turn(programs, rounds, lambda broker: load.run(scenario, broker))
     return [min(mine, key=lambda result: result.cpu_per_million) for mine in results]
 
 
