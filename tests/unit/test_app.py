@@ -17,18 +17,21 @@ from lockgate.config.model import BrokerConfig, BufferConfig, Config, ForwarderC
 from lockgate.telemetry import health
 
 SCRIPT = """
-import asyncio, errno, sys, threading
+import asyncio, errno, os, sys, threading
 from pathlib import Path
 from lockgate import app
 from lockgate.config.errors import ConfigError
 from lockgate.config.model import *
 from lockgate.telemetry import logs
 
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # whole, beside other threads' lines
+
 class Service:
     def __init__(self, name):
         self.name = name
     async def run(self, ready):
-        print("start", self.name, threading.current_thread() is threading.main_thread(), flush=True)
+        say("start", self.name, threading.current_thread() is threading.main_thread())
         try:
             if self.name == "misconfigured": raise ConfigError("no good", key="a.b")
             if self.name == "portless":
@@ -44,21 +47,22 @@ class Service:
                 while True:
                     try: await asyncio.sleep(60)
                     except asyncio.CancelledError: pass
-            print("stop", self.name, flush=True)
+            say("stop", self.name)
     def status(self):
         return {"answer": 42}
 
 class Reloading(Service):
     async def reload(self, config):
-        print("reload", self.name, flush=True)
+        say("reload", self.name)
 
 def build(name):
     return lambda config: Reloading(name) if name == "reloading" else Service(name)
 
 folder, *names = sys.argv[1:]
-config = Config(path=None, gateway=GatewayConfig(id="g", data_dir=Path(folder)), broker=BrokerConfig(),
+log = LogConfig(destinations=("stdout",), timestamp=False)
+config = Config(path=None, gateway=GatewayConfig(id="g", data_dir=Path(folder)), broker=BrokerConfig(log=log),
     processor=ProcessorConfig(), buffer=BufferConfig(), forwarder=ForwarderConfig())
-logs.configure(LogConfig(destinations=("stdout",), timestamp=False))
+logs.configure(log)
 sys.exit(app.run(config, names, {name: build(name) for name in names}, lambda: config))
 """
 
