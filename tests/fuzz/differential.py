@@ -220,6 +220,8 @@ class RawClient:
         """Close without a word."""
         if not self.closed:
             self.closed = True
+            with contextlib.suppress(OSError):  # the broker may have been faster
+                self._socket.shutdown(socket.SHUT_RDWR)  # a program that another thread starts may hold the socket too
             self._socket.close()
 
 
