@@ -382,7 +382,7 @@ async def test_who_reads_nothing_of_an_answer_stops_the_origin_and_is_closed(
 async def test_an_upload_nobody_reads_stops_and_a_body_that_stalls_is_closed(
     tunnel: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(public, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(public, "STALL_SECONDS", 3.0)
     leave = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -398,12 +398,13 @@ async def test_an_upload_nobody_reads_stops_and_a_body_that_stalls_is_closed(
         with contextlib.suppress(TimeoutError, ConnectionError):
             while True:
                 writer.write(bytes(65_536))
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(0.5):  # sooner than the edge, which reads on once it has answered
                     await writer.drain()
                 written += 65_536
         assert written < 30_000_000
         writer.transport.abort()
         await idle(edge)
+        monkeypatch.setattr(public, "STALL_SECONDS", 1.0)
         slow = get("/", "Content-Length: 5", method="POST") + b"x"
         assert status(await say(tunnel, slow)) == 0
         upgrade = get("/", "Upgrade: websocket", "Sec-WebSocket-Key: x", "Content-Length: 5")
