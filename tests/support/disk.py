@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from lockgate.broker.ports import Delivery, Keeper, StoreAnswers
+from lockgate.broker.ports import RESTS, Delivery, Keeper, StoreAnswers
 from lockgate.sqlite.database import create_tables
 from lockgate.storage import statements
 from lockgate.storage.changes import Batch, Changes
@@ -63,8 +63,8 @@ class DiskStore:
         """Hand over what was committed."""
         self._stored.hand_over(keeper)
 
-    def settle(self) -> None:
-        """Commit what has changed and give all answers that are due, or say that it failed."""
+    def settle(self) -> int:
+        """Commit what has changed and give all answers that are due, or say that it failed; RESTS where all is done."""
         while (
             not self._changes.is_void or self._unwritten or self._wanted or self._changes.last_change > self._committed
         ):
@@ -73,7 +73,7 @@ class DiskStore:
                 if self.disk.keeps_failed:
                     self._write()
                 self._answers.store_failed(self.disk.problem)
-                return
+                return 0
             self._write()
             self._committed = self._unwritten[-1].number
             self._unwritten = []
@@ -81,6 +81,7 @@ class DiskStore:
             wanted, self._wanted = self._wanted, []
             for client_id, after, limit in wanted:
                 self._answers.loaded(client_id, self._read(client_id, after, limit))
+        return RESTS
 
     def _write(self) -> None:
         connection = self.disk.connection

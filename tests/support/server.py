@@ -10,6 +10,7 @@ from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
 from lockgate.broker.limits import Limits, ListenerLimits, ServerInformation
 from lockgate.broker.ports import (
+    RESTS,
     Authenticator,
     Delivery,
     Message,
@@ -117,6 +118,7 @@ class Server:
         self.peers: dict[int, Peer] = {}
         if isinstance(self._answering, DiskStore):
             self._answering.restore(self)
+        self._store_rests = False
         restoring.stand(self.broker, self.now)
 
     def crash(self, limits: Limits | None = None, off_seconds: float = 0.0) -> Server:
@@ -163,17 +165,23 @@ class Server:
         raise AssertionError(problem)
 
     def wake(self) -> None:
+        self.broker.store_is_told = True
         self.flush()
 
     def settle(self) -> None:
-        """Let the store answer all that it was asked."""
-        self._answering.settle()
+        """Let the store answer all that it was asked, if it was: what it is not told of it does not look for."""
+        self._settle()
         self.flush()
+
+    def _settle(self) -> None:
+        if self.broker.store_is_told or not self._store_rests:
+            self.broker.store_is_told = False
+            self._store_rests = self._answering.settle() == RESTS
 
     def flush(self) -> None:
         """End a turn: what touched connections have to say reaches their peers."""
         if not self.slow_store:
-            self._answering.settle()
+            self._settle()
         touched = self.broker.take_touched()
         while touched:
             for connection in touched:

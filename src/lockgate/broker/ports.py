@@ -250,6 +250,10 @@ class StoredQueue:
         self.last_position = 0
 
 
+# Instead of the bytes that a store holds: there are none, and until it is told something it has nothing to do.
+RESTS: Final = -1
+
+
 class Store(Protocol):
     """Keeps what must survive. No call waits or raises; answers come later, by commit number or `Broker.loaded`."""
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Final, Protocol, final
 
 from lockgate.broker.broker import Broker
 from lockgate.broker.connection import Connection
+from lockgate.broker.ports import RESTS
 
 if TYPE_CHECKING:
     from lockgate.net.stream import Stream
 
 # While the machine sleeps this clock goes on, and no one can set it.
 _BOOTTIME: Final = time.CLOCK_BOOTTIME
+_clock_gettime: Final = time.clock_gettime  # a name of a compiled module is at hand, one of `time` is looked up
 # Two reads this close to each other belong to one turn of a busy loop.
 _BUSY_SECONDS: Final = 50e-6
 # So many at most are written for together: what the first of them brought does not wait for a thousand others.
@@ -33,7 +35,7 @@ class Settled(Protocol):
     def settle(self) -> int:
         """End a turn: give the answers that are ready, begin to write what has to be written.
 
-        Gives the bytes of messages that are not written yet.
+        Gives the bytes of messages that are not written yet, or RESTS.
         """
 
 
@@ -48,7 +50,7 @@ class Served(Protocol):
 
 def clock() -> float:
     """Give seconds since the machine was started."""
-    return time.clock_gettime(_BOOTTIME)
+    return _clock_gettime(_BOOTTIME)
 
 
 @final
@@ -66,6 +68,7 @@ class Turns:
         "_reading",
         "_reads",
         "_store",
+        "_store_rests",
         "_timer",
         "_timer_at",
         "served",
@@ -85,6 +88,7 @@ class Turns:
         self._reads = 0  # in this turn, counted while busy
         self._last_read_at = 0.0  # seconds, by the clock
         self._held_by_store = 0  # bytes, as they are counted in the memory budget
+        self._store_rests = False
 
     def takes_too_much(self, stream: Stream, size: int) -> bool:
         """Count what is read of one stream without another in between; say whether others should have their turn."""
@@ -125,10 +129,8 @@ class Turns:
     def flush(self) -> None:
         """End a turn: let the store answer, then write for every touched connection."""
         broker = self._broker
-        held = self._store.settle()
-        if held != self._held_by_store:
-            broker.memory.used += held - self._held_by_store
-            self._held_by_store = held
+        if broker.store_is_told or not self._store_rests:
+            self._settle()
         if self._deadlines.moved:
             self.watch()
         served = self.served
@@ -139,6 +141,16 @@ class Turns:
                 if other_end is not None:
                     other_end.write()
             touched = broker.take_touched()
+
+    def _settle(self) -> None:
+        self._broker.store_is_told = False
+        held = self._store.settle()
+        self._store_rests = held == RESTS
+        if self._store_rests:
+            held = 0
+        if held != self._held_by_store:
+            self._broker.memory.used += held - self._held_by_store
+            self._held_by_store = held
 
     def continue_later(self, connection: Connection) -> None:
         """Let a connection make its next piece of output in the next turn, so that others come in between."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lockgate.broker.ports import Delivery, Keeper, StoreAnswers
+from lockgate.broker.ports import RESTS, Delivery, Keeper, StoreAnswers
 
 
 class MemoryStore:
@@ -71,7 +71,7 @@ class MemoryStore:
     def settle(self) -> int:
         """Give all answers that are due; they may ask anew, which is answered in the same call.
 
-        Gives the bytes of messages that are not written yet: none, those who hold them are counted.
+        Nothing is ever left to be written, so it rests.
         """
         while self._last_change > self._settled_change or self._wanted:
             if self._last_change > self._settled_change:
@@ -80,7 +80,7 @@ class MemoryStore:
             wanted, self._wanted = self._wanted, []
             for client_id, after, limit in wanted:
                 self._answers.loaded(client_id, self._after(client_id, after, limit))
-        return 0
+        return RESTS
 
     def _after(self, client_id: str, after: int, limit: int) -> list[Delivery]:
         found: list[Delivery] = []

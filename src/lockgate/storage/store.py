@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
 
-from lockgate.broker.ports import Delivery, Keeper, StoreAnswers
+from lockgate.broker.ports import RESTS, Delivery, Keeper, StoreAnswers
 from lockgate.mqtt import reason_codes
 from lockgate.sqlite import CommitFailed, Damage, FolderLock, Writer
 from lockgate.sqlite.bulk import execute_rows
@@ -306,7 +306,7 @@ class SqliteStore:
     def settle(self) -> int:
         """End a turn: tell what was committed and found since the last one, and begin the next commit if it is time.
 
-        Gives `held_bytes`.
+        Gives `held_bytes`, or RESTS.
         """
         while not self._is_closed:
             commit = self._commit
@@ -325,7 +325,7 @@ class SqliteStore:
                     continue
                 if not self._purging or self._closing:
                     self._is_due = False
-                    return 0
+                    return RESTS
             elif not self._is_time():
                 break
             if self._failures and time.monotonic() < self._retry_at and not self._closing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from lockgate.broker.ports import RESTS
 from lockgate.net.turns import Turns
 from tests.support.server import Server
 
@@ -15,10 +16,11 @@ class Settling:
 
     def __init__(self) -> None:
         self.turns = 0
+        self.held = 0
 
     def settle(self) -> int:
         self.turns += 1
-        return 0
+        return self.held
 
 
 def begun() -> tuple[Turns, Settling]:
@@ -58,3 +60,34 @@ async def test_no_more_than_so_many_reads_wait_for_each_other() -> None:
     for _number in range(200):
         turns.end_read(1000)
     assert store.turns >= 200 // 64
+
+
+def test_a_store_that_rests_is_left_alone_until_it_is_told_something() -> None:
+    server, store = Server(), Settling()
+    turns = Turns(server.broker, store)
+    store.held = RESTS
+    for _number in range(3):
+        turns.flush()
+    assert store.turns == 1
+    server.broker.change()
+    for _number in range(3):
+        turns.flush()
+    assert store.turns == 2
+
+
+def test_a_store_that_is_at_work_is_asked_in_every_turn_and_what_it_holds_is_counted() -> None:
+    server, store = Server(), Settling()
+    turns = Turns(server.broker, store)
+    used = server.broker.memory.used
+    store.held = 500
+    turns.flush()
+    assert server.broker.memory.used == used + 500
+    store.held = 0  # written, but not confirmed yet
+    turns.flush()
+    assert server.broker.memory.used == used
+    store.held = 200
+    turns.flush()
+    store.held = RESTS
+    turns.flush()
+    turns.flush()
+    assert (store.turns, server.broker.memory.used) == (4, used)
