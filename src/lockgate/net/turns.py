@@ -143,10 +143,10 @@ class Turns:
             touched = broker.take_touched()
 
     def _settle(self) -> None:
-        self._broker.store_is_told = False
+        self._broker.store_is_told = self._store_rests = False  # before: what it answers may lead to more
         held = self._store.settle()
-        self._store_rests = held == RESTS
-        if self._store_rests:
+        if held == RESTS:
+            self._store_rests = True
             held = 0
         if held != self._held_by_store:
             self._broker.memory.used += held - self._held_by_store

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from lockgate.broker.ports import RESTS
 from lockgate.net.turns import Turns
 from tests.support.server import Server
@@ -17,9 +19,12 @@ class Settling:
     def __init__(self) -> None:
         self.turns = 0
         self.held = 0
+        self.fails = False
 
     def settle(self) -> int:
         self.turns += 1
+        if self.fails:
+            raise RuntimeError
         return self.held
 
 
@@ -73,6 +78,21 @@ def test_a_store_that_rests_is_left_alone_until_it_is_told_something() -> None:
     for _number in range(3):
         turns.flush()
     assert store.turns == 2
+
+
+def test_a_store_whose_answer_went_wrong_is_asked_again() -> None:
+    server, store = Server(), Settling()
+    turns = Turns(server.broker, store)
+    store.held = RESTS
+    turns.flush()
+    server.broker.change()
+    store.fails = True
+    with pytest.raises(RuntimeError):
+        turns.flush()
+    store.fails = False
+    turns.flush()
+    turns.flush()
+    assert store.turns == 3
 
 
 def test_a_store_that_is_at_work_is_asked_in_every_turn_and_what_it_holds_is_counted() -> None:
