@@ -23,9 +23,6 @@ COMPILED_MODULES = (
     "src/lockgate/storage/changes.py",
     "src/lockgate/storage/checksums.py",
 )
-# Compiled functions call each other straight, not by the table of what a library exports, which would take a tenth
-# more of the instruction cache for a message.
-COMPILER_OPTIONS = ("-fvisibility=hidden",)
 # What is compiled names modules that are not, and these name libraries, which need not be there for a build.
 MYPY_OPTIONS = ("--follow-imports=silent",)
 
@@ -68,15 +65,12 @@ def extensions() -> list[Extension]:
         return []
     from mypyc.build import mypycify
 
-    found: list[Extension] = mypycify(
+    return mypycify(
         [*MYPY_OPTIONS, *modules()],
         opt_level=os.environ.get("LOCKGATE_OPT_LEVEL", "3"),
         debug_level="0",
         group_name="lockgate",
     )
-    for extension in found:
-        extension.extra_compile_args.extend(COMPILER_OPTIONS)
-    return found
 
 
 if __name__ == "__main__":
