@@ -14,6 +14,7 @@ _MIB = 1024 * 1024
 _PROGRAM_BYTES = 48 * _MIB  # resident, with persistence and TLS and no client
 _FILES = 64  # that are no clients: libraries, the store, listeners
 _THROTTLED = 0.10
+_FEW_PERIODS = 300  # of 0.1 s each in which it ran: of fewer, those of its start are too large a part
 _UNLIMITED = 1 << 60  # of cgroup version 1
 
 
@@ -162,8 +163,8 @@ def _throttled(case: Case) -> float:
         *(f"sys/fs/cgroup/cpu{group}/cpu.stat" for group in _groups(case, "cpu")),
     ):
         said = dict(line.split()[:2] for line in case.machine.text(name).splitlines() if len(line.split()) >= 2)
-        if int(said.get("nr_periods", "0")):
-            return int(said.get("nr_throttled", "0")) / int(said["nr_periods"])
+        if (periods := int(said.get("nr_periods", "0"))) >= _FEW_PERIODS:
+            return int(said.get("nr_throttled", "0")) / periods
     return 0.0
 
 

@@ -113,7 +113,15 @@ def test_a_part_of_a_core_is_told(quota: str, severity: str, tmp_path: Path) -> 
 def test_a_core_that_is_not_enough_is_told(tmp_path: Path) -> None:
     case = limited(tmp_path, "64MiB")
     machine(case).write("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "100000")
-    machine(case).write("sys/fs/cgroup/cpu/cpu.stat", "nr_periods 100\nnr_throttled 40\n")
+    machine(case).write("sys/fs/cgroup/cpu/cpu.stat", "nr_periods 1000\nnr_throttled 400\n")
     (found,) = memory.processor(case)
     assert found.severity == "warning"
     assert "40%" in found.problem
+
+
+def test_a_start_alone_does_not_show_whether_a_core_is_enough(tmp_path: Path) -> None:
+    case = limited(tmp_path, "64MiB")
+    machine(case).write("sys/fs/cgroup/cpu.max", "100000 100000")
+    machine(case).write("sys/fs/cgroup/cpu.stat", "nr_periods 40\nnr_throttled 20\n")
+    (found,) = memory.processor(case)
+    assert found.severity == "ok"
