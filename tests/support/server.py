@@ -118,7 +118,6 @@ class Server:
         self.peers: dict[int, Peer] = {}
         if isinstance(self._answering, DiskStore):
             self._answering.restore(self)
-        self._store_rests = False
         restoring.stand(self.broker, self.now)
 
     def crash(self, limits: Limits | None = None, off_seconds: float = 0.0) -> Server:
@@ -165,7 +164,7 @@ class Server:
         raise AssertionError(problem)
 
     def wake(self) -> None:
-        self.broker.store_is_told = True
+        self.broker.store_is_awake = True
         self.flush()
 
     def settle(self) -> None:
@@ -174,9 +173,8 @@ class Server:
         self.flush()
 
     def _settle(self) -> None:
-        if self.broker.store_is_told or not self._store_rests:
-            self.broker.store_is_told = False
-            self._store_rests = self._answering.settle() == RESTS
+        if self.broker.store_is_awake and self._answering.settle() == RESTS:
+            self.broker.store_is_awake = False
 
     def flush(self) -> None:
         """End a turn: what touched connections have to say reaches their peers."""

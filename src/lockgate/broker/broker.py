@@ -101,7 +101,7 @@ class Broker:
         "spent_position",
         "statistics",
         "store",
-        "store_is_told",
+        "store_is_awake",
         "store_problem",
         "tells_connections",
         "touched",
@@ -149,7 +149,7 @@ class Broker:
         self.last_change = 0  # commit number of the youngest change
         self.committed_number = 0
         self.awaited = 0  # commit number that some packet waits for, the highest there was
-        self.store_is_told = True  # something since it was last settled; whoever settles it clears this
+        self.store_is_awake = True  # it was told something; whoever settles it clears this where it says that it RESTS
         self.store_problem = 0  # the reason code for what cannot be stored now
         self.overfull: list[Session] = []  # standing Sessions that hold too much with the message routed last
         self.withheld: dict[str, dict[int, Connection]] = {}  # who waits for a standing Session, by client id
@@ -446,7 +446,7 @@ class Broker:
     def change(self) -> int:
         """Give the commit number of the next change."""
         self.last_change += 1
-        self.store_is_told = True
+        self.store_is_awake = True
         return self.last_change
 
     def committed(self, number: int, now: float) -> None:

@@ -465,7 +465,7 @@ def pump(broker: Broker, connection: Connection, session: Session, now: float) -
         head = broker.limits.queue_head
         if waiting <= head // 2:
             session.asked_position = session.last_position
-            broker.store_is_told = True
+            broker.store_is_awake = True
             broker.store.want(session.client_id, session.head_position, max(1, head - waiting))
     if connection.backlog is not None:
         _pump_backlog(broker, connection, session, connection.backlog, now)

@@ -250,7 +250,8 @@ class StoredQueue:
         self.last_position = 0
 
 
-# Instead of the bytes that a store holds: there are none, and until it is told something it has nothing to do.
+# Instead of the bytes that a store holds: there are none, its answers told it nothing that it has not looked at since,
+# and until it is told something it has nothing to do.
 RESTS: Final = -1
 
 

@@ -498,8 +498,7 @@ class BrokerService:
     def save(self) -> None:
         """Write what nobody waits for now."""
         self._store.flush()
-        self.broker.store_is_told = True
-        self.flush()
+        self.wake()
 
     async def _stop(self) -> None:
         log.info("mosquitto version %s terminating", VERSION)
@@ -596,7 +595,7 @@ class BrokerService:
 
     def wake(self) -> None:
         """Hear what the store has to say."""
-        self.broker.store_is_told = True  # as good as that: it has news of its own
+        self.broker.store_is_awake = True
         self.flush()
 
     def restore_session(

@@ -68,7 +68,6 @@ class Turns:
         "_reading",
         "_reads",
         "_store",
-        "_store_rests",
         "_timer",
         "_timer_at",
         "served",
@@ -88,7 +87,6 @@ class Turns:
         self._reads = 0  # in this turn, counted while busy
         self._last_read_at = 0.0  # seconds, by the clock
         self._held_by_store = 0  # bytes, as they are counted in the memory budget
-        self._store_rests = False
 
     def takes_too_much(self, stream: Stream, size: int) -> bool:
         """Count what is read of one stream without another in between; say whether others should have their turn."""
@@ -129,7 +127,7 @@ class Turns:
     def flush(self) -> None:
         """End a turn: let the store answer, then write for every touched connection."""
         broker = self._broker
-        if broker.store_is_told or not self._store_rests:
+        if broker.store_is_awake:
             self._settle()
         if self._deadlines.moved:
             self.watch()
@@ -143,10 +141,9 @@ class Turns:
             touched = broker.take_touched()
 
     def _settle(self) -> None:
-        self._broker.store_is_told = self._store_rests = False  # before: what it answers may lead to more
         held = self._store.settle()
         if held == RESTS:
-            self._store_rests = True
+            self._broker.store_is_awake = False
             held = 0
         if held != self._held_by_store:
             self._broker.memory.used += held - self._held_by_store

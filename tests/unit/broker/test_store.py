@@ -359,6 +359,13 @@ def test_retained_messages_that_wait_for_a_suback_keep_nobody_busy() -> None:
     assert server.broker.take_touched() == []
 
 
+def test_what_a_store_has_to_do_from_the_start_waits_for_no_change() -> None:
+    server = Server(slow_store=True)
+    assert server.broker.store_is_awake
+    server.settle()
+    assert not server.broker.store_is_awake
+
+
 def test_the_store_is_told_the_highest_commit_that_somebody_waits_for() -> None:
     server = Server(slow_store=True)
     assert server.awaited == 0
